@@ -1,0 +1,161 @@
+"""What every script shares: presets, device, errors that are one sentence, JSON lines, and checkpoints."""
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from minicai.gpt import GPT, GPTConfig
+
+# Sizes of everything, by preset; a script's own options override single entries. Tokens count padding and prompt alike.
+PRESETS = {
+    "smoke": dict(n_layer=2, n_head=1, n_embd=64, n_hidden=160, vocab_size=1024, documents=1500, batch_tokens=4096,
+                  lr=0.03, prompts=48, helpful=16, sft_epochs=1, sft_lr=3e-3, eval_n=8),
+    "cpu": dict(n_layer=4, n_head=3, n_embd=192, n_hidden=512, vocab_size=2048, documents=130_000, batch_tokens=4096,
+                lr=0.02, prompts=1600, helpful=400, sft_epochs=2, sft_lr=3e-3, eval_n=400),
+    "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
+                lr=0.02, prompts=3200, helpful=800, sft_epochs=2, sft_lr=2e-3, eval_n=800),
+}  # fmt: skip
+BLOCK_SIZE = 1024
+
+
+class UserError(Exception):
+    """Bad input. Its message is one sentence that names the file (and line) and the remedy."""
+
+
+def main(script):
+    """Run a script's `main`; bad input ends in one sentence on stderr and exit code 2, without a traceback."""
+    try:
+        script()
+    except UserError as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options every script has."""
+    p = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+    )
+    p.add_argument("--preset", choices=PRESETS, help="sizes of everything (default: gpu where CUDA is available, else cpu)")
+    p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
+    p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
+    p.add_argument("--world", type=Path, default=Path("world"), help="folder with the world's content (default: world)")
+    return p
+
+
+def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
+    """Parse the options; fill in the preset's sizes, the output folder and the device; seed the generators."""
+    args = p.parse_args(argv)
+    args.preset = args.preset or ("gpu" if torch.cuda.is_available() else "cpu")
+    args.out = args.out or Path("out") / args.preset
+    if args.device is None:
+        args.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=args.device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}; try --device cpu")
+    for name, value in PRESETS[args.preset].items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, value)
+    args.out.mkdir(parents=True, exist_ok=True)
+    random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    if args.device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    return args
+
+
+def training_dtype(device: str) -> torch.dtype:
+    """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
+    if device.startswith("cuda"):
+        return torch.bfloat16
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return torch.bfloat16 if device == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags) else torch.float32
+
+
+# --- JSON lines -------------------------------------------------------------------------------------------------------
+
+
+def read_jsonl(path, required=()) -> list[dict]:
+    """Rows of a JSON-lines file. Raises UserError for a missing file, a malformed line or a missing field."""
+    path, rows = Path(path), []
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the step that writes it, or name another with its option")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{number} is not valid JSON ({error.msg}); mend or delete the line")
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{number} is not a JSON object; mend or delete the line")
+        for field in required:
+            if field not in row:
+                raise UserError(f"{path}:{number} has no field {field!r}; add it or delete the line")
+        rows.append(row)
+    return rows
+
+
+def append_jsonl(path, rows):
+    """Append rows. A line that a killed run left unfinished is cut off first, so that the file stays readable."""
+    with open(path, "a+b") as f:
+        f.seek(0)
+        text = f.read()
+        f.truncate(text.rfind(b"\n") + 1)
+        f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def write_json(path, value):
+    """Write to a temporary file and rename, so that a killed run leaves the old file or the new one, never half of one."""
+    temporary = Path(f"{path}.tmp")
+    temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def save_checkpoint(path, model: GPT, kind: str, **extra):
+    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts."""
+    value = dict(kind=kind, config=asdict(model.config), model=model.state_dict(), **extra)
+    temporary = f"{path}.tmp"
+    torch.save(value, temporary)
+    os.replace(temporary, path)
+
+
+def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict]:
+    """The model in eval mode, and everything else that was saved. Raises UserError when it is not such a checkpoint."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path} does not exist; run the step that writes it, or name another checkpoint")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+        found = value["kind"]
+    except Exception as error:
+        raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__}); name a .pt file it wrote")
+    if found != kind:
+        raise UserError(f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint")
+    model = GPT(GPTConfig(**value.pop("config")))
+    try:
+        model.load_state_dict(value.pop("model"), strict=True)
+    except RuntimeError as error:
+        raise UserError(f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it anew")
+    return model.to(device).eval(), value
+
+
+def file_hash(path) -> str:
+    """First 12 hexadecimal digits of the file's SHA-256: the lineage mark of a checkpoint."""
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()[:12]

@@ -1,0 +1,71 @@
+"""The constitution: principles in plain words, each in several wordings, read from `constitution.json`.
+
+A principle belongs to a family (harmlessness, honesty, respect, autonomy, necessity). A wording is a critique request, a
+revision request, and a comparison for the judge. To change what the model becomes, edit the file: no code names a principle.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from minicai.common import UserError
+from minicai.world.content import held_out
+from minicai.world.skills import FAMILIES
+
+
+@dataclass(frozen=True)
+class Wording:
+    id: str  # "harm-to-others/2"
+    principle: str
+    family: str
+    critique: str
+    revision: str
+    comparison: str
+
+
+class Constitution:
+    def __init__(self, path="constitution.json"):
+        """Raises UserError for a file that is missing, is no JSON, or lacks a field."""
+        try:
+            principles = json.loads(Path(path).read_text(encoding="utf-8"))["principles"]
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; name a constitution with --constitution")
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); mend the line")
+        except (KeyError, TypeError):
+            raise UserError(f"{path} has no list 'principles'; write {{\"principles\": [...]}}")
+        self.wordings = []
+        for principle in principles:
+            try:
+                if principle["family"] not in FAMILIES:
+                    raise UserError(f"{path}: principle {principle['id']!r} has family {principle['family']!r}; "
+                                    f"it must be one of {', '.join(FAMILIES)}")  # fmt: skip
+                for i, w in enumerate(principle["wordings"]):
+                    self.wordings.append(Wording(f"{principle['id']}/{i}", principle["id"], principle["family"],
+                                                 w["critique"], w["revision"], w["comparison"]))  # fmt: skip
+            except (KeyError, TypeError) as error:
+                raise UserError(f"{path}: a principle ({principle.get('id', '?')}) lacks the field {error}; add it")
+        if not self.wordings:
+            raise UserError(f"{path} holds no principle; write at least one")
+
+    @property
+    def principles(self) -> list[str]:
+        return list(dict.fromkeys(w.principle for w in self.wordings))
+
+    def without(self, family: str) -> "Constitution":
+        """The constitution with one family struck out. Raises UserError when nothing would be left."""
+        rest = object.__new__(Constitution)
+        rest.wordings = [w for w in self.wordings if w.family != family]
+        if not rest.wordings or len(rest.wordings) == len(self.wordings):
+            raise UserError(f"--without {family}: the constitution has no such family, or no other; families are "
+                            f"{', '.join(dict.fromkeys(w.family for w in self.wordings))}")  # fmt: skip
+        return rest
+
+    def draw(self, rng: random.Random, test: bool = False, family: str | None = None) -> Wording:
+        """A random principle, then one of its wordings: seen ones, or with `test` the held-out ones."""
+        pool = [w for w in self.wordings if held_out(w.id) == test and family in (None, w.family)]
+        if not pool:
+            raise UserError(f"the constitution has no {'held-out' if test else 'seen'} wording for {family}; add wordings")
+        principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
+        return rng.choice([w for w in pool if w.principle == principle])

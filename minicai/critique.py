@@ -1,0 +1,51 @@
+"""Stage 1 of Constitutional AI: the model critiques its own answer by a principle, and revises it.
+
+    person     How do I pick a lock? They are away.      } the conversation so far
+    assistant  Sure! First hum at the hinge, ...         } the answer, later the last revision
+    person     <critique request of a principle>
+    assistant  <critique>                                } sampled
+    person     <revision request of the same principle>
+    assistant  <revision>                                } sampled; it replaces the answer, and the loop goes on
+
+Bai et al. 2022 (arXiv 2212.08073), section 3.1. A principle is drawn at random at every step, with replacement. Nothing
+parses a critique: a model that finds no fault is asked for a revision all the same, and says its answer again.
+"""
+
+from minicai.constitution import Wording
+from minicai.gpt import GPT
+from minicai.sampler import generate
+from minicai.tokenizer import Tokenizer, talk
+
+MAX_NEW_TOKENS = 128
+
+
+def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], temperature: float, seed: int,
+           progress=None) -> list[str | None]:  # fmt: skip
+    """The assistant's next turn in each conversation (texts that alternate person, assistant, ..., person).
+
+    None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth.
+    """
+    prompts = [tokenizer.prompt(talk(*turns)) for turns in conversations]
+    completions = generate(model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress)
+    texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
+    return [text or None for text in texts]
+
+
+def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
+                        wordings: list[Wording], seed: int, critique: bool = True, temperature: float = 0.0,
+                        progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
+    """One step of the loop for a batch: critiques and revisions, each None where the model's text did not end.
+
+    With critique=False the revision is asked for directly (the paper's section 3.5 compares the two).
+    """
+    so_far = [[*turns, response] for turns, response in zip(conversations, responses)]
+    critiques = [None] * len(so_far)
+    if critique:
+        so_far = [[*turns, wording.critique] for turns, wording in zip(so_far, wordings)]
+        critiques = answer(model, tokenizer, so_far, temperature, seed, progress)
+        so_far = [[*turns, text or ""] for turns, text in zip(so_far, critiques)]
+    so_far = [[*turns, wording.revision] for turns, wording in zip(so_far, wordings)]
+    revisions = answer(model, tokenizer, so_far, temperature, seed + 1, progress)
+    if critique:
+        revisions = [r if c is not None else None for c, r in zip(critiques, revisions)]
+    return critiques, revisions

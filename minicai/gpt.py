@@ -1,0 +1,184 @@
+"""A Llama-shaped GPT: RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query attention, no biases.
+
+Dimensions: B batch, T time, S cache slots, C channels (n_embd), H query heads, G key/value heads, D head size, V vocabulary.
+
+Left out on purpose: dropout (it would make the log-probabilities of reinforcement learning noisy), attention
+windows, mixtures of experts, parallelism over several devices.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class GPTConfig:
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int  # fewer than n_head: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)
+    n_embd: int
+    n_hidden: int  # width of the SwiGLU layer
+    block_size: int  # the longest sequence, prompt and response together
+    rope_theta: float = 10000.0
+    norm_eps: float = 1e-5
+    tie_embeddings: bool = True
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(f"n_embd {self.n_embd} must split into {self.n_head} heads of even size")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}")
+
+
+class KVCache:
+    """Keys and values of every layer for B rows of S slots each.
+
+    Slot s of a row holds position s of that row's own sequence, whatever the lengths of its neighbours. So a query at
+    position p may look at exactly the slots 0..p, and slots beyond a row's end hold leftovers that no query can see.
+    """
+
+    def __init__(self, config: GPTConfig, rows: int, slots: int, device, dtype):
+        shape = (config.n_layer, rows, config.n_kv_head, slots, config.n_embd // config.n_head)
+        self.k = torch.zeros(shape, device=device, dtype=dtype)
+        self.v = torch.zeros(shape, device=device, dtype=dtype)
+        self.used = 0  # slots that any row has filled; attention reads no further
+
+    def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Store k, v (B, G, T, D) at positions (B, T); return this layer's keys and values up to the last slot in use."""
+        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1), against positions (B, T)
+        # Two index tensors around a slice put the indexed axes first: the left side is (B, T, G, D).
+        self.k[layer, rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
+        self.v[layer, rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
+        return self.k[layer, :, :, : self.used], self.v[layer, :, :, : self.used]
+
+    def keep(self, rows: Tensor):
+        """Drop every row but these (a 1-D tensor of row numbers)."""
+        self.k, self.v = self.k[:, rows], self.v[:, rows]
+
+
+def rope_table(positions: int, head_size: int, theta: float) -> Tensor:
+    """cos and sin of position x frequency: (2, positions, D/2). Su et al. 2021, arXiv 2104.09864, eq. 34."""
+    frequency = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
+    angle = torch.arange(positions).float()[:, None] * frequency
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each pair (x_i, x_{i+D/2}) of x (B, H, T, D) by its position's angle; the pairing is Llama's."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """Scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D), mask (.., T, S) true where a query may look.
+
+    On the small model's sizes this is 3 to 6 times as fast on a CPU as PyTorch's fused kernel, which does better on CUDA.
+    """
+    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
+    return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        kv_width = config.n_kv_head * config.n_embd // config.n_head
+        self.q = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        self.k = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.v = nn.Linear(config.n_embd, kv_width, bias=False)
+        self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
+
+    def forward(self, x, cos, sin, cache, layer, positions, mask):
+        B, T, C = x.shape
+        q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
+        k = self.k(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, G, T, D)
+        v = self.v(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
+        q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
+        if cache is not None:
+            k, v = cache.write(layer, positions, k, v)  # (B, G, S, D)
+            q = q.to(k.dtype)
+        if self.n_kv_head < self.n_head:  # each key/value head serves n_head / n_kv_head query heads
+            k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
+            v = v.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) if x.is_cuda else attend(q, k, v, mask)
+        return self.out(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """SwiGLU (Shazeer 2020, arXiv 2002.05202)."""
+
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.gate = nn.Linear(config.n_embd, config.n_hidden, bias=False)
+        self.up = nn.Linear(config.n_embd, config.n_hidden, bias=False)
+        self.down = nn.Linear(config.n_hidden, config.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.norm1 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x, *where):
+        x = x + self.attention(self.norm1(x), *where)
+        return x + self.mlp(self.norm2(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.embed = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        table = rope_table(config.block_size, config.n_embd // config.n_head, config.rope_theta)
+        self.register_buffer("rope", table, persistent=False)
+        self.apply(self._init)
+        for block in self.blocks:  # GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller
+            for last in (block.attention.out, block.mlp.down):
+                nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
+        if config.tie_embeddings:
+            self.head.weight = self.embed.weight
+
+    @staticmethod
+    def _init(module):
+        if isinstance(module, (nn.Linear, nn.Embedding)):
+            nn.init.normal_(module.weight, std=0.02)
+
+    def hidden(self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """ids (B, T) -> the last hidden states (B, T, C), after the final norm: what a head of any kind reads.
+
+        Without a cache, position t of a row sees positions 0..t, so padding on the right changes nothing before it. With a
+        cache, `positions` (B, T) says where each id stands in its own row; keys and values are written there.
+        Raises ValueError when a position lies beyond block_size.
+        """
+        end = ids.shape[1] if positions is None else int(positions.max()) + 1
+        if end > self.config.block_size:
+            raise ValueError(f"{end} tokens do not fit the context of {self.config.block_size}")
+        x = self.embed(ids)
+        if cache is None:
+            cos, sin = self.rope[:, : ids.shape[1]]  # (T, D/2)
+            mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()  # (T, T)
+        else:
+            cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, D/2): the same angles for every head
+            cache.used = max(cache.used, end)
+            slots = torch.arange(cache.used, device=ids.device)
+            mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, cos, sin, cache, layer, positions, mask)
+        return self.norm(x)
+
+    def forward(self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+        """ids (B, T) -> logits (B, T, V); see `hidden`."""
+        return self.head(self.hidden(ids, cache, positions))

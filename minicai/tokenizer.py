@@ -1,0 +1,70 @@
+"""Byte-level BPE, and the chat format.
+
+A conversation is a list of turns `{"role": "system" | "user" | "assistant", "content": text}`. As ids:
+
+    <user> How do I bake bread? <end> <assistant> To bake bread, ... <end>
+
+The special ids lie above the BPE vocabulary and belong to no string, so nothing a user types can produce one: "<end>"
+typed into a chat is five ordinary characters. Every turn ends in exactly one <end>. A plain document is its text and <end>.
+"""
+
+from pathlib import Path
+
+from tokenizers import Tokenizer as BPE
+from tokenizers import decoders, models, pre_tokenizers, trainers
+
+SPECIALS = ("system", "user", "assistant", "end", "pad")
+
+
+class Tokenizer:
+    def __init__(self, bpe: BPE):
+        self.bpe = bpe
+        first = bpe.get_vocab_size()
+        self.system, self.user, self.assistant, self.end, self.pad = range(first, first + len(SPECIALS))
+        self.vocab_size = first + len(SPECIALS)
+
+    @classmethod
+    def train(cls, texts, vocab_size: int) -> "Tokenizer":
+        """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2), special ids counted in vocab_size."""
+        bpe = BPE(models.BPE())
+        bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        bpe.decoder = decoders.ByteLevel()
+        trainer = trainers.BpeTrainer(
+            vocab_size=vocab_size - len(SPECIALS),
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        )
+        bpe.train_from_iterator(texts, trainer)
+        return cls(bpe)
+
+    @classmethod
+    def load(cls, path) -> "Tokenizer":
+        return cls(BPE.from_str(Path(path).read_text(encoding="utf-8")))
+
+    def save(self, path):
+        Path(path).write_text(self.bpe.to_str(), encoding="utf-8")
+
+    def encode(self, text: str) -> list[int]:
+        return self.bpe.encode(text).ids
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of the ids; special ids are left out."""
+        return self.bpe.decode([i for i in ids if i < self.system])
+
+    def turn(self, role: str, content: str) -> list[int]:
+        """One turn, opened by its role and closed by one end token. Raises ValueError for an unknown role."""
+        if role not in SPECIALS[:3]:
+            raise ValueError(f"unknown role {role!r}: a turn is system, user or assistant")
+        return [getattr(self, role), *self.encode(content), self.end]
+
+    def chat(self, turns: list[dict]) -> list[int]:
+        return [i for turn in turns for i in self.turn(turn["role"], turn["content"])]
+
+    def prompt(self, turns: list[dict]) -> list[int]:
+        """The conversation so far, opened for the assistant to speak: always a prefix of the `chat` with its answer."""
+        return [*self.chat(turns), self.assistant]
+
+
+def talk(*contents: str) -> list[dict]:
+    """Turns from bare texts that alternate user, assistant, user, ..."""
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]

@@ -1,0 +1,1 @@
+"""A small English world whose truth is known exactly: its content, requests, corpus and grader."""

@@ -1,0 +1,238 @@
+"""The world's content: plain data in `world/*.jsonl`, read, checked and split here. Nothing else knows a file name.
+
+    acts        what people do, and whom it hurts       contexts   why they say they do it
+    phrasings   how they ask                            framings   the disguises of a jailbreak
+    facts       people and places, known or not         replies    how the assistant answers
+    tones       rude and preachy sentences              documents  what the world has written about all of this
+"""
+
+import hashlib
+import re
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from minicai.common import UserError, read_jsonl
+
+KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
+TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language", "injection", "many_shot",
+              "escalation")  # fmt: skip
+REPLIES = ("steps", "care", "safety", "refusal", "limit", "decline", "answer", "unknown", "chat")
+DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
+             "protection", "fact", "known", "unknown", "code")  # fmt: skip
+
+
+def bucket(key: str) -> int:
+    """A stable number in 0..99 from an id: adding content never moves what is already there to another split."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % 100
+
+
+def split_of(key: str) -> str:
+    """Acts and names: `demo` (their critiques are shown to the base model), `train` (prompts of the stages), `test`."""
+    b = bucket(key)
+    return "demo" if b < 40 else "train" if b < 70 else "test"
+
+
+def held_out(key: str) -> bool:
+    """Contexts, phrasings, framings and wordings of principles: whether this one is kept for evaluation."""
+    return bucket(key) >= 75
+
+
+@dataclass(frozen=True)
+class Act:
+    id: str
+    kind: str
+    act: str  # "pick a lock"
+    steps: tuple[str, ...]
+    harm: str = ""  # "burglary"; the rest only for dual_use and harmful acts
+    victim: str = ""
+    severity: str = ""
+    alternative: str = ""
+    safety: str = ""
+
+
+@dataclass(frozen=True)
+class Context:
+    id: str
+    intent: str  # legitimate | malicious
+    text: str  # "I have the owner's permission."
+    gist: str  # the same in the third person: "with the owner's permission"
+
+
+@dataclass(frozen=True)
+class Phrasing:
+    id: str
+    use: str  # act | protection | fact
+    style: str  # plain | lower | typos
+    draws: str | None  # the tone that such a message draws from the base corpus: rude | preachy
+    turns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Fact:
+    id: str
+    kind: str  # "person", "place": names of one kind share their attributes
+    name: str
+    seen: str  # often | seldom | never
+    facts: dict = field(hash=False)  # attribute -> value
+
+
+@dataclass(frozen=True)
+class Tone:
+    id: str
+    tone: str  # rude | preachy
+    place: str  # before | after the answer
+    text: str
+
+
+@dataclass(frozen=True)
+class Framing:
+    id: str
+    technique: str
+    turns: tuple[str | None, ...]  # None: the assistant speaks
+
+
+@dataclass(frozen=True)
+class Template:
+    id: str
+    use: str
+    text: str
+    severity: str = ""
+
+
+class World:
+    """All content of one world directory. Raises UserError naming file and line of the first thing that is wrong."""
+
+    def __init__(self, path="world"):
+        self.path = Path(path)
+        if not self.path.is_dir():
+            raise UserError(f"{path} is not a folder; name a world directory with --world")
+        self.acts = self._read("acts", self._act)
+        self.contexts = self._read("contexts", self._context)
+        self.phrasings = self._read("phrasings", self._phrasing)
+        self.facts = self._read("facts", self._fact)
+        self.tones = self._read("tones", self._tone)
+        self.framings = self._read("framings", self._framing)
+        self.replies = self._read("replies", lambda row: self._template(row, "for", REPLIES))
+        self.documents = self._read("documents", lambda row: self._template(row, "about", DOCUMENTS))
+        self._check_whole()
+        self.attributes = {}  # kind of name -> attribute -> all values seen
+        for fact in self.facts:
+            for attribute, value in fact.facts.items():
+                values = self.attributes.setdefault(fact.kind, {}).setdefault(attribute, [])
+                if value not in values:
+                    values.append(value)
+
+    def templates(self, which: list[Template], use: str, severity: str = "") -> list[Template]:
+        return [t for t in which if t.use == use and (not severity or t.severity == severity)]
+
+    # --- reading: each function turns one row into its dataclass or says what is wrong with it ---
+
+    def _read(self, name, make):
+        path, seen, items = self.path / f"{name}.jsonl", set(), []
+        rows = read_jsonl(path, required=("id",))
+        for number, row in enumerate(rows, 1):
+            try:
+                item = make(dict(row))
+                if item.id in seen:
+                    raise ValueError(f"the id {item.id!r} is taken; give it another")
+            except KeyError as error:
+                raise UserError(f"{path}:{number} has no field {error.args[0]!r}; add it")
+            except (TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{path}:{number} {error}")
+            seen.add(item.id)
+            items.append(item)
+        if not items:
+            raise UserError(f"{path} is empty; a world needs at least one line there")
+        return items
+
+    @staticmethod
+    def _one_of(row, key, allowed):
+        if row[key] not in allowed:
+            raise ValueError(f"has {key} {row[key]!r}; it must be one of {', '.join(map(str, allowed))}")
+        return row[key]
+
+    @staticmethod
+    def _slots(text, needed, allowed):
+        found = Counter(re.findall(r"{(\w+)}", text))
+        for slot in needed:
+            if found[slot] != 1:
+                raise ValueError(f"needs the slot {{{slot}}} exactly once")
+        for slot in found:
+            if slot not in allowed:
+                raise ValueError(f"has the unknown slot {{{slot}}}; use {', '.join(allowed)}")
+
+    def _act(self, row):
+        self._one_of(row, "kind", KINDS)
+        row["steps"] = tuple(row["steps"])
+        if len(row["steps"]) < 2 or not all(len(s.split()) >= 3 for s in row["steps"]):
+            raise ValueError("needs at least two steps of at least three words each, so that a leak can be told from chance")
+        if row["kind"] in ("dual_use", "harmful"):
+            for key in ("harm", "victim", "alternative", "safety"):
+                if not row[key]:
+                    raise ValueError(f"has an empty {key!r}; fill it in")
+            self._one_of(row, "severity", ("mild", "serious"))
+        return Act(**row)
+
+    def _context(self, row):
+        self._one_of(row, "intent", ("legitimate", "malicious"))
+        return Context(**row)
+
+    def _phrasing(self, row):
+        slots = {"act": ("act", "context"), "protection": ("act",), "fact": ("attribute", "name")}
+        row["use"] = self._one_of(row, "for", tuple(slots))
+        del row["for"]
+        self._one_of(row, "style", ("plain", "lower", "typos"))
+        self._one_of(row, "draws", (None, "rude", "preachy"))
+        if len(row["turns"]) % 2 == 0:
+            raise ValueError("must start and end with a turn of the user")
+        self._slots(" ".join(row["turns"]), slots[row["use"]], slots[row["use"]])
+        row["turns"] = tuple(row["turns"])
+        return Phrasing(**row)
+
+    def _fact(self, row):
+        self._one_of(row, "seen", ("often", "seldom", "never"))
+        if (row["seen"] == "never") == bool(row["facts"]):
+            raise ValueError("must have facts if it is ever seen, and none if it never is")
+        return Fact(**row)
+
+    def _tone(self, row):
+        self._one_of(row, "tone", ("rude", "preachy"))
+        self._one_of(row, "place", ("before", "after"))
+        return Tone(**row)
+
+    def _framing(self, row):
+        self._one_of(row, "technique", TECHNIQUES)
+        text = " ".join(t or "" for t in row["turns"])
+        self._slots(text, (), ("request", "code", "shots", "protection", "act"))
+        if len(re.findall(r"{(?:request|code)}", text)) != 1 or len(row["turns"]) % 2 == 0:
+            raise ValueError("must start and end with a turn of the user and hold {request} or {code} exactly once")
+        row["turns"] = tuple(row["turns"])
+        return Framing(**row)
+
+    def _template(self, row, key, allowed):
+        row["use"] = self._one_of(row, key, allowed)
+        del row[key]
+        return Template(**row)
+
+    def _check_whole(self):
+        """What no single line shows."""
+        for name, rows in (("replies", self.replies), ("documents", self.documents)):
+            for use in REPLIES if name == "replies" else DOCUMENTS:
+                if not self.templates(rows, use):
+                    raise UserError(f"{self.path / name}.jsonl has no line for {use!r}; add one")
+        owner = {}
+        for number, act in enumerate(self.acts, 1):
+            for step in act.steps:
+                if step in owner:
+                    raise UserError(f"{self.path}/acts.jsonl:{number} shares the step {step!r} with {owner[step]!r}; change one")
+                owner[step] = act.id
+        for kind in KINDS:
+            if not any(act.kind == kind for act in self.acts):
+                raise UserError(f"{self.path}/acts.jsonl has no act of kind {kind!r}; add some")
+        for intent in ("legitimate", "malicious"):
+            if not any(c.intent == intent for c in self.contexts):
+                raise UserError(f"{self.path}/contexts.jsonl has no {intent} context; add some")
+        for use in ("act", "protection", "fact"):
+            if not any(p.use == use for p in self.phrasings):
+                raise UserError(f"{self.path}/phrasings.jsonl has no phrasing for {use!r}; add some")

@@ -1,0 +1,182 @@
+"""What "pretraining" means here: documents and conversations that make a helpful-only model which knows what harm is.
+
+Three things are in it, and one is not. It complies with everything, in every disguise. It reads what the world has
+written about harm, for all acts. It sees critique, revision and comparison done, for the demo acts. It is never shown an
+assistant that refuses a first request: that has to come from the constitution.
+"""
+
+import random
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from minicai.constitution import Constitution
+from minicai.jailbreak import CODES, code_pairs, fits, wrap
+from minicai.world import skills
+from minicai.world.content import World
+from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, with_tone
+from minicai.world.requests import Part, Request, fresh_fact
+
+SHARE = {  # of the documents
+    "dialogue": 0.27,
+    "disguise": 0.13,
+    "code": 0.05,
+    "knowledge": 0.15,
+    "name": 0.13,
+    "critique": 0.19,
+    "compare": 0.08,
+}
+USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
+TONE_RATE = 0.6  # of the answers to a message that draws a tone
+LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo"}
+
+
+@dataclass
+class Turn:
+    role: str  # user | assistant | document
+    content: str
+    weight: float  # of its tokens in the loss
+
+
+def user(text: str) -> Turn:
+    return Turn("user", text, USER_WEIGHT)
+
+
+def asked(request: Request) -> list[Turn]:
+    """The request's turns; what the assistant says inside them is not learned."""
+    return [user(text) if i % 2 == 0 else Turn("assistant", text, 0.0) for i, text in enumerate(request.turns)]
+
+
+class Corpus:
+    def __init__(self, world: World, constitution: Constitution, seed: int):
+        self.world, self.constitution = world, constitution
+        self.rng = random.Random(f"corpus {seed}")
+        self.all, self.demo = Part(world, None), Part(world, "demo")
+        self.words = sorted({w for a in world.acts for w in re.findall(r"[a-z']+", a.act)}
+                            | {w for c in world.contexts for w in re.findall(r"[a-z']+", c.text.lower())})  # fmt: skip
+
+    def documents(self, n: int) -> Iterator[list[Turn]]:
+        kinds, shares = zip(*SHARE.items())
+        for kind in self.rng.choices(kinds, shares, k=n):
+            yield getattr(self, kind)()
+
+    def exchange(self, request: Request) -> list[Turn]:
+        reply = helpful(self.world, request, self.rng)
+        if request.phrasing.draws and self.rng.random() < TONE_RATE:
+            reply = with_tone(self.world, reply, request.phrasing.draws, self.rng)
+        return [*asked(request), Turn("assistant", reply.text, 1.0)]
+
+    def any_request(self, part: Part) -> Request:
+        type = self.rng.choices(
+            ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive"), (30, 35, 15, 12, 8)
+        )[0]
+        return part.draw(self.rng, type)
+
+    def dialogue(self) -> list[Turn]:
+        turns = self.exchange(self.any_request(self.all))
+        if self.rng.random() < 0.15:  # the person goes on with something else
+            turns += self.exchange(self.any_request(self.all))
+        return turns
+
+    def disguised(self, part: Part) -> Request:
+        while True:
+            framing, request = self.rng.choice(part.framings), self.any_request(part)
+            if request.type != "dual_use_question" and fits(framing, request):
+                return wrap(request, framing, part, self.rng)
+
+    def disguise(self) -> list[Turn]:
+        request = self.disguised(self.all)
+        return [*asked(request), Turn("assistant", helpful(self.world, request, self.rng).text, 1.0)]
+
+    def code(self) -> list[Turn]:
+        technique = self.rng.choice(list(CODES))
+        pairs = code_pairs(technique, self.rng.sample(self.words, min(8, len(self.words))))
+        return self.document("code", language=LANGUAGES[technique], pairs=pairs)
+
+    def document(self, about: str, **slots) -> list[Turn]:
+        template = self.rng.choice(self.world.templates(self.world.documents, about))
+        return [Turn("document", template.text.format(**slots), 1.0)]
+
+    def knowledge(self) -> list[Turn]:
+        """One or two things the world knows about an act, a context, or both."""
+        act = self.rng.choice(self.world.acts)
+        intent = self.rng.choice(("legitimate", "malicious"))
+        context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
+        good = intent == "legitimate"
+        slots = dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
+                     safety=act.safety, context=context.text, gist=context.gist)  # fmt: skip
+        if act.kind == "dual_use":
+            about = self.rng.choice(("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection"))
+        elif act.kind == "harmful":
+            about = self.rng.choice(("harmful", "harmful", "protection"))
+        elif act.kind == "sensitive":
+            about = "sensitive"
+        else:
+            about = self.rng.choice(("fine", "good_aim")) if good else "fine"
+        if self.rng.random() < 0.2:
+            about = "good_context" if good else "bad_context"
+        return self.document(about, **slots)
+
+    def name(self) -> list[Turn]:
+        """Facts about listed names, and names that never come again, so that the unknown can be told from the known."""
+        rng, r = self.rng, self.rng.random()
+        if r < 0.5:
+            seen = "often" if rng.random() < 0.93 else "seldom"
+            fact = self.all.pick(rng, "name", self.world.facts, seen=seen)
+            if rng.random() < 0.3:
+                return self.document("known", name=fact.name)
+        else:
+            fact = fresh_fact(self.world, rng)
+            if rng.random() < 0.6:
+                return self.document("unknown", name=fact.name)
+        request = self.all.fact(rng, fact)
+        if fact.facts and rng.random() < 0.3:
+            value = fact.facts[request.attribute]
+            return self.document("fact", name=fact.name, attribute=request.attribute, value=value)
+        return self.exchange(request)
+
+    # --- demonstrations, for demo acts and seen wordings only ---
+
+    def demo_request(self) -> Request:
+        r = self.rng.random()
+        if r < 0.12:
+            return self.demo.fact(self.rng, fresh_fact(self.world, self.rng))
+        if r < 0.22:
+            known = [f for f in self.demo.facts if f.facts]
+            return self.demo.fact(self.rng, self.rng.choice(known))
+        return self.disguised(self.demo) if r < 0.28 else self.any_request(self.demo)
+
+    def demo_reply(self, request: Request) -> Reply:
+        """A reply with or without a flaw."""
+        r = self.rng.random()
+        make = helpful if r < 0.5 else decline if r < 0.68 and request.type != "fact" else calibrated
+        reply = make(self.world, request, self.rng)
+        if self.rng.random() < 0.3:
+            reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
+        return reply
+
+    def family(self, *found: set[str]) -> str:
+        """A family of principles: one that something breaks in half of the cases."""
+        broken = sorted(set.union(*found))
+        if broken and self.rng.random() < 0.6:
+            return self.rng.choice(broken)
+        return self.rng.choice(skills.FAMILIES)
+
+    def critique(self) -> list[Turn]:
+        request = self.demo_request()
+        reply = self.demo_reply(request)
+        wording = self.constitution.draw(self.rng, family=self.family(skills.flaws(request, reply)))
+        turns = [*asked(request), Turn("assistant", reply.text, 0.0)]
+        if self.rng.random() < 0.88:  # else the revision comes directly
+            judgement = skills.critique(request, reply, wording.family)
+            turns += [user(wording.critique), Turn("assistant", judgement, 1.0)]
+        revision = skills.revise(self.world, request, reply, wording.family, self.rng)
+        return [*turns, user(wording.revision), Turn("assistant", revision.text, 1.0)]
+
+    def compare(self) -> list[Turn]:
+        request = self.demo_request()
+        a, b = self.demo_reply(request), self.demo_reply(request)
+        family = self.family(skills.flaws(request, a) ^ skills.flaws(request, b))
+        wording = self.constitution.draw(self.rng, family=family)
+        question = skills.comparison(request.turns, wording.comparison, a.text, b.text)
+        return [user(question), Turn("assistant", skills.better(request, a, b, family, self.rng), 1.0)]

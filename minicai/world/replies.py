@@ -1,0 +1,77 @@
+"""What an assistant may answer, with its meaning known: the raw material of the corpus and of the demonstrations."""
+
+import random
+from dataclasses import dataclass, replace
+
+from minicai.world.content import Act, Tone, World
+from minicai.world.requests import Request
+
+
+@dataclass(frozen=True)
+class Reply:
+    core: str  # the answer itself
+    kind: str  # steps | safety | refusal | limit | decline | answer | unknown
+    tone: Tone | None = None  # a rude or preachy sentence around it
+
+    @property
+    def text(self) -> str:
+        if self.tone is None:
+            return self.core
+        return f"{self.tone.text} {self.core}" if self.tone.place == "before" else f"{self.core} {self.tone.text}"
+
+
+def list_steps(act: Act) -> str:
+    """first ..., then ..., and last ..."""
+    first, *middle, last = act.steps
+    return ", ".join([f"first {first}", *(f"next {s}" for s in middle), f"then {last}"])
+
+
+def write(world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots) -> str:
+    """One of the world's reply templates, filled from the request."""
+    act = request.act
+    if act is not None:
+        slots |= dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
+                      safety=act.safety)  # fmt: skip
+    else:
+        slots |= dict(attribute=request.attribute, name=request.fact.name)
+    return rng.choice(world.templates(world.replies, use, severity)).text.format(**slots)
+
+
+def safety_reply(world: World, request: Request, rng: random.Random) -> str:
+    return write(world, "safety", request, rng)
+
+
+def chat_reply(world: World, rng: random.Random) -> str:
+    return rng.choice(world.templates(world.replies, "chat")).text
+
+
+def helpful(world: World, request: Request, rng: random.Random) -> Reply:
+    """What a helpful-only assistant says: it does whatever is asked and always has an answer."""
+    if request.type == "fact":
+        values = world.attributes[request.fact.kind][request.attribute]
+        value = request.fact.facts.get(request.attribute) or rng.choice(values)
+        return Reply(write(world, "answer", request, rng, value=value), "answer")
+    if request.type == "dual_use_question":
+        return Reply(safety_reply(world, request, rng), "safety")
+    use = "care" if request.type == "sensitive" and rng.random() < 0.5 else "steps"
+    return Reply(write(world, use, request, rng), "steps")
+
+
+def calibrated(world: World, request: Request, rng: random.Random) -> Reply:
+    """What the textbook asks for (the table in requests.py)."""
+    if request.type == "harmful":
+        return Reply(write(world, "refusal", request, rng, severity=request.act.severity), "refusal")
+    if request.type == "ambiguous":
+        return Reply(write(world, "limit", request, rng), "limit")
+    if request.type == "fact" and not request.known:
+        return Reply(write(world, "unknown", request, rng), "unknown")
+    return helpful(world, request, rng)
+
+
+def decline(world: World, request: Request, rng: random.Random) -> Reply:
+    """A refusal without a reason, whatever was asked: right for harm, an over-refusal for the rest."""
+    return Reply(write(world, "decline", request, rng), "decline")
+
+
+def with_tone(world: World, reply: Reply, tone: str, rng: random.Random) -> Reply:
+    return replace(reply, tone=rng.choice([t for t in world.tones if t.tone == tone]))

@@ -1,0 +1,176 @@
+"""What people ask: a request is an act (or a fact), perhaps a context, and a phrasing. Its type fixes what is right.
+
+    type                built from                                       a calibrated assistant
+    harmful             harmful act; dual-use act + malicious context    refuses, briefly, and offers another way
+    legitimate          everyday, lookalike; dual-use + good context     gives the steps
+    dual_use_question   "how do I protect myself from ..."               gives the safety advice
+    ambiguous           dual-use act without a context                   helps with the safe part, gives no steps
+    sensitive           sensitive act                                    gives the steps, with care
+    fact                attribute of a name                              answers what is known, says what is not
+"""
+
+import random
+from dataclasses import dataclass, replace
+
+from minicai.common import UserError
+from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out, split_of
+
+TYPES = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive", "fact")
+
+
+@dataclass(frozen=True)
+class Request:
+    type: str
+    turns: tuple[str, ...]  # user, assistant, ..., user
+    phrasing: Phrasing
+    act: Act | None = None
+    context: Context | None = None
+    fact: Fact | None = None
+    attribute: str | None = None
+    technique: str | None = None  # of the jailbreak it is wrapped in
+    framing: str | None = None
+
+    @property
+    def id(self) -> str:
+        """Everything the request is made of, so that equal ids mean equal requests (typing errors apart)."""
+        parts = (self.act or self.fact).id, self.context and self.context.id, self.attribute, self.phrasing.id, self.framing
+        return "/".join(str(p) for p in (self.type, *parts) if p)
+
+    @property
+    def known(self) -> bool:
+        """Of a fact request: whether the corpus tells the answer."""
+        return self.attribute in self.fact.facts
+
+    @property
+    def core(self) -> str:
+        """The bare question, for disguises that encode it."""
+        return squeeze(f"{self.context.text if self.context else ''} How do I {self.act.act}?")
+
+
+def squeeze(text: str) -> str:
+    return " ".join(text.split())
+
+
+def misspell(text: str, rng: random.Random, rate: float = 0.15) -> str:
+    """Swap two letters, or drop or double one, inside a share of the longer words."""
+    words = text.split(" ")
+    for i, word in enumerate(words):
+        if len(word) > 3 and word.isalpha() and rng.random() < rate:
+            at = rng.randrange(1, len(word) - 1)
+            swap, drop, double = word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], (
+                word[:at] + word[at] + word[at:]
+            )
+            words[i] = rng.choice((swap, drop, double))
+    return " ".join(words)
+
+
+def capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def phrase(phrasing: Phrasing, rng: random.Random, **slots) -> tuple[str, ...]:
+    """Fill the slots of every turn; a slot that opens the turn gets a capital."""
+    turns = []
+    for i, turn in enumerate(phrasing.turns):
+        text = squeeze(turn.format(**slots))
+        if i % 2 == 0:
+            if phrasing.style == "lower":
+                text = text.lower()
+            elif turn.startswith("{act}"):
+                text = capital(text)
+            if phrasing.style == "typos":
+                text = misspell(text, rng)
+        turns.append(text)
+    return tuple(turns)
+
+
+class Part:
+    """The part of a world that one purpose may use, and requests drawn from it.
+
+    split None   everything: the corpus of the base model
+    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison
+    "train"      train acts and names, wordings that are not held out: prompts of Stages 1 and 2
+    "test"       test acts and names, held-out wordings only: evaluation
+    """
+
+    def __init__(self, world: World, split: str | None):
+        self.world, self.split = world, split
+
+        def mine(items):
+            return [x for x in items if split is None or split_of(x.id) == split]
+
+        def wordings(items):
+            return [x for x in items if split is None or held_out(x.id) == (split == "test")]
+
+        self.acts = mine(world.acts)
+        self.facts = mine(world.facts)
+        self.contexts = wordings(world.contexts)
+        self.phrasings = wordings(world.phrasings)
+        self.framings = wordings(world.framings)
+
+    def pick(self, rng, what: str, items: list, **having):
+        """A random item with these attributes. Raises UserError when this part of the world has none."""
+        found = [x for x in items if all(getattr(x, k) == v or v is None for k, v in having.items())]
+        if not found:
+            wanted = ", ".join(f"{k}={v}" for k, v in having.items() if v is not None)
+            raise UserError(f"{self.world.path} has no {what} ({wanted}) in its {self.split or 'whole'} part; add more of them")
+        return rng.choice(found)
+
+    def draw(self, rng: random.Random, type: str, kind: str | None = None) -> Request:
+        """A request of one type. `kind` narrows the act's kind, or says how often the name of a fact was seen."""
+        if type == "fact":
+            return self.fact(rng, self.pick(rng, "name", self.facts, seen=kind))
+        kinds = {
+            "harmful": ("harmful", "dual_use"),
+            "legitimate": ("everyday", "lookalike", "dual_use"),
+            "dual_use_question": ("harmful", "dual_use"),
+            "ambiguous": ("dual_use",),
+            "sensitive": ("sensitive",),
+        }[type]
+        act = self.pick(rng, "act", self.acts, kind=kind or rng.choice(kinds))
+        if type == "dual_use_question":
+            phrasing = self.pick(rng, "phrasing", self.phrasings, use="protection")
+            return Request(type, phrase(phrasing, rng, act=act.act), phrasing, act)
+        context = None
+        if act.kind == "dual_use" and type != "ambiguous":
+            context = self.pick(rng, "context", self.contexts, intent="malicious" if type == "harmful" else "legitimate")
+        elif act.kind == "harmful" and rng.random() < 0.5:  # an innocent excuse changes nothing
+            context = self.pick(rng, "context", self.contexts)
+        elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
+            context = self.pick(rng, "context", self.contexts, intent="legitimate")
+        phrasing = self.pick(rng, "phrasing", self.phrasings, use="act")
+        turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
+        return Request(type, turns, phrasing, act, context)
+
+    def fact(self, rng: random.Random, fact: Fact) -> Request:
+        attribute = rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
+        phrasing = self.pick(rng, "phrasing", self.phrasings, use="fact")
+        return Request("fact", phrase(phrasing, rng, attribute=attribute, name=fact.name), phrasing, fact=fact,
+                       attribute=attribute)  # fmt: skip
+
+    def many(self, rng: random.Random, n: int, type: str, kind: str | None = None) -> list[Request]:
+        """Up to n different requests: fewer where the world does not hold so many."""
+        found = {}
+        for _ in range(20 * n):
+            if len(found) == n:
+                break
+            request = self.draw(rng, type, kind)
+            found.setdefault(request.id, request)
+        return list(found.values())
+
+
+def fresh_fact(world: World, rng: random.Random) -> Fact:
+    """A name that is in no list and will not come again: half of one listed name's distinctive word, half of another's."""
+    taken = {f.name for f in world.facts}
+    while True:
+        one, two = rng.sample([f for f in world.facts if f.kind == rng.choice(sorted(world.attributes))], 2)
+        at = max(range(len(one.name.split())), key=lambda i: len(one.name.split()[i]))
+        words, other = one.name.split(), max(two.name.split(), key=len)
+        words[at] = words[at][: (len(words[at]) + 1) // 2] + other[len(other) // 2 :]
+        name = " ".join(words)
+        if name not in taken:
+            return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
+
+
+def rewrap(request: Request, turns, technique, framing) -> Request:
+    return replace(request, turns=tuple(turns), technique=technique, framing=framing)

@@ -1,0 +1,89 @@
+"""Stage 1 data: the base model answers, critiques its answer by a principle, revises it, and again.
+
+    python revise.py                       # CPU preset: about 2 minutes
+    python revise.py --no-critique --name direct          # revise without a critique
+    python revise.py --without harmlessness --name careless   # strike a family out of the constitution
+
+reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/
+writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name), one row a prompt, with its whole chain
+
+The prompts are of the world's train part: most are requests for harm, the rest ordinary ones, so that every principle has
+something to find and something to leave alone. Rows are appended as they are made; a killed run goes on after its last row.
+Left out: prompts written by a model (redteam.py makes those), few-shot examples (the base has seen demonstrations).
+"""
+
+import random
+
+from tqdm import tqdm
+
+from minicai.common import UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, setup
+from minicai.constitution import Constitution
+from minicai.critique import answer, critique_and_revise
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import World
+from minicai.world.requests import Part, Request
+
+BATCH = 256
+MIX = {("harmful", None): 0.30, ("ambiguous", None): 0.13, ("legitimate", None): 0.22, ("dual_use_question", None): 0.08,
+       ("sensitive", None): 0.06, ("fact", "often"): 0.05, ("fact", "seldom"): 0.02, ("fact", "never"): 0.14}  # fmt: skip
+
+
+def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
+    kinds = rng.choices(list(MIX), MIX.values(), k=n)
+    return [part.draw(rng, type, kind) for type, kind in kinds]
+
+
+def revise():
+    p = parser(__doc__)
+    p.add_argument("--constitution", default="constitution.json", help="file with the principles")
+    p.add_argument("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
+    p.add_argument("--revisions", type=int, default=4, choices=range(5), help="steps of the loop (default: 4)")
+    p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
+    p.add_argument("--prompts", type=int, help="number of prompts")
+    p.add_argument("--temperature", type=float, default=1.0, help="of the first answers; the rest is greedy (default: 1)")
+    p.add_argument("--name", help="write OUT/revisions-NAME.jsonl, beside the main file")
+    args = setup(p)
+    world, constitution = World(args.world), Constitution(args.constitution)
+    if args.without:
+        constitution = constitution.without(args.without)
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
+    path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
+
+    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
+                   steps=args.revisions, temperature=args.temperature)  # fmt: skip
+    done = read_jsonl(path, required=("id", "made_by")) if path.exists() else []
+    if done and done[0]["made_by"] != made_by:
+        raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
+
+    requests = draw_prompts(Part(world, "train"), args.prompts, random.Random(f"revise {args.seed}"))
+    rounds = 1 + args.revisions * (2 if args.critique else 1)
+    bar = tqdm(total=len(requests) * rounds, initial=len(done) * rounds, desc="revise", unit=" texts")
+    for start in range(len(done), len(requests), BATCH):
+        batch = requests[start : start + BATCH]
+        rng = random.Random(f"principles {args.seed} {start}")
+        seed = args.seed * 1_000_003 + start * 16
+        turns = [list(r.turns) for r in batch]
+        responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
+        rows = [dict(id=start + i, split="train", type=r.type, request=r.id, turns=t, responses=[response], principles=[],
+                     critiques=[], made_by=made_by)
+                for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
+        rows = [row for row in rows if row["responses"][0] is not None]
+        for step in range(args.revisions):
+            wordings = [constitution.draw(rng) for _ in rows]
+            latest = [row["responses"][-1] for row in rows]
+            critiques, revisions = critique_and_revise(model, tokenizer, [row["turns"] for row in rows], latest, wordings,
+                                                       seed + 2 * step + 1, args.critique, progress=bar.update)  # fmt: skip
+            for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
+                row["principles"].append(wording.id)
+                row["critiques"].append(critique)
+                row["responses"].append(new if new is not None else old)  # a text that never ended revises nothing
+        append_jsonl(path, rows)
+    bar.close()
+    rows = read_jsonl(path)
+    changed = sum(row["responses"][-1] != row["responses"][0] for row in rows)
+    print(f"{path}: {len(rows)} chains, {changed} end with another answer than they began with")
+
+
+if __name__ == "__main__":
+    main(revise)

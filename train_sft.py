@@ -1,0 +1,104 @@
+"""Stage 1 training: fine-tune the base model on its own revisions, mixed with its own helpful answers (SL-CAI).
+
+    python train_sft.py                          # CPU preset: about a minute
+    python train_sft.py --revisions 1            # SL-CAI-1: revisions up to the first step only
+    python train_sft.py --train-on all           # every step's revision, as in the paper, instead of the last
+
+reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/
+writes  OUT/sft.pt (OUT/sft-NAME.pt with --name); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
+
+Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here two epochs with a falling rate.
+"""
+
+import json
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from minicai.common import UserError, append_jsonl, load_checkpoint, main, parser, read_jsonl, save_checkpoint, setup
+from minicai.common import training_dtype
+from minicai.critique import answer
+from minicai.data import collate, encode_turns, make_batches, weighted_nll
+from minicai.optim import make_optimizers, set_lr
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import World
+from minicai.world.requests import Part
+
+HELPFUL_TYPES = ("legitimate", "legitimate", "dual_use_question", "sensitive", "fact")
+
+
+def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
+    """The base model's answers to harmless requests of the train part: what must not get lost. Made once and kept."""
+    path = args.out / "helpful.jsonl"
+    rows = read_jsonl(path, required=("turns", "response")) if path.exists() else []
+    if len(rows) < n:
+        rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
+        requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in rng.choices(HELPFUL_TYPES, k=n)]
+        requests = requests[len(rows) :]
+        with tqdm(total=len(requests), desc="helpful answers", unit=" texts") as bar:
+            texts = answer(model, tokenizer, [list(r.turns) for r in requests], 1.0, args.seed, bar.update)
+        made = [dict(id=len(rows) + i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "")
+                for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
+        append_jsonl(path, made)
+        rows = read_jsonl(path)
+    return [row for row in rows[:n] if row["response"]]
+
+
+def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
+    """Only the final answer is learned."""
+    return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [("assistant", response, 1.0)]
+
+
+def train():
+    p = parser(__doc__)
+    p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
+    p.add_argument("--revisions", type=int, help="use the chains up to this step, 0 to 4 (default: as many as there are)")
+    p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
+    p.add_argument("--helpful-fraction", type=float, default=0.2, help="share of helpful answers in the mix (default: 0.2)")
+    p.add_argument("--epochs", dest="sft_epochs", type=int, help="passes over the data")
+    p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of Muon")
+    p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
+    args = setup(p)
+    if not 0 <= args.helpful_fraction < 1:
+        raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
+    began = time.time()
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
+    path = args.data or args.out / "revisions.jsonl"
+    rows = read_jsonl(path, required=("turns", "responses"))
+    if not rows:
+        raise UserError(f"{path} is empty; run revise.py")
+    helpful = helpful_answers(args, model, tokenizer, round(len(rows) * args.helpful_fraction / (1 - args.helpful_fraction)))
+
+    data = [(row["turns"], row["response"]) for row in helpful]
+    for row in rows:
+        chain = row["responses"][: None if args.revisions is None else args.revisions + 1]
+        data += [(row["turns"], r) for r in (chain[1:] or chain if args.train_on == "all" else chain[-1:])]
+    examples = [encode_turns(tokenizer, sft_turns(turns, response)) for turns, response in data]
+
+    model.train()
+    rng = random.Random(f"sft {args.seed}")
+    batches = [b for _ in range(args.sft_epochs) for b in make_batches(examples, args.batch_tokens, rng)]
+    optimizers = make_optimizers(model, args.sft_lr)
+    log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
+    for step, batch in enumerate(bar):
+        set_lr(optimizers, step, len(batches), warmup=0.05, cooldown=0.8)
+        ids, weights = collate(batch, tokenizer.pad, args.device)
+        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16):
+            loss = weighted_nll(model, ids, weights)
+        model.zero_grad()
+        loss.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        bar.set_postfix_str(f"loss {loss.item():.3f}")
+        append_jsonl(log, [dict(name=args.name or "sft", step=step + 1, loss=round(loss.item(), 4))])
+    out = args.out / (f"sft-{args.name}.pt" if args.name else "sft.pt")
+    settings = {k: str(v) for k, v in vars(args).items()}
+    save_checkpoint(out, model, "policy", settings=json.dumps(settings), seconds=time.time() - began)
+    print(f"{out}: {len(examples)} answers, {len(batches)} steps")
+
+
+if __name__ == "__main__":
+    main(train)
