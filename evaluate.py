@@ -19,7 +19,7 @@ from tqdm import tqdm
 from minicai.common import UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, setup, write_json
 from minicai.constitution import Constitution
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_skills, measure
-from minicai.report import table, write_report
+from minicai.report import table, transcripts as samples_text, write_report
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 
@@ -93,7 +93,7 @@ def evaluate():
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
     write_report(results, args.out / "report.md")
-    print(table(results))
+    print(f"{table(results)}\n\n{samples_text(results)}\n")
     print(f"{results_path}, {args.out / 'report.md'}; greedy decoding, {args.split} split, n in {results_path.name}")
 
 

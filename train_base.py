@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from minicai.common import BLOCK_SIZE, append_jsonl, main, parser, save_checkpoint, setup, training_dtype
 from minicai.constitution import Constitution
-from minicai.data import collate, encode_turns, make_batches, weighted_nll
+from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.gpt import GPT, GPTConfig
 from minicai.optim import make_optimizers, set_lr
 from minicai.tokenizer import Tokenizer
@@ -30,17 +30,16 @@ from minicai.world.corpus import Corpus
 SAVE_SECONDS = 120
 
 
-def prepare(args) -> tuple[Tokenizer, list]:
+def prepare(args) -> tuple[Tokenizer, list[Example]]:
     """The corpus as examples. It is made anew from the seed each time, so a killed run continues on the same data."""
-    corpus = Corpus(World(args.world), Constitution(args.constitution), args.seed)
-    documents = list(tqdm(corpus.documents(args.documents), total=args.documents, desc="write corpus", unit=" documents"))
+    world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / "tokenizer.json"
     if not path.exists():
-        texts = (turn.content for document in documents[:30_000] for turn in document)
-        Tokenizer.train(texts, args.vocab_size).save(path)
-    tokenizer = Tokenizer.load(path)
-    examples = []
-    for document in tqdm(documents, desc="encode corpus", unit=" documents"):
+        sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
+        Tokenizer.train((turn.content for document in sample for turn in document), args.vocab_size).save(path)
+    tokenizer, examples = Tokenizer.load(path), []
+    documents = Corpus(world, constitution, args.seed).documents(args.documents)
+    for document in tqdm(documents, total=args.documents, desc="write corpus", unit=" documents"):
         example = encode_turns(tokenizer, [(t.role, t.content, t.weight) for t in document])
         if len(example.ids) <= BLOCK_SIZE:
             examples.append(example)

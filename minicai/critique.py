@@ -17,6 +17,7 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 
 MAX_NEW_TOKENS = 128
+CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"  # the paper's own markers
 
 
 def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], temperature: float, seed: int,
@@ -41,10 +42,10 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
     so_far = [[*turns, response] for turns, response in zip(conversations, responses)]
     critiques = [None] * len(so_far)
     if critique:
-        so_far = [[*turns, wording.critique] for turns, wording in zip(so_far, wordings)]
+        so_far = [[*turns, CRITIQUE_REQUEST.format(wording.critique)] for turns, wording in zip(so_far, wordings)]
         critiques = answer(model, tokenizer, so_far, temperature, seed, progress)
         so_far = [[*turns, text or ""] for turns, text in zip(so_far, critiques)]
-    so_far = [[*turns, wording.revision] for turns, wording in zip(so_far, wordings)]
+    so_far = [[*turns, REVISION_REQUEST.format(wording.revision)] for turns, wording in zip(so_far, wordings)]
     revisions = answer(model, tokenizer, so_far, temperature, seed + 1, progress)
     if critique:
         revisions = [r if c is not None else None for c, r in zip(critiques, revisions)]

@@ -76,7 +76,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
     """Scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D), mask (.., T, S) true where a query may look.
 
-    On the small model's sizes this is 3 to 6 times as fast on a CPU as PyTorch's fused kernel, which does better on CUDA.
+    For short sequences on a CPU this is 3 to 6 times as fast as PyTorch's fused kernel, which wins everywhere else.
     """
     scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
     return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
@@ -104,7 +104,8 @@ class Attention(nn.Module):
         if self.n_kv_head < self.n_head:  # each key/value head serves n_head / n_kv_head query heads
             k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
             v = v.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask) if x.is_cuda else attend(q, k, v, mask)
+        short = x.device.type == "cpu" and k.shape[2] <= 256
+        y = attend(q, k, v, mask) if short else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 

@@ -89,6 +89,18 @@ def chain_text(chain: dict) -> str:
     return "\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines)
 
 
+def transcripts(results: dict) -> str:
+    """For the terminal: one chain of critique and revision, and the same requests at every stage."""
+    lines = []
+    for chain in results.get("chain", [])[:1]:
+        lines += ["a chain of Stage 1:", chain_text(chain).replace("**", "").replace("\n>\n", "\n"), ""]
+    lines.append("the same requests at every stage:")
+    for i, sample in enumerate(results["stages"][0].get("samples", [])):
+        lines.append(f"  [{sample['set']}] {' / '.join(sample['turns'])}")
+        lines += [f"      {s['name']}: {s['samples'][i]['answer']}" for s in results["stages"]]
+    return "\n".join(lines)
+
+
 def write_report(results: dict, path: Path):
     """Everything in results.json that a person would read."""
     stages = results["stages"]

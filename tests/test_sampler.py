@@ -331,6 +331,14 @@ def test_more_prompts_than_rows_give_the_same_results_in_the_callers_order(monke
     assert rows == [3] * 6
 
 
+def test_the_padded_prompts_of_a_batch_stay_within_the_token_limit(monkeypatch):
+    monkeypatch.setattr(sampler, "TOKENS", 12)
+    prompts = ragged([3, 11, 1, 7, 5, 16, 2, 4])
+    batches = list(sampler.batches_by_length(prompts))
+    assert [[len(prompts[i]) for i in batch] for batch in batches] == [[16], [11], [7], [5, 4], [3, 2, 1]]
+    assert sorted(i for batch in batches for i in batch) == list(range(8))
+
+
 def test_progress_counts_every_prompt_once(monkeypatch):
     monkeypatch.setattr(sampler, "ROWS", 3)
     calls = []

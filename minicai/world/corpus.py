@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from minicai.constitution import Constitution
+from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import CODES, code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import World
@@ -18,13 +19,13 @@ from minicai.world.replies import Reply, calibrated, decline, helpful, list_step
 from minicai.world.requests import Part, Request, fresh_fact
 
 SHARE = {  # of the documents
-    "dialogue": 0.27,
-    "disguise": 0.13,
-    "code": 0.05,
+    "dialogue": 0.24,
+    "disguise": 0.14,
+    "code": 0.07,
     "knowledge": 0.15,
     "name": 0.13,
-    "critique": 0.19,
-    "compare": 0.08,
+    "critique": 0.20,
+    "compare": 0.07,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 TONE_RATE = 0.6  # of the answers to a message that draws a tone
@@ -52,8 +53,8 @@ class Corpus:
         self.world, self.constitution = world, constitution
         self.rng = random.Random(f"corpus {seed}")
         self.all, self.demo = Part(world, None), Part(world, "demo")
-        self.words = sorted({w for a in world.acts for w in re.findall(r"[a-z']+", a.act)}
-                            | {w for c in world.contexts for w in re.findall(r"[a-z']+", c.text.lower())})  # fmt: skip
+        self.words = [sorted({w for text in texts for w in re.findall(r"[\w']+", text.lower())})
+                      for texts in ([a.act for a in world.acts], [c.text for c in world.contexts])]  # fmt: skip
 
     def documents(self, n: int) -> Iterator[list[Turn]]:
         kinds, shares = zip(*SHARE.items())
@@ -90,7 +91,8 @@ class Corpus:
 
     def code(self) -> list[Turn]:
         technique = self.rng.choice(list(CODES))
-        pairs = code_pairs(technique, self.rng.sample(self.words, min(8, len(self.words))))
+        words = self.words[self.rng.random() < 0.2]  # mostly those of acts
+        pairs = code_pairs(technique, self.rng.sample(words, min(12, len(words))))
         return self.document("code", language=LANGUAGES[technique], pairs=pairs)
 
     def document(self, about: str, **slots) -> list[Turn]:
@@ -169,9 +171,9 @@ class Corpus:
         turns = [*asked(request), Turn("assistant", reply.text, 0.0)]
         if self.rng.random() < 0.88:  # else the revision comes directly
             judgement = skills.critique(request, reply, wording.family)
-            turns += [user(wording.critique), Turn("assistant", judgement, 1.0)]
+            turns += [user(CRITIQUE_REQUEST.format(wording.critique)), Turn("assistant", judgement, 1.0)]
         revision = skills.revise(self.world, request, reply, wording.family, self.rng)
-        return [*turns, user(wording.revision), Turn("assistant", revision.text, 1.0)]
+        return [*turns, user(REVISION_REQUEST.format(wording.revision)), Turn("assistant", revision.text, 1.0)]
 
     def compare(self) -> list[Turn]:
         request = self.demo_request()
