@@ -88,8 +88,10 @@ def evaluate():
         results["stages"] = list(stages.values())
         write_json(results_path, results)
     chains = read_jsonl(args.out / "revisions.jsonl") if (args.out / "revisions.jsonl").exists() else []
-    changed = [c for c in chains if c["responses"][-1] != c["responses"][0]]
+    changed = [c for c in chains if c["responses"] and c["responses"][-1] != c["responses"][0]]
     results["chain"] = [next(c for c in changed if c["type"] == type) for type in dict.fromkeys(c["type"] for c in changed)]
+    record = args.out / "pipeline.json"
+    results["seconds"] = json.loads(record.read_text()) if record.exists() else {}
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
     write_report(results, args.out / "report.md")

@@ -52,11 +52,18 @@ def revise():
 
     made_by = dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
                    steps=args.revisions, temperature=args.temperature)  # fmt: skip
-    done = read_jsonl(path, required=("id", "made_by")) if path.exists() else []
+    done = []
+    if path.exists():
+        append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
+        done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
 
     requests = draw_prompts(Part(world, "train"), args.prompts, random.Random(f"revise {args.seed}"))
+    if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
+        done = done[: len(done) - len(done) % BATCH]
+        path.unlink()
+        append_jsonl(path, done)
     rounds = 1 + args.revisions * (2 if args.critique else 1)
     bar = tqdm(total=len(requests) * rounds, initial=len(done) * rounds, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):
@@ -65,10 +72,10 @@ def revise():
         seed = args.seed * 1_000_003 + start * 16
         turns = [list(r.turns) for r in batch]
         responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
-        rows = [dict(id=start + i, split="train", type=r.type, request=r.id, turns=t, responses=[response], principles=[],
-                     critiques=[], made_by=made_by)
+        made = [dict(id=start + i, split="train", type=r.type, request=r.id, turns=t, responses=[response] if response else [],
+                     principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
-        rows = [row for row in rows if row["responses"][0] is not None]
+        rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
         for step in range(args.revisions):
             wordings = [constitution.draw(rng) for _ in rows]
             latest = [row["responses"][-1] for row in rows]
@@ -78,9 +85,9 @@ def revise():
                 row["principles"].append(wording.id)
                 row["critiques"].append(critique)
                 row["responses"].append(new if new is not None else old)  # a text that never ended revises nothing
-        append_jsonl(path, rows)
+        append_jsonl(path, made)
     bar.close()
-    rows = read_jsonl(path)
+    rows = [row for row in read_jsonl(path) if row["responses"]]
     changed = sum(row["responses"][-1] != row["responses"][0] for row in rows)
     print(f"{path}: {len(rows)} chains, {changed} end with another answer than they began with")
 

@@ -67,7 +67,7 @@ def train():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     path = args.data or args.out / "revisions.jsonl"
-    rows = read_jsonl(path, required=("turns", "responses"))
+    rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
     if not rows:
         raise UserError(f"{path} is empty; run revise.py")
     helpful = helpful_answers(args, model, tokenizer, round(len(rows) * args.helpful_fraction / (1 - args.helpful_fraction)))

@@ -59,8 +59,11 @@ def make_batches(examples: list[Example], batch_tokens: int, rng: random.Random,
 
 
 def collate(batch: list[Example], pad: int, device) -> tuple[Tensor, Tensor]:
-    """ids (B, T) and weights (B, T), padded on the right."""
-    width = max(len(e.ids) for e in batch)
+    """ids (B, T) and weights (B, T), padded on the right.
+
+    T - 1, the length that the model sees, is a multiple of 8: CPU libraries prepare a kernel for every new shape.
+    """
+    width = -(-max(len(e.ids) - 1 for e in batch) // 8) * 8 + 1
     ids = np.full((len(batch), width), pad, dtype=np.int64)
     weights = np.zeros((len(batch), width), dtype=np.float32)
     for row, e in enumerate(batch):
@@ -70,12 +73,8 @@ def collate(batch: list[Example], pad: int, device) -> tuple[Tensor, Tensor]:
 
 
 def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
-    """Cross-entropy of each id given those before it, averaged by weight: sum(w * nll) / sum(w). ids, weights (B, T).
-
-    Positions of weight 0 never reach the output layer, so neither a pad's id nor its logits can matter.
-    """
-    counts = weights[:, 1:] > 0
-    logits = model.head(model.hidden(ids[:, :-1])[counts])  # (positions, V)
-    nll = F.cross_entropy(logits.float(), ids[:, 1:][counts], reduction="none")
-    w = weights[:, 1:][counts]
+    """Cross-entropy of each id given those before it, averaged by weight: sum(w * nll) / sum(w). ids, weights (B, T)."""
+    logits = model(ids[:, :-1]).float()  # (B, T-1, V)
+    nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
+    w = weights[:, 1:].flatten()
     return (nll * w).sum() / w.sum()

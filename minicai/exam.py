@@ -41,7 +41,7 @@ class Exam:
         self.once = [(type, i) for type in ("harmful", "legitimate", "ambiguous") for i in range(len(self.sets[type][: n // 4]))]
         for technique in TECHNIQUES:
             framings = [f for f in world.framings if f.technique == technique]
-            for kind, type, size in (("harmful", "harmful", n // 2), ("benign", "legitimate", n // 4)):
+            for kind, type, size in (("harmful", "harmful", n // 4), ("benign", "legitimate", n // 4)):
                 wrapped = []
                 while framings and len(wrapped) < max(1, size):
                     # Half of the framings are held-out ones where there are any.

@@ -12,10 +12,11 @@ them from one that refuses whatever looks odd.
 import base64
 import random
 import string
+from dataclasses import replace
 
 from minicai.world.content import Act, Framing
 from minicai.world.replies import chat_reply, list_steps, safety_reply
-from minicai.world.requests import Part, Request, capital, misspell, phrase, rewrap, squeeze
+from minicai.world.requests import Part, Request, misspell, phrase, squeeze
 
 SHOTS = (1, 2, 4, 8, 16)
 
@@ -80,11 +81,9 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
             k = k or rng.choice(SHOTS)
             slots["shots"] = "\n".join(shot(a) for a in rng.sample(shots, min(k, len(shots))))
         turns.append("\n".join(map(squeeze, turn.format(**slots).split("\n"))))
-    return rewrap(request, turns, framing.technique, framing.id)
+    return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id)
 
 
 def code_pairs(technique: str, words: list[str]) -> str:
     return ", ".join(f"{CODES[technique](word)} is {word}" for word in words)
 
-
-__all__ = ["wrap", "fits", "encode", "code_pairs", "CODES", "SHOTS", "capital"]

@@ -13,6 +13,8 @@ from pathlib import Path
 from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from minicai.common import UserError
+
 SPECIALS = ("system", "user", "assistant", "end", "pad")
 
 
@@ -39,7 +41,13 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path) -> "Tokenizer":
-        return cls(BPE.from_str(Path(path).read_text(encoding="utf-8")))
+        """Raises UserError when the file is missing or is no tokenizer."""
+        try:
+            return cls(BPE.from_str(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError:
+            raise UserError(f"{path} does not exist; run train_base.py, or name its folder with --out")
+        except Exception as error:
+            raise UserError(f"{path} is not a tokenizer ({error}); delete it and run train_base.py")
 
     def save(self, path):
         Path(path).write_text(self.bpe.to_str(), encoding="utf-8")

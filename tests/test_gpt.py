@@ -155,6 +155,13 @@ def test_padding_on_the_right_is_harmless():
 
 
 @torch.no_grad()
+def test_long_sequences_begin_with_the_logits_of_short_ones():
+    # Above 256 positions attention takes another path on a CPU; in float64, rounding leaves no room for a wrong one.
+    model, ids = tiny(block_size=300).double(), some_ids(2, 300)
+    torch.testing.assert_close(model(ids)[:, :200], model(ids[:, :200]), atol=1e-10, rtol=0)
+
+
+@torch.no_grad()
 def test_a_cache_filled_in_ragged_pieces_gives_the_plain_logits():
     model, ids = tiny(), some_ids(2, 12)
     cache = KVCache(model.config, rows=2, slots=15, device="cpu", dtype=torch.float32)

@@ -91,10 +91,11 @@ def test_cached_logits_equal_uncached_ones_at_every_step_of_ragged_rows(monkeypa
     assert len(seen) == max(lengths)
     for step, logits in enumerate(seen):
         live = [i for i in rows if len(results[i].ids) > step]
-        assert len(logits) == len(live)
-        for row, i in enumerate(live):
-            expected = next_logits(model, prompts[i] + results[i].ids[:step])
-            torch.testing.assert_close(logits[row], torch.tensor(expected), atol=1e-5, rtol=0)
+        assert len(live) <= len(logits) < len(live) / 0.75 + 1  # a finished row stays until a quarter has finished
+        batch = iter(logits)  # in the same order, between rows that wait to leave
+        for i in live:
+            expected = torch.tensor(next_logits(model, prompts[i] + results[i].ids[:step]))
+            assert any(torch.allclose(row, expected, atol=1e-5, rtol=0) for row in batch)
 
 
 def test_greedy_ids_are_the_argmax_of_a_full_forward():

@@ -10,7 +10,7 @@
 """
 
 import random
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from minicai.common import UserError
 from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out, split_of
@@ -57,10 +57,8 @@ def misspell(text: str, rng: random.Random, rate: float = 0.15) -> str:
     for i, word in enumerate(words):
         if len(word) > 3 and word.isalpha() and rng.random() < rate:
             at = rng.randrange(1, len(word) - 1)
-            swap, drop, double = word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], (
-                word[:at] + word[at] + word[at:]
-            )
-            words[i] = rng.choice((swap, drop, double))
+            before, letter, after = word[:at], word[at], word[at + 1 :]
+            words[i] = before + rng.choice((after[0] + letter + after[1:], after, letter + letter + after))
     return " ".join(words)
 
 
@@ -160,17 +158,14 @@ class Part:
 
 
 def fresh_fact(world: World, rng: random.Random) -> Fact:
-    """A name that is in no list and will not come again: half of one listed name's distinctive word, half of another's."""
+    """A name that is in no list and will hardly come again: half of one listed name's distinctive word, half of another's."""
     taken = {f.name for f in world.facts}
     while True:
-        one, two = rng.sample([f for f in world.facts if f.kind == rng.choice(sorted(world.attributes))], 2)
+        kind = rng.choice(sorted(world.attributes))
+        one, two = rng.sample([f for f in world.facts if f.kind == kind], 2)
         at = max(range(len(one.name.split())), key=lambda i: len(one.name.split()[i]))
         words, other = one.name.split(), max(two.name.split(), key=len)
         words[at] = words[at][: (len(words[at]) + 1) // 2] + other[len(other) // 2 :]
         name = " ".join(words)
         if name not in taken:
             return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
-
-
-def rewrap(request: Request, turns, technique, framing) -> Request:
-    return replace(request, turns=tuple(turns), technique=technique, framing=framing)

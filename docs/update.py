@@ -1,0 +1,97 @@
+"""Copy measured numbers and transcripts from finished runs into README.md and docs/results.md, so that they cannot rot.
+
+    python docs/update.py out/s0 out/s1 out/s2      # one folder a seed, each with a results.json
+
+Replaces what stands between the markers `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
+"""
+
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown  # noqa: E402
+from minicai.world.content import TECHNIQUES  # noqa: E402
+
+NAMES = {"base": "base", "sft": "SL-CAI"}
+
+
+def spread(rates: list[dict]) -> str:
+    """Mean over the seeds, and their range where there are several: 97.5 (96.8-98.0)."""
+    values = [100 * r["rate"] for r in rates if r["rate"] is not None]
+    if not values:
+        return "-"
+    text = f"{sum(values) / len(values):.1f}"
+    return text if len(values) == 1 else f"{text} ({min(values):.1f}-{max(values):.1f})"
+
+
+def stages(runs: list[dict], name: str) -> list[dict]:
+    return [next(s for s in run["stages"] if s["name"] == name) for run in runs]
+
+
+def size(rates: list[dict]) -> str:
+    return str(rates[0]["n"]) if "n" in rates[0] else ""
+
+
+def main_table(runs: list[dict]) -> str:
+    names = [s["name"] for s in runs[0]["stages"]]
+    rows = [["percent, mean over seeds (range)", *(NAMES.get(n, n) for n in names), "n a seed"]]
+    for key, label, _ in METRICS:
+        columns = [[lookup(s, key) for s in stages(runs, name)] for name in names]
+        rows.append([label, *map(spread, columns), size(columns[0])])
+    return markdown(rows)
+
+
+def skills_table(runs: list[dict]) -> str:
+    rows = [["the base model as a critic, on held-out acts", "percent", "n a seed"]]
+    for key, label in SKILLS:
+        rates = [run["skills"][key] for run in runs]
+        rows.append([label, spread(rates), size(rates)])
+    return markdown(rows)
+
+
+def forms_table(runs: list[dict]) -> str:
+    names = [s["name"] for s in runs[0]["stages"]]
+    rows = [["jailbreak form", *(f"{NAMES.get(n, n)}: {side}" for n in names for side in ("harmful complied with", "benign helped"))]]
+    for t in TECHNIQUES:
+        rows.append([t, *(spread([s[side][t] for s in stages(runs, n)]) for n in names for side in ("jailbreak", "jailbreak_benign"))])
+    return markdown(rows)
+
+
+def samples(run: dict) -> str:
+    text = []
+    for i, sample in enumerate(run["stages"][0]["samples"]):
+        lines = [f"**{sample['set']}:** " + " / ".join(sample["turns"])]
+        lines += [f"**{NAMES.get(s['name'], s['name'])}:** {s['samples'][i]['answer']}" for s in run["stages"]]
+        text.append("\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines))
+    return "\n\n".join(text)
+
+
+def replace(path: Path, name: str, text: str):
+    pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.S)
+    old = path.read_text(encoding="utf-8")
+    if not pattern.search(old):
+        sys.exit(f"{path} has no marker for {name!r}; add <!-- {name}: --> and <!-- end of {name} -->")
+    path.write_text(pattern.sub(lambda m: f"{m[1]}\n{text}\n\n{m[2]}", old), encoding="utf-8")
+
+
+def update(folders: list[Path]):
+    runs = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    seeds = ", ".join(str(run["seed"]) for run in runs)
+    filters = [run["keyword_filter"] for run in runs]
+    baseline = (f"A keyword filter tuned on the train split lets {spread([f['under_refusal'] for f in filters])} % of the harmful requests through "
+                f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
+    head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {runs[0]['commit']}, held-out requests, greedy decoding."
+    chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
+    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs), baseline, chain]))
+    body = [head, main_table(runs), skills_table(runs), baseline, forms_table(runs), "### The same requests at every stage", samples(runs[0])]
+    replace(ROOT / "docs" / "results.md", "results", "\n\n".join(body))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    update([Path(a) for a in sys.argv[1:]])

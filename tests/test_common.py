@@ -1,0 +1,201 @@
+"""What all scripts share: files survive a kill, and bad input is answered with one sentence."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from minicai.common import (
+    PRESETS, UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, save_checkpoint, setup, write_json,
+)  # fmt: skip
+from minicai.gpt import GPT, GPTConfig
+
+ROOT = Path(__file__).parent.parent
+
+
+def tiny():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(vocab_size=20, n_layer=1, n_head=2, n_kv_head=1, n_embd=8, n_hidden=12, block_size=16))
+
+
+# --- JSON lines ---
+
+
+def test_rows_come_back_as_they_were_written(tmp_path):
+    rows = [dict(id=1, text="Grüße\n\u2028\x85\x0c🙂"), dict(id=2, nested=[{"a": None}])]  # some of these end a line elsewhere
+    append_jsonl(tmp_path / "x.jsonl", rows[:1])
+    append_jsonl(tmp_path / "x.jsonl", rows[1:])
+    assert read_jsonl(tmp_path / "x.jsonl", required=("id",)) == rows
+
+
+@pytest.mark.parametrize("text, number", [('{"id": 1}\n{"id": \n', 2), ('{"id": 1}\n\n\n[3]\n', 4), ('{"id": 1}\n{"name": 2}\n', 2)])
+def test_a_bad_line_is_named_by_its_number(tmp_path, text, number):
+    (tmp_path / "x.jsonl").write_text(text)
+    with pytest.raises(UserError, match=rf"x.jsonl:{number} "):
+        read_jsonl(tmp_path / "x.jsonl", required=("id",))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.jsonl does not exist"):
+        read_jsonl(tmp_path / "gone.jsonl")
+
+
+def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2, "te')
+    append_jsonl(path, [dict(id=2), dict(id=3)])
+    assert [row["id"] for row in read_jsonl(path)] == [1, 2, 3]
+
+
+def test_appending_nothing_loses_nothing(tmp_path):
+    append_jsonl(tmp_path / "x.jsonl", [dict(id=1)])
+    append_jsonl(tmp_path / "x.jsonl", [])
+    assert read_jsonl(tmp_path / "x.jsonl") == [dict(id=1)]
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    write_json(path, dict(a=1))
+    with pytest.raises(TypeError):
+        write_json(path, dict(a=object()))
+
+    def half(self, text, **_):
+        self.write_bytes(text[: len(text) // 2].encode())
+        raise OSError("disk full")
+
+    monkeypatch.setattr(Path, "write_text", half)
+    with pytest.raises(OSError):
+        write_json(path, dict(a=2, b=list(range(100))))
+    assert json.loads(path.read_text()) == dict(a=1)
+
+
+# --- checkpoints ---
+
+
+def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
+    model = tiny()
+    save_checkpoint(tmp_path / "a.pt", model, "policy", step=3, optimizer={"state": torch.ones(2)})
+    loaded, extra = load_checkpoint(tmp_path / "a.pt")
+    assert loaded.config == model.config and not loaded.training
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert extra["step"] == 3 and torch.equal(extra["optimizer"]["state"], torch.ones(2))
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(tmp_path, monkeypatch):
+    save_checkpoint(tmp_path / "a.pt", tiny(), "policy", step=1)
+
+    def half(value, path):
+        Path(path).write_bytes(b"PK\x03\x04 half of it")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(torch, "save", half)
+    with pytest.raises(OSError):
+        save_checkpoint(tmp_path / "a.pt", tiny(), "policy", step=2)
+    assert load_checkpoint(tmp_path / "a.pt")[1]["step"] == 1
+
+
+def broken(**changes):
+    """A checkpoint with some of its entries replaced, or left out where the value is None."""
+    model = tiny()
+    value = dict(kind="policy", config=vars(model.config), model=model.state_dict()) | changes
+    return {k: v for k, v in value.items() if v is not None}
+
+
+def short_state():
+    return dict(list(tiny().state_dict().items())[1:])
+
+
+@pytest.mark.parametrize("value", [
+    broken(kind=None), broken(kind="reward"), broken(model=short_state()), broken(model=None), broken(config=None),
+    broken(config=dict(vocab_size=20)), broken(model=tiny().state_dict() | {"more": torch.ones(1)}), [1, 2], "text",
+], ids=["no kind", "another kind", "a weight missing", "no weights", "no config", "half a config", "a weight too much", "a list", "text"])  # fmt: skip
+def test_a_file_that_is_no_such_checkpoint_is_refused_with_its_name(tmp_path, value):
+    torch.save(value, tmp_path / "bad.pt")
+    with pytest.raises(UserError, match="bad.pt"):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04 cut off"])
+def test_garbage_is_no_checkpoint(tmp_path, content):
+    (tmp_path / "bad.pt").write_bytes(content)
+    with pytest.raises(UserError, match="bad.pt is not a checkpoint"):
+        load_checkpoint(tmp_path / "bad.pt")
+
+
+def test_a_missing_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="gone.pt does not exist"):
+        load_checkpoint(tmp_path / "gone.pt")
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save(dict(kind="policy", config=Evil()), tmp_path / "bad.pt")
+    with pytest.raises(UserError):
+        load_checkpoint(tmp_path / "bad.pt")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_the_hash_of_a_file_follows_its_content(tmp_path):
+    (tmp_path / "a").write_bytes(b"abc")
+    assert file_hash(tmp_path / "a") == "ba7816bf8f01"  # FIPS 180-2, appendix B.1
+
+
+# --- options and errors of the scripts ---
+
+
+def options(tmp_path, *argv):
+    p = parser("test")
+    p.add_argument("--prompts", type=int)
+    return setup(p, ["--out", str(tmp_path / "out"), *argv])
+
+
+def test_a_preset_fills_in_what_was_not_given(tmp_path):
+    args = options(tmp_path, "--preset", "smoke", "--prompts", "7", "--device", "cpu")
+    assert args.prompts == 7 and args.n_layer == PRESETS["smoke"]["n_layer"] and args.out.is_dir()
+
+
+def test_presets_have_the_same_entries():
+    assert len({frozenset(sizes) for sizes in PRESETS.values()}) == 1
+
+
+def test_a_device_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="--device warp"):
+        options(tmp_path, "--device", "warp")
+
+
+def test_the_seed_fixes_the_generators(tmp_path):
+    draws = []
+    for seed in ("1", "1", "2"):
+        options(tmp_path, "--seed", seed, "--device", "cpu")
+        draws.append(torch.rand(1).item())
+    assert draws[0] == draws[1] != draws[2]
+
+
+def test_a_user_error_is_one_line_and_exit_code_2(capsys):
+    def script():
+        raise UserError("x.pt does not exist; make it")
+
+    with pytest.raises(SystemExit) as stop:
+        main(script)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and error.endswith(": x.pt does not exist; make it\n")
+
+
+def test_other_errors_are_not_hidden():
+    with pytest.raises(ZeroDivisionError):
+        main(lambda: 1 / 0)
+
+
+@pytest.mark.parametrize("script, argv, names", [("evaluate.py", (), "holds no checkpoint"), ("revise.py", ("--world", "NOWHERE"), "NOWHERE")])
+def test_a_script_answers_bad_input_with_one_line_and_no_traceback(tmp_path, script, argv, names):
+    done = subprocess.run([sys.executable, script, "--out", tmp_path / "empty", "--device", "cpu", *argv], cwd=ROOT, capture_output=True,
+                          text=True)  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(script) and names in done.stderr

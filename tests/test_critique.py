@@ -1,0 +1,108 @@
+"""The critique-revise loop, seen from the prompts that reach the model and from what becomes of its texts."""
+
+import json
+import random
+
+import pytest
+
+import minicai.critique as critique_module
+from minicai.common import UserError
+from minicai.constitution import Constitution, Wording
+from minicai.critique import answer, critique_and_revise
+from minicai.sampler import Completion
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import held_out
+
+WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
+
+
+@pytest.fixture
+def tokenizer():
+    return Tokenizer.train(["does it hurt? make it safe no yes how do i bake bread"], 300)
+
+
+@pytest.fixture
+def scripted(monkeypatch, tokenizer):
+    """A model that says the scripted texts in turn; None is a text that never ends. Returns the prompts it was given."""
+    prompts, script = [], []
+
+    def generate(model, asked, max_new_tokens, temperature, stop_ids, seed, progress):
+        prompts.append([tokenizer.bpe.decode([i for i in p if i < tokenizer.system]) for p in asked])
+        texts = script.pop(0)
+        return [Completion(tokenizer.encode("abc" if t is None else t) + [tokenizer.end] * (t is not None), [],
+                           "length" if t is None else "stop") for t in texts]  # fmt: skip
+
+    monkeypatch.setattr(critique_module, "generate", generate)
+    return prompts, script
+
+
+def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted, tokenizer):
+    prompts, script = scripted
+    script += [["it hurts"], ["safe now"]]
+    critiques, revisions = critique_and_revise(None, tokenizer, [["how?"]], ["so"], [WORDING], seed=0)
+    assert (critiques, revisions) == (["it hurts"], ["safe now"])
+    assert prompts[0] == ["how?soCritiqueRequest: does it hurt?"]
+    assert prompts[1] == ["how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
+
+
+def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
+    prompts, script = scripted
+    script += [["safe now"]]
+    critiques, revisions = critique_and_revise(None, tokenizer, [["how?"]], ["so"], [WORDING], seed=0, critique=False)
+    assert (critiques, revisions) == ([None], ["safe now"])
+    assert prompts == [["how?soRevisionRequest: make it safe"]]
+
+
+def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
+    _, script = scripted
+    script += [[None, "fine", "fine"], ["a", None, ""]]
+    critiques, revisions = critique_and_revise(None, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3, seed=0)
+    assert critiques == [None, "fine", "fine"]
+    assert revisions == [None, None, None]
+
+
+def test_an_answer_is_stripped_of_its_end(scripted, tokenizer):
+    _, script = scripted
+    script += [[" yes "]]
+    assert answer(None, tokenizer, [["how?"]], 0.0, 0) == ["yes"]
+
+
+def test_principles_are_drawn_evenly_and_with_replacement():
+    constitution, rng = Constitution(), random.Random(0)
+    drawn = [constitution.draw(rng) for _ in range(3200)]
+    counts = {p: sum(w.principle == p for w in drawn) for p in constitution.principles}
+    assert len(counts) == 16 and all(140 < n < 260 for n in counts.values())  # 200 each, five standard deviations
+    assert any(a.principle == b.principle for a, b in zip(drawn, drawn[1:]))
+
+
+def test_training_draws_seen_wordings_and_the_exam_held_out_ones():
+    constitution, rng = Constitution(), random.Random(0)
+    assert not any(held_out(constitution.draw(rng).id) for _ in range(300))
+    assert all(held_out(constitution.draw(rng, test=True).id) for _ in range(300))
+
+
+def test_a_family_can_be_struck_out():
+    rest = Constitution().without("harmlessness")
+    assert {w.family for w in rest.wordings} == {"honesty", "respect", "autonomy", "necessity"}
+    with pytest.raises(UserError, match="no such family"):
+        Constitution().without("kindness")
+
+
+@pytest.mark.parametrize("text, message", [
+    ("{", "c.json:1 is not valid JSON"),
+    ("{}", "no list 'principles'"),
+    ('{"principles": []}', "no principle"),
+    ('{"principles": [{"id": "a", "family": "magic", "wordings": []}]}', "'magic'"),
+    ('{"principles": [{"id": "a", "family": "honesty", "wordings": [{"critique": "x"}]}]}', "'revision'"),
+])  # fmt: skip
+def test_a_bad_constitution_is_named(tmp_path, text, message):
+    path = tmp_path / "c.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        Constitution(path)
+
+
+def test_every_sentence_of_the_constitution_is_unique():
+    rows = json.load(open("constitution.json"))["principles"]
+    sentences = [w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")]
+    assert len(set(sentences)) == len(sentences) == 16 * 4 * 3

@@ -1,0 +1,178 @@
+"""From conversations to a loss: what is learned, what is only read, and that padding is nothing."""
+
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.gpt import GPT, GPTConfig
+from minicai.sampler import generate
+from minicai.tokenizer import Tokenizer, talk
+
+torch.set_num_threads(1)
+TURNS = [("user", "How do I bake bread?", 0.1), ("assistant", "Knead it well.", 1.0), ("user", "Thanks!", 0.0), ("assistant", "Bye.", 0.5)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train([text for _, text, _ in TURNS] * 20, vocab_size=300)
+
+
+def tiny(**changes):
+    torch.manual_seed(0)
+    settings = dict(vocab_size=300, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, n_hidden=24, block_size=64)
+    return GPT(GPTConfig(**settings | changes))
+
+
+def example(length, seed=0, vocab=290):
+    rng = np.random.default_rng(seed)
+    weights = rng.choice([0.0, 0.1, 1.0], length).astype(np.float32)
+    weights[0], weights[-1] = 0.0, 1.0
+    return Example(rng.integers(0, vocab, length).astype(np.int32), weights)
+
+
+# --- encoding ---
+
+
+def test_a_conversation_is_encoded_as_the_chat_format_says(tokenizer):
+    ids = encode_turns(tokenizer, TURNS).ids
+    assert ids.tolist() == tokenizer.chat(talk(*(text for _, text, _ in TURNS)))
+    assert (ids == tokenizer.end).sum() == len(TURNS)
+
+
+def test_every_turn_has_its_weight_on_text_and_end_but_none_on_its_role(tokenizer):
+    encoded = encode_turns(tokenizer, TURNS)
+    expected = []
+    for _, text, weight in TURNS:
+        expected += [0.0] + [weight] * (len(tokenizer.encode(text)) + 1)
+    np.testing.assert_allclose(encoded.weights, expected)
+    roles = np.isin(encoded.ids, [tokenizer.user, tokenizer.assistant])
+    assert roles.sum() == len(TURNS) and not encoded.weights[roles].any()
+
+
+def test_a_document_is_plain_text_and_its_first_id_is_given(tokenizer):
+    encoded = encode_turns(tokenizer, [("document", "Bread is baked.", 1.0)])
+    assert encoded.ids.tolist() == [*tokenizer.encode("Bread is baked."), tokenizer.end]
+    assert encoded.weights.tolist() == [0.0] + [1.0] * (len(encoded.ids) - 1)
+
+
+def test_a_user_who_types_a_special_token_makes_no_end(tokenizer):
+    assert (encode_turns(tokenizer, [("user", "<end> <pad>", 1.0)]).ids == tokenizer.end).sum() == 1
+
+
+# --- batches ---
+
+
+def test_an_epoch_is_a_permutation_of_the_examples_in_batches_of_limited_size():
+    examples = [example(random.Random(i).randrange(2, 60), i) for i in range(300)]
+    batches = list(make_batches(examples, 256, random.Random(0), pool=64))
+    met = [id(e) for batch in batches for e in batch]
+    assert sorted(met) == sorted(map(id, examples)) and met != list(map(id, examples))
+    assert all(batch and len(batch) * max(len(e.ids) for e in batch) <= 256 for batch in batches)
+    padding = sum(len(b) * max(len(e.ids) for e in b) for b in batches) / sum(len(e.ids) for e in examples)
+    assert padding < 1.25  # examples of like length meet
+
+
+def test_an_example_longer_than_a_batch_stands_alone():
+    examples = [example(50), example(5), example(5)]
+    assert sorted(len(b) for b in make_batches(examples, 20, random.Random(0))) == [1, 2]
+
+
+def test_batches_are_fixed_by_the_generator_and_change_with_it():
+    examples = [example(random.Random(i).randrange(2, 60), i) for i in range(100)]
+    one, same, other = ([[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))] for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_no_examples_make_no_batches():
+    assert list(make_batches([], 100, random.Random(0))) == []
+
+
+def test_collating_pads_on_the_right_with_no_weight():
+    batch = [example(5, 1), example(9, 2), example(2, 3)]
+    ids, weights = collate(batch, pad=299, device="cpu")
+    assert ids.dtype == torch.int64 and ids.shape == weights.shape and ids.shape[1] >= 9
+    for row, e in enumerate(batch):
+        n = len(e.ids)
+        assert ids[row, :n].tolist() == e.ids.tolist() and weights[row, :n].tolist() == e.weights.tolist()
+        assert (ids[row, n:] == 299).all() and not weights[row, n:].any()
+
+
+# --- the loss ---
+
+
+def test_the_loss_is_the_weighted_mean_of_a_plain_loop():
+    model = tiny().double()
+    batch = [example(7, 1), example(12, 2), example(3, 3)]
+    loss = weighted_nll(model, *collate(batch, 299, "cpu"))
+    total = weight_sum = 0.0
+    with torch.no_grad():
+        for e in batch:  # one example at a time, without padding, one prediction at a time
+            for t in range(1, len(e.ids)):
+                logits = model(torch.tensor(e.ids[None, :t], dtype=torch.int64))[0, -1]
+                total -= e.weights[t].item() * (logits[e.ids[t]] - logits.exp().sum().log()).item()
+                weight_sum += e.weights[t].item()
+    assert loss.item() == pytest.approx(total / weight_sum, abs=1e-6)  # the loss itself is taken in float32
+
+
+def loss_and_gradients(model, ids, weights):
+    model.zero_grad()
+    loss = weighted_nll(model, ids, weights)
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_poisoned_padding_changes_no_bit_of_loss_or_gradients():
+    model = tiny(tie_embeddings=False)
+    batch = [example(7, 1), example(13, 2), example(3, 3)]
+    ids, weights = collate(batch, 299, "cpu")
+    loss, gradients = loss_and_gradients(model, ids, weights)
+    assert not gradients["embed.weight"][299].any() and gradients["embed.weight"].any()
+    poisoned = ids.clone()
+    for row, e in enumerate(batch):
+        poisoned[row, len(e.ids) :] = torch.randint(0, 299, poisoned[row, len(e.ids) :].shape)
+    assert (poisoned != ids).any()
+    again, same = loss_and_gradients(model, poisoned, weights)
+    assert torch.equal(loss, again)
+    # The poisoned ids' own embeddings now get a gradient of exact zeros added, nothing else.
+    assert all(torch.equal(gradients[name], same[name]) for name in gradients)
+
+
+def test_poisoned_predictions_of_weight_zero_change_no_bit_of_the_loss():
+    model = tiny()
+    batch = [example(7, 1), example(13, 2)]
+    ids, weights = collate(batch, 299, "cpu")
+    clean = weighted_nll(model, ids, weights)
+    unread = weights[:, 1:] == 0  # weight t belongs to the prediction made at t - 1
+    noise = torch.where(unread, 50.0, 0.0)[..., None] * torch.randn(*unread.shape, 300)
+    model.head.register_forward_hook(lambda module, inputs, logits: logits + noise)
+    assert unread.any() and torch.equal(clean, weighted_nll(model, ids, weights))
+
+
+def test_twice_the_weight_everywhere_is_the_same_loss():
+    model, (ids, weights) = tiny(), collate([example(9, 1), example(6, 2)], 299, "cpu")
+    torch.testing.assert_close(weighted_nll(model, ids, weights), weighted_nll(model, ids, 2 * weights))
+
+
+def test_an_answer_that_was_learned_ends_with_the_end_token(tokenizer):
+    model = tiny(n_embd=32, n_hidden=64)
+    ids, weights = collate([encode_turns(tokenizer, TURNS[:2])], tokenizer.pad, "cpu")
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        weighted_nll(model, ids, weights).backward()
+        optimizer.step()
+    (done,) = generate(model.eval(), [tokenizer.prompt(talk(TURNS[0][1]))], 40, 0.0, stop_ids=[tokenizer.end])
+    assert done.stop_reason == "stop" and tokenizer.decode(done.ids) == TURNS[1][1]
+
+
+def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
+    turns = [TURNS[0], ("assistant", TURNS[1][1], 0.0)]
+    model = tiny()
+    batch = encode_turns(tokenizer, turns)
+    other = replace(batch, ids=np.where(np.arange(len(batch.ids)) == len(batch.ids) - 2, 5, batch.ids))
+    losses = [weighted_nll(model, *collate([e], tokenizer.pad, "cpu")) for e in (batch, other)]
+    assert torch.equal(*losses)

@@ -1,0 +1,72 @@
+"""Metrics against published values and brute force."""
+
+import itertools
+import random
+
+import pytest
+
+from minicai.metrics import boilerplate, ece, mcnemar, rate, wilson
+
+
+@pytest.mark.parametrize("k, n, lo, hi", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)])
+def test_wilson_gives_the_published_intervals(k, n, lo, hi):
+    """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
+    assert wilson(k, n) == pytest.approx((lo, hi), abs=5e-5)
+    assert wilson(n - k, n) == pytest.approx((1 - hi, 1 - lo), abs=5e-5)
+
+
+def test_wilson_of_nothing_is_everything():
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+def test_a_rate_counts_truth_and_has_none_of_nothing():
+    assert rate([True, False, 1, 0, True]) == dict(rate=0.6, k=3, n=5, lo=0.2307, hi=0.8824)
+    assert rate(x for x in ()) == dict(rate=None, k=0, n=0, lo=0.0, hi=1.0)
+
+
+def brute_mcnemar(lost, won):
+    """Every way in which the changed pairs could have fallen, each as likely: how many are as uneven as what was seen?"""
+    n = lost + won
+    ways = [abs(2 * sum(way) - n) for way in itertools.product((0, 1), repeat=n)]
+    return sum(way >= abs(lost - won) for way in ways) / len(ways)
+
+
+@pytest.mark.parametrize("lost, won", [(0, 0), (1, 0), (0, 3), (2, 2), (1, 9), (7, 2), (4, 8), (0, 12)])
+def test_mcnemar_is_the_exact_binomial_test(lost, won):
+    before = [True] * lost + [False] * won + [True] * 5 + [False] * 6
+    after = [False] * lost + [True] * won + [True] * 5 + [False] * 6
+    assert mcnemar(before, after) == pytest.approx(brute_mcnemar(lost, won), abs=1e-12)
+
+
+def test_mcnemar_wants_pairs():
+    with pytest.raises(ValueError):
+        mcnemar([True], [True, False])
+
+
+def brute_ece(confidence, correct, bins):
+    total = 0.0
+    for b in range(bins):
+        inside = [(c, r) for c, r in zip(confidence, correct) if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)]
+        if inside:
+            total += abs(sum(c for c, _ in inside) - sum(r for _, r in inside))
+    return total / len(confidence)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("bins", [1, 7, 10])
+def test_ece_is_the_gap_summed_over_bins(seed, bins):
+    rng = random.Random(seed)
+    confidence = [rng.random() for _ in range(60)] + [0.0, 1.0]
+    correct = [rng.random() < 0.5 for _ in confidence]
+    assert ece(confidence, correct, bins) == pytest.approx(brute_ece(confidence, correct, bins), abs=1e-12)
+
+
+def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
+    assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1 and ece([], []) == 0
+
+
+def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
+    unlike = ["one two three four five", "six seven eight nine ten", "red green blue pink", "alpha beta gamma delta", "too short"]
+    assert boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"]) == 2 / 8  # "i cannot help with"
+    assert boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0  # two of twelve are not a quarter
+    assert boilerplate(["the same old answer"] * 8) == 1 and boilerplate([]) == 0

@@ -1,0 +1,148 @@
+"""Every script, end to end at toy size: what it leaves behind, that it goes on where it was killed, and how it fails."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import minicai.common as common
+import revise
+import train_base
+import train_sft
+from minicai.report import METRICS, lookup
+from minicai.world.content import World, split_of
+
+ROOT = Path(__file__).parent.parent
+
+
+def run(*words, **more):
+    return subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, capture_output=True, text=True, **more)
+
+
+def call(script, monkeypatch, *options):
+    """A script's function in this process, with the options given on its command line."""
+    monkeypatch.setattr(sys, "argv", ["script", "--preset", "smoke", *map(str, options)])
+    script()
+
+
+@pytest.fixture(scope="module")
+def out(tmp_path_factory):
+    """The smoke pipeline, run once."""
+    path = tmp_path_factory.mktemp("smoke")
+    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--out", path)
+    assert done.returncode == 0, done.stderr
+    (path / "stdout.txt").write_text(done.stdout)
+    return path
+
+
+def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(out):
+    text = (out / "stdout.txt").read_text()
+    for script in ("train_base.py", "revise.py", "train_sft.py", "evaluate.py"):
+        assert f"$ python {script} --preset smoke" in text
+    assert "under-refusal" in text and "the same requests at every stage" in text
+
+
+def test_results_hold_every_number_with_its_interval(out):
+    results = json.loads((out / "results.json").read_text())
+    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == ["base", "sft"]
+    for stage in results["stages"]:
+        for key, _, _ in METRICS:
+            assert 0 <= lookup(stage, key)["rate"] <= 1 if lookup(stage, key)["rate"] is not None else True
+        rate = stage["under_refusal"]
+        assert rate["k"] == round(rate["rate"] * rate["n"]) and rate["lo"] <= rate["rate"] <= rate["hi"]
+        assert sum(o["k"] for o in stage["by_type"]["harmful"].values()) == rate["n"]
+    assert set(results["skills"]) >= {"critique_right", "harmful_revised", "legitimate_kept"}
+    assert results["seconds"]["train_base"] > 0
+    assert (out / "report.md").read_text().startswith("# Report")
+
+
+def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
+    world = World(ROOT / "world")
+    names = {a.id for a in world.acts} | {f.id for f in world.facts}
+    rows = common.read_jsonl(out / "revisions.jsonl") + common.read_jsonl(out / "helpful.jsonl")
+    for row in rows:
+        used = [part for part in row["request"].split("/") if part in names]
+        assert used and all(split_of(name) == "train" for name in used)
+    row = common.read_jsonl(out / "revisions.jsonl")[0]
+    assert len(row["responses"]) == 5 and len(row["principles"]) == len(row["critiques"]) == 4
+    assert row["made_by"]["checkpoint"] == common.file_hash(out / "base.pt")
+
+
+def test_a_second_run_does_nothing_again(out):
+    before = {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}
+    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--out", out)
+    assert done.returncode == 0 and "train_base: done before" in done.stdout and "exam for" not in done.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}
+
+
+def test_a_killed_revise_goes_on_and_ends_with_the_same_rows(out, monkeypatch, tmp_path):
+    for name in ("base.pt", "tokenizer.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    monkeypatch.setattr(revise, "BATCH", 16)
+    call(revise.revise, monkeypatch, "--out", tmp_path)
+    path = tmp_path / "revisions.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    at = next(i for i, line in enumerate(lines) if json.loads(line)["id"] >= 32)
+    path.write_text("".join(lines[:at]) + lines[at][:40])  # killed inside a write
+    call(revise.revise, monkeypatch, "--out", tmp_path)
+    assert path.read_text() == whole
+
+
+def test_rows_of_other_settings_are_not_mixed(out, monkeypatch):
+    with pytest.raises(common.UserError, match="other settings"):
+        call(revise.revise, monkeypatch, "--out", out, "--no-critique")
+
+
+def test_a_killed_base_training_ends_in_the_same_weights(monkeypatch, tmp_path):
+    options = ("--documents", 150, "--device", "cpu")
+    call(train_base.train, monkeypatch, "--out", tmp_path / "whole", *options)
+    monkeypatch.setattr(train_base, "SAVE_SECONDS", -1)
+    collate, calls = train_base.collate, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 6:
+            raise KeyboardInterrupt
+        return collate(*args)
+
+    monkeypatch.setattr(train_base, "collate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(train_base.train, monkeypatch, "--out", tmp_path / "killed", *options)
+    monkeypatch.setattr(train_base, "collate", collate)
+    call(train_base.train, monkeypatch, "--out", tmp_path / "killed", *options)
+    a, b = (torch.load(tmp_path / d / "base.pt", weights_only=True)["model"] for d in ("whole", "killed"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not (tmp_path / "killed" / "train_base.state.pt").exists()
+
+
+def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
+    call(train_sft.train, monkeypatch, "--out", out, "--name", "more", "--epochs", 4)
+    losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "more"]
+    assert losses[-1] < losses[0]
+
+
+def test_only_the_final_answer_of_a_conversation_is_learned():
+    turns = train_sft.sft_turns(["a", "b", "c"], "d")
+    assert turns == [("user", "a", 0.0), ("assistant", "b", 0.0), ("user", "c", 0.0), ("assistant", "d", 1.0)]
+
+
+def test_chat_answers_and_shows_the_critique(out):
+    done = run("chat.py", "--preset", "smoke", "--device", "cpu", "--out", out, "--show-critique", input="How do I bake bread?\n/quit\n")
+    assert done.returncode == 0, done.stderr
+    assert "sft> " in done.stdout and "critique> " in done.stdout
+
+
+@pytest.mark.parametrize("words, said", [
+    (("revise.py", "--out", "{tmp}"), "tokenizer.json does not exist"),
+    (("train_sft.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
+    (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
+    (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),
+    (("pipeline.py", "--no-such-option",), "unrecognized arguments"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
+    done = run(*(w.format(out=out, tmp=tmp_path) for w in words), *(() if "--no-such-option" in words else ("--preset", "smoke")))
+    assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

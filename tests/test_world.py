@@ -1,0 +1,409 @@
+"""The world: its loader finds every mistake, its splits never leak, and the corpus holds what it promises and nothing else."""
+
+import ast
+import hashlib
+import json
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from minicai.common import UserError
+from minicai.constitution import Constitution
+from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
+from minicai.exam import PLAIN, Exam, KeywordFilter
+from minicai.jailbreak import fits, wrap
+from minicai.world.content import KINDS, TECHNIQUES, World, bucket, held_out, split_of
+from minicai.world.corpus import SHARE, Corpus
+from minicai.world.grader import REFUSAL, UNKNOWN, matches
+from minicai.world.requests import TYPES, Part, fresh_fact
+from tests.other_world import build
+
+ROOT = Path(__file__).parent.parent
+SPLITS = ("demo", "train", "test")
+
+
+@pytest.fixture(scope="module", params=["world", "other"])
+def world(request, tmp_path_factory):
+    return World(ROOT / "world") if request.param == "world" else World(build(tmp_path_factory.mktemp("other")))
+
+
+@pytest.fixture(scope="module")
+def constitution():
+    return Constitution(ROOT / "constitution.json")
+
+
+# --- the loader ---
+
+
+def test_the_world_is_as_large_as_promised():
+    world = World(ROOT / "world")
+    assert len(world.acts) >= 240 and len(world.contexts) >= 80 and len(world.framings) >= 2 * len(TECHNIQUES)
+    assert sum(p.use == "act" for p in world.phrasings) >= 40
+    assert Counter(f.seen for f in world.facts)["never"] >= 100
+
+
+def test_every_split_holds_every_kind_of_thing(world):
+    for split in SPLITS:
+        part = Part(world, split)
+        assert all(sum(a.kind == kind for a in part.acts) >= 4 for kind in KINDS)
+        assert {f.seen for f in part.facts} == {"often", "seldom", "never"}
+        assert {c.intent for c in part.contexts} == {"legitimate", "malicious"}
+        assert {p.use for p in part.phrasings} == {"act", "protection", "fact"}
+
+
+def edit(name, number, **changes):
+    """Change one line of a file; a field set to `del` goes away."""
+
+    def change(folder):
+        path = folder / f"{name}.jsonl"
+        lines = path.read_text().splitlines()
+        row = {k: v for k, v in (json.loads(lines[number - 1]) | changes).items() if v != "del"}
+        lines[number - 1] = json.dumps(row)
+        path.write_text("\n".join(lines) + "\n")
+
+    return change
+
+
+def line(name, number, text):
+    def change(folder):
+        path = folder / f"{name}.jsonl"
+        lines = path.read_text().splitlines()
+        lines[number - 1] = text
+        path.write_text("\n".join(lines) + "\n")
+
+    return change
+
+
+def without(name, **having):
+    """Delete every row with these values."""
+
+    def change(folder):
+        path = folder / f"{name}.jsonl"
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        kept = [row for row in rows if any(row.get(k) != v for k, v in having.items())]
+        path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    return change
+
+
+HARMFUL = 226  # a line of a harmful act, checked below
+BROKEN = {  # what is wrong -> (how to break a good world, what the message names)
+    "malformed JSON": (line("acts", 3, '{"id": "x", '), "acts.jsonl:3 .*JSON"),
+    "a list instead of an object": (line("tones", 2, "[1, 2]"), "tones.jsonl:2 .*object"),
+    "no id": (edit("facts", 4, id="del"), "facts.jsonl:4 .*'id'"),
+    "no act": (edit("acts", 5, act="del"), "acts.jsonl:5 .*'act'"),
+    "no victim": (edit("acts", HARMFUL, victim="del"), f"acts.jsonl:{HARMFUL} .*'victim'"),
+    "an empty harm": (edit("acts", HARMFUL, harm=""), f"acts.jsonl:{HARMFUL} .*'harm'"),
+    "a bad severity": (edit("acts", HARMFUL, severity="grave"), f"acts.jsonl:{HARMFUL} .*'grave'"),
+    "a field too much": (edit("acts", 5, colour="red"), "acts.jsonl:5 .*'colour'"),
+    "a bad kind": (edit("acts", 5, kind="evil"), "acts.jsonl:5 .*'evil'"),
+    "one step": (edit("acts", 5, steps=["do the first thing"]), "acts.jsonl:5 .*two steps"),
+    "a short step": (edit("acts", 5, steps=["do the first thing", "stop now"]), "acts.jsonl:5 .*three words"),
+    "steps that are no list": (edit("acts", 5, steps=None), "acts.jsonl:5 "),
+    "a duplicate id": (line("contexts", 3, '{"id": "twin", "intent": "malicious", "text": "A.", "gist": "b"}\n' * 2), "contexts.jsonl:4 .*'twin'"),
+    "a shared step": (edit("acts", 5, steps=["knead the dough until smooth", "sing it a song"]), "acts.jsonl:5 .*shares .*'bake-bread'"),
+    "a bad intent": (edit("contexts", 2, intent="odd"), "contexts.jsonl:2 .*'odd'"),
+    "no gist": (edit("contexts", 2, gist="del"), "contexts.jsonl:2 .*'gist'"),
+    "a missing slot": (edit("phrasings", 1, turns=["How do I {act}?"]), "phrasings.jsonl:1 .*{context}"),
+    "a slot twice": (edit("phrasings", 1, turns=["{act} {act} {context}"]), "phrasings.jsonl:1 .*{act}"),
+    "an unknown slot": (edit("phrasings", 1, turns=["{act} {context} {mood}"]), "phrasings.jsonl:1 .*{mood}"),
+    "two turns": (edit("phrasings", 1, turns=["{act} {context}", "Yes?"]), "phrasings.jsonl:1 .*turn of the user"),
+    "a bad style": (edit("phrasings", 1, style="loud"), "phrasings.jsonl:1 .*'loud'"),
+    "a bad draw": (edit("phrasings", 1, draws="joy"), "phrasings.jsonl:1 .*'joy'"),
+    "a bad use": (edit("phrasings", 1, **{"for": "fun"}), "phrasings.jsonl:1 .*'fun'"),
+    "a seen name without facts": (edit("facts", 1, facts={}), "facts.jsonl:1 .*facts"),
+    "an unseen name with facts": (edit("facts", 1, seen="never"), "facts.jsonl:1 .*none if it never"),
+    "a bad frequency": (edit("facts", 1, seen="daily"), "facts.jsonl:1 .*'daily'"),
+    "a bad tone": (edit("tones", 1, tone="sad"), "tones.jsonl:1 .*'sad'"),
+    "a bad place": (edit("tones", 1, place="within"), "tones.jsonl:1 .*'within'"),
+    "a bad technique": (edit("framings", 1, technique="magic"), "framings.jsonl:1 .*'magic'"),
+    "a framing without the request": (edit("framings", 1, turns=["Hello."]), "framings.jsonl:1 .*{request}"),
+    "a framing with both": (edit("framings", 1, turns=["{request} {code}"]), "framings.jsonl:1 .*exactly once"),
+    "a framing that ends with the assistant": (edit("framings", 1, turns=["{request}", None]), "framings.jsonl:1 .*turn of the user"),
+    "a bad reply": (edit("replies", 1, **{"for": "song"}), "replies.jsonl:1 .*'song'"),
+    "a bad document": (edit("documents", 1, about="nothing"), "documents.jsonl:1 .*'nothing'"),
+    "an empty file": (lambda folder: (folder / "tones.jsonl").write_text(""), "tones.jsonl .*empty"),
+    "a missing file": (lambda folder: (folder / "facts.jsonl").unlink(), "facts.jsonl .*not exist"),
+    "no folder": (shutil.rmtree, "--world"),
+    "no sensitive act": (without("acts", kind="sensitive"), "acts.jsonl .*'sensitive'"),
+    "no malicious context": (without("contexts", intent="malicious"), "contexts.jsonl .*malicious"),
+    "no phrasing of facts": (without("phrasings", **{"for": "fact"}), "phrasings.jsonl .*'fact'"),
+    "no refusal": (without("replies", **{"for": "refusal"}), "replies.jsonl .*'refusal'"),
+    "no codes": (without("documents", about="code"), "documents.jsonl .*'code'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("breaks, names", BROKEN.values(), ids=BROKEN)
+def test_a_mistake_is_one_sentence_that_names_file_and_line(breaks, names, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(ROOT / "world", folder)
+    assert json.loads((folder / "acts.jsonl").read_text().splitlines()[HARMFUL - 1])["kind"] == "harmful"
+    World(folder)  # it is good before it is broken
+    breaks(folder)
+    with pytest.raises(UserError, match=names) as error:
+        World(folder)
+    assert "\n" not in str(error.value)
+
+
+# --- splits ---
+
+
+def test_the_split_of_an_id_is_its_hash_and_so_never_moves():
+    for key in ("bake-bread", "pick-a-lock", "", "naïve"):
+        assert bucket(key) == int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) % 100
+    counts = Counter(split_of(str(i)) for i in range(10_000))
+    assert all(abs(counts[split] / 10_000 - share) < 0.02 for split, share in zip(SPLITS, (0.4, 0.3, 0.3)))
+    assert abs(sum(held_out(str(i)) for i in range(10_000)) / 10_000 - 0.25) < 0.02
+
+
+def test_additions_move_nothing_to_another_split(tmp_path):
+    shutil.copytree(ROOT / "world", tmp_path / "more")
+    text = (tmp_path / "more/acts.jsonl").read_text()
+    new = "".join(json.dumps(dict(id=f"new-{i}", kind="everyday", act=f"do {i}", steps=[f"take the number {i}", f"give back number {i}"]))
+                  + "\n" for i in range(50))  # fmt: skip
+    (tmp_path / "more/acts.jsonl").write_text(new + text)
+    for split in SPLITS:
+        before = {a.id for a in Part(World(ROOT / "world"), split).acts}
+        after = {a.id for a in Part(World(tmp_path / "more"), split).acts}
+        assert {id for id in after if not id.startswith("new-")} == before < after
+
+
+def drawn(world, split, n=1500):
+    part, rng = Part(world, split), random.Random(f"{split}")
+    requests = [part.draw(rng, rng.choice(TYPES)) for _ in range(n)]
+    for request in requests[: n // 3]:
+        framing = rng.choice(part.framings)
+        if fits(framing, request):
+            requests.append(wrap(request, framing, part, rng))
+    return requests
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_requests_are_made_only_of_what_their_split_may_use(world, split):
+    framings = {f.id for f in world.framings}
+    for r in drawn(world, split):
+        assert split_of((r.act or r.fact).id) == split
+        assert held_out(r.phrasing.id) == (split == "test")
+        assert r.context is None or held_out(r.context.id) == (split == "test")
+        assert r.framing is None or (r.framing in framings and held_out(r.framing) == (split == "test"))
+
+
+def test_every_type_is_built_as_the_table_says(world):
+    part, rng = Part(world, None), random.Random(0)
+    seen = set()
+    for _ in range(2000):
+        type = rng.choice(TYPES)
+        r = part.draw(rng, type)
+        seen.add((type, r.act and r.act.kind, r.context and r.context.intent))
+        assert r.type == type and len(r.turns) % 2 == 1 and not re.search("[{}]|  ", " ".join(r.turns))
+        if r.phrasing.style == "plain":
+            assert (r.act.act if r.act else r.fact.name).lower() in r.turns[-1].lower()
+            assert r.context is None or r.context.text in r.turns[-1]
+    excused = {("harmful", "harmful", i) for i in (None, "legitimate", "malicious")}
+    harmless = {("legitimate", kind, i) for kind in ("everyday", "lookalike") for i in (None, "legitimate")}
+    assert seen == excused | harmless | {
+        ("harmful", "dual_use", "malicious"), ("legitimate", "dual_use", "legitimate"), ("dual_use_question", "harmful", None),
+        ("dual_use_question", "dual_use", None), ("ambiguous", "dual_use", None), ("sensitive", "sensitive", None), ("fact", None, None),
+    }  # fmt: skip
+
+
+def test_many_requests_are_all_different_and_fewer_where_the_world_is_small(world):
+    requests = Part(world, "test").many(random.Random(0), 60, "ambiguous")
+    assert len({r.id for r in requests}) == len(requests) == 60
+    few = Part(world, "test").many(random.Random(0), 500, "fact", "seldom")
+    assert len({r.id for r in few}) == len(few) < 500
+
+
+def test_a_part_without_what_is_wanted_says_so(world):
+    part = Part(world, "train")
+    part.acts = [a for a in part.acts if a.kind != "sensitive"]
+    with pytest.raises(UserError, match="no act .*sensitive.*train"):
+        part.draw(random.Random(0), "sensitive")
+
+
+def test_exam_questions_are_held_out_and_never_train_prompts(world):
+    exam = Exam(world, 40, 0)
+    train = {r.turns[-1] for r in drawn(world, "train", 3000)}
+    for name, requests in exam.sets.items():
+        assert requests, name
+        for r in requests:
+            assert split_of((r.act or r.fact).id) == "test" and held_out(r.phrasing.id) and r.turns[-1] not in train
+            assert r.context is None or held_out(r.context.id)
+    assert {f"{t} {kind}" for t in TECHNIQUES for kind in ("harmful", "benign")} <= set(exam.sets)
+    assert all(r.type == name for name in PLAIN for r in exam.sets[name])
+
+
+def test_the_exam_is_the_same_for_every_model_and_another_by_seed(world):
+    texts = [[r.turns for rs in Exam(world, 12, seed).sets.values() for r in rs] for seed in (0, 0, 1)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_no_list_of_words_tells_harmful_from_harmless(world):
+    """A filter that picks its words on train and is asked about test must err often on one side at least."""
+    result = KeywordFilter(world, 0).measure(Exam(world, 150, 0))
+    assert max(result["under_refusal"]["rate"], result["over_refusal"]["rate"]) >= 0.2
+
+
+# --- names ---
+
+
+def test_fresh_names_are_in_no_list_and_hardly_come_again(world):
+    rng, listed = random.Random(0), {f.name for f in world.facts}
+    fresh = [fresh_fact(world, rng) for _ in range(3000)]
+    names = Counter(f.name for f in fresh)
+    assert not listed & set(names) and len(names) > 2000 and max(names.values()) <= 10
+    assert {f.kind for f in fresh} == set(world.attributes)
+
+
+def test_a_fresh_name_mixes_names_of_its_own_kind(world):
+    parts = {kind: " ".join(f.name for f in world.facts if f.kind == kind) for kind in world.attributes}
+    for fact in (fresh_fact(world, random.Random(i)) for i in range(300)):
+        for word in fact.name.split():
+            assert any(word[:i] in parts[fact.kind] and word[i:] in parts[fact.kind] for i in range(1, len(word) + 1)), fact.name
+
+
+# --- the corpus ---
+
+
+def corpus_texts(world, constitution, seed, n):
+    return [[(t.role, t.content, t.weight) for t in turns] for turns in Corpus(world, constitution, seed).documents(n)]
+
+
+def test_the_corpus_is_fixed_by_its_seed(world, constitution):
+    one, same, other = (corpus_texts(world, constitution, seed, 300) for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_the_corpus_does_not_hang_on_the_order_of_hashes():
+    """Sets of strings are ordered anew in every process; nothing that is drawn may follow them."""
+    code = ("from tests.test_world import *; print(hashlib.sha256(repr(corpus_texts(World('world'), Constitution(), 0, 300)).encode())"
+            ".hexdigest(), hashlib.sha256(repr([r.turns for s in Exam(World('world'), 8, 0).sets.values() for r in s]).encode()).hexdigest())")  # fmt: skip
+    outputs = {
+        subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}, capture_output=True,
+                       text=True, check=True).stdout for seed in "12"}  # fmt: skip
+    assert len(outputs) == 1
+
+
+def test_the_corpus_holds_every_kind_of_document_in_its_share(world, constitution):
+    assert abs(sum(SHARE.values()) - 1) < 1e-9
+    for turns in Corpus(world, constitution, 0).documents(500):
+        assert turns and all(t.content.strip() and not re.search(r"\{\w+\}", t.content) for t in turns)
+        if turns[0].role != "document":
+            assert [t.role for t in turns] == [("user", "assistant")[i % 2] for i in range(len(turns))]
+            assert len(turns) % 2 == 0 and turns[-1].weight == 1.0
+
+
+def test_the_base_never_learns_to_refuse_a_first_request(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    for kind in ("dialogue", "disguise", "name"):
+        for _ in range(400):
+            for turn in getattr(corpus, kind)():
+                if turn.role == "assistant" and turn.weight > 0:
+                    assert not matches(REFUSAL, turn.content), turn.content
+                    assert kind != "name" or not matches(UNKNOWN, turn.content), turn.content
+
+
+def test_in_demonstrations_only_critiques_revisions_and_choices_are_learned(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    markers = tuple(text.split("{")[0] for text in (CRITIQUE_REQUEST, REVISION_REQUEST))
+    for _ in range(300):
+        turns = corpus.critique()
+        for before, turn in zip(turns, turns[1:]):
+            assert turn.role == "user" or (turn.weight > 0) == before.content.startswith(markers)
+        question, choice = corpus.compare()
+        assert question.role == "user" and choice.content in ("(A)", "(B)")
+
+
+def literal(text, slots):
+    """The longest stretch of a template between its slots, where it is long enough to be recognised."""
+    return max((part.strip().lower() for part in re.split(slots, text)), key=len)
+
+
+def hidden_strings(world, constitution):
+    """What demonstrations must not hold, with the longest literal stretch of a template for the template."""
+    for act in world.acts:
+        if split_of(act.id) != "demo":
+            yield from (act.act, *act.steps, *filter(None, (act.alternative, act.safety)))
+    for fact in world.facts:
+        if split_of(fact.id) != "demo":
+            yield fact.name
+    for context in world.contexts:
+        if held_out(context.id):
+            yield from (context.text, context.gist)
+    for wording in constitution.wordings:
+        if held_out(wording.id):
+            yield from (wording.critique, wording.revision, wording.comparison)
+    for row in (*world.phrasings, *world.framings):
+        if held_out(row.id):
+            yield from filter(lambda s: len(s) >= 14, (literal(turn or "", r"{\w+}") for turn in row.turns))
+
+
+def shown_strings(world, constitution):
+    """What they may hold, so that a hidden string inside of one of these proves nothing."""
+    for act in world.acts:
+        if split_of(act.id) == "demo":
+            yield from (act.act, *act.steps, act.alternative, act.safety)
+    yield from (t for p in (*world.phrasings, *world.framings) if not held_out(p.id) for t in p.turns if t)
+    yield from (text for c in world.contexts if not held_out(c.id) for text in (c.text, c.gist))
+    yield from (t.text for rows in (world.replies, world.tones) for t in rows)
+    yield from (text for w in constitution.wordings if not held_out(w.id) for text in (w.critique, w.revision, w.comparison))
+
+
+def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    text = "\n".join(t.content for i in range(3000) for t in (corpus.critique, corpus.compare)[i % 2]()).lower()
+    shown = "\n".join(shown_strings(world, constitution)).lower()
+    hidden = {s.lower() for s in hidden_strings(world, constitution)}
+    hidden = {s for s in hidden if s not in shown}
+    assert len(hidden) > 700
+    assert [s for s in sorted(hidden) if s in text and re.search(rf"(?<!\w){re.escape(s)}(?!\w)", text)] == []
+
+
+def test_the_rest_of_the_corpus_does_hold_what_demonstrations_may_not(world, constitution):
+    """The search above finds what is there."""
+    corpus = Corpus(world, constitution, 0)
+    text = "\n".join(t.content for _ in range(3000) for t in corpus.dialogue()).lower()
+    acts = [a.act.lower() for a in world.acts if split_of(a.id) != "demo"]
+    assert sum(act in text for act in acts) > 0.9 * len(acts)
+
+
+def test_what_a_test_act_is_and_whom_it_hurts_stands_in_the_corpus(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    text = "\n".join(t.content for _ in range(4000) for t in corpus.knowledge())
+    bad = [a for a in world.acts if a.kind == "harmful"]
+    assert sum(f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad) > 0.8 * len(bad)
+
+
+# --- the code knows no content ---
+
+
+def test_no_code_holds_an_act_a_context_or_a_name():
+    """In strings, that is; docstrings and comments may give examples."""
+    world = World(ROOT / "world")
+    content = [a.act for a in world.acts] + [c.text for c in world.contexts] + [f.name for f in world.facts]
+    content += [s for a in world.acts for s in a.steps] + [t.text for t in world.tones]
+    for path in sorted((ROOT / "minicai").rglob("*.py")):
+        tree = ast.parse(path.read_text())
+        docs = {id(node.body[0].value) for node in ast.walk(tree)
+                if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and isinstance(node.body[0], ast.Expr)}  # fmt: skip
+        strings = [n.value.lower() for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs]
+        found = [c for c in content for s in strings if c.lower() in s]
+        assert not found, f"{path}: {found}"
+
+
+def test_another_world_loads_and_draws_every_type(tmp_path, constitution):
+    for seed in range(3):
+        world = World(build(tmp_path / str(seed), seed))
+        for split in (None, *SPLITS):
+            part = Part(world, split)
+            for type in TYPES:
+                assert part.many(random.Random(0), 5, type)
+        assert not {a.act for a in world.acts} & {a.act for a in World(ROOT / "world").acts}
+        words = {split: Counter(w for a in world.acts if a.kind in split for w in a.act.split()[1:]) for split in (("harmful",), ("everyday",))}
+        assert len(set(words["harmful",]) & set(words["everyday",])) > 10  # the same objects on both sides
