@@ -94,7 +94,7 @@ def evaluate():
     results["seconds"] = json.loads(record.read_text()) if record.exists() else {}
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
-    write_report(results, args.out / "report.md")
+    write_report(results, results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md"))
     print(f"{table(results)}\n\n{samples_text(results)}\n")
     print(f"{results_path}, {args.out / 'report.md'}; greedy decoding, {args.split} split, n in {results_path.name}")
 

@@ -92,9 +92,13 @@ def read_jsonl(path, required=()) -> list[dict]:
     path, rows = Path(path), []
     if not path.exists():
         raise UserError(f"{path} does not exist; run the step that writes it, or name another with its option")
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
+    try:
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 or name another file")
+    for number, line in enumerate(lines, 1):
+        if lines == [""]:
+            break
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -147,10 +151,10 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
         raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__}); name a .pt file it wrote")
     if found != kind:
         raise UserError(f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint")
-    model = GPT(GPTConfig(**value.pop("config")))
     try:
+        model = GPT(GPTConfig(**value.pop("config")))
         model.load_state_dict(value.pop("model"), strict=True)
-    except RuntimeError as error:
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it anew")
     return model.to(device).eval(), value
 

@@ -39,6 +39,14 @@ def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> E
     return Example(np.array(ids, dtype=np.int32), np.array(weights, dtype=np.float32))
 
 
+def padded(length: int) -> int:
+    """The width of a batch: its inputs, one fewer than its ids, come in multiples of 16.
+
+    CPU libraries build and keep a kernel for every new shape; with widths of all kinds that costs time and gigabytes.
+    """
+    return -(-(length - 1) // 16) * 16 + 1
+
+
 def make_batches(examples: list[Example], batch_tokens: int, rng: random.Random, pool: int = 4096) -> Iterator[list[Example]]:
     """One epoch in random order, in batches of examples of like length: at most batch_tokens ids, pads included.
 
@@ -49,7 +57,7 @@ def make_batches(examples: list[Example], batch_tokens: int, rng: random.Random,
     for start in range(0, len(order), pool):
         batches, batch = [], []
         for i in sorted(order[start : start + pool], key=lambda i: len(examples[i].ids)):
-            if batch and (len(batch) + 1) * len(examples[i].ids) > batch_tokens:
+            if batch and (len(batch) + 1) * padded(len(examples[i].ids)) > batch_tokens:
                 batches.append(batch)
                 batch = []
             batch.append(examples[i])
@@ -59,11 +67,8 @@ def make_batches(examples: list[Example], batch_tokens: int, rng: random.Random,
 
 
 def collate(batch: list[Example], pad: int, device) -> tuple[Tensor, Tensor]:
-    """ids (B, T) and weights (B, T), padded on the right.
-
-    T - 1, the length that the model sees, is a multiple of 8: CPU libraries prepare a kernel for every new shape.
-    """
-    width = -(-max(len(e.ids) - 1 for e in batch) // 8) * 8 + 1
+    """ids (B, T) and weights (B, T), padded on the right."""
+    width = padded(max(len(e.ids) for e in batch))
     ids = np.full((len(batch), width), pad, dtype=np.int64)
     weights = np.zeros((len(batch), width), dtype=np.float32)
     for row, e in enumerate(batch):

@@ -100,8 +100,7 @@ def facts(rng):
 def phrasings(rng):
     """Half of the world's own, and these."""
     rows = [json.loads(line) for line in open(WORLD / "phrasings.jsonl")]
-    for row in rows[::2]:
-        yield row
+    yield from rows[::2]
     for use, texts in ASK.items():
         for i, text in enumerate(texts):
             for j, (style, draws) in enumerate(STYLES if use == "act" else STYLES[:1]):

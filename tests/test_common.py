@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from minicai.common import (
-    PRESETS, UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, save_checkpoint, setup, write_json,
+    PRESETS,
+    UserError,
+    append_jsonl,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    read_jsonl,
+    save_checkpoint,
+    setup,
+    write_json,
 )  # fmt: skip
 from minicai.gpt import GPT, GPTConfig
 
@@ -64,12 +74,18 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
 
     def half(self, text, **_):
         self.write_bytes(text[: len(text) // 2].encode())
-        raise OSError("disk full")
+        if self == path or fails:
+            raise OSError("disk full")
+        self.write_bytes(text.encode())
 
     monkeypatch.setattr(Path, "write_text", half)
+    fails, new = True, dict(a=2, b=list(range(100)))
     with pytest.raises(OSError):
-        write_json(path, dict(a=2, b=list(range(100))))
+        write_json(path, new)
     assert json.loads(path.read_text()) == dict(a=1)
+    fails = False
+    write_json(path, new)  # the file itself is never opened for writing
+    assert json.loads(path.read_text()) == new
 
 
 # --- checkpoints ---

@@ -105,4 +105,4 @@ def test_a_bad_constitution_is_named(tmp_path, text, message):
 def test_every_sentence_of_the_constitution_is_unique():
     rows = json.load(open("constitution.json"))["principles"]
     sentences = [w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")]
-    assert len(set(sentences)) == len(sentences) == 16 * 4 * 3
+    assert len(set(sentences)) == len(sentences) >= 16 * 4 * 3

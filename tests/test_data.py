@@ -85,6 +85,9 @@ def test_batches_are_fixed_by_the_generator_and_change_with_it():
     examples = [example(random.Random(i).randrange(2, 60), i) for i in range(100)]
     one, same, other = ([[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))] for seed in (0, 0, 1))
     assert one == same != other
+    # Not only the order of the batches: with a pool of a third of the examples, others meet.
+    met = [{frozenset(map(id, b)) for b in make_batches(examples, 200, random.Random(seed), pool=33)} for seed in (0, 1)]
+    assert len(met[0] & met[1]) < 3
 
 
 def test_no_examples_make_no_batches():

@@ -74,6 +74,8 @@ def test_typing_errors_leave_every_word_almost_as_it_was():
             changed += before != after
     assert 100 < changed < 350  # of 450 long words half are tried, and a swap of equal letters changes nothing
     assert misspell(text, random.Random(0)) == misspell(text, random.Random(0))
+    disguised = " ".join(encode("typos", text, random.Random(seed)) for seed in range(50)).split()
+    assert sum(word in text.split() for word in disguised) < 0.7 * len(disguised)
 
 
 def test_every_technique_has_framings_and_no_other_has(world):

@@ -63,6 +63,7 @@ def test_ece_is_the_gap_summed_over_bins(seed, bins):
 
 def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
     assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1 and ece([], []) == 0
+    assert ece([1.0, 0.95], [0, 1]) == pytest.approx(0.475)  # a confidence of exactly one falls into the last bin
 
 
 def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():

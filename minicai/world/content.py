@@ -21,6 +21,9 @@ REPLIES = ("steps", "care", "safety", "refusal", "limit", "decline", "answer", "
 DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
              "protection", "fact", "known", "unknown", "code")  # fmt: skip
 
+SLOTS = ("act", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
+         "language", "pairs")  # fmt: skip
+
 
 def bucket(key: str) -> int:
     """A stable number in 0..99 from an id: adding content never moves what is already there to another split."""
@@ -134,6 +137,9 @@ class World:
         for number, row in enumerate(rows, 1):
             try:
                 item = make(dict(row))
+                for name_, type_ in item.__annotations__.items():
+                    if type_ is str and not isinstance(getattr(item, name_), str):
+                        raise ValueError(f"has {name_} {getattr(item, name_)!r}; it must be a string")
                 if item.id in seen:
                     raise ValueError(f"the id {item.id!r} is taken; give it another")
             except KeyError as error:
@@ -191,6 +197,8 @@ class World:
         return Phrasing(**row)
 
     def _fact(self, row):
+        if not isinstance(row["facts"], dict):
+            raise ValueError(f"has facts {row['facts']!r}; they must be an object of attributes and values")
         self._one_of(row, "seen", ("often", "seldom", "never"))
         if (row["seen"] == "never") == bool(row["facts"]):
             raise ValueError("must have facts if it is ever seen, and none if it never is")
@@ -213,6 +221,7 @@ class World:
     def _template(self, row, key, allowed):
         row["use"] = self._one_of(row, key, allowed)
         del row[key]
+        self._slots(row["text"], (), SLOTS)
         return Template(**row)
 
     def _check_whole(self):

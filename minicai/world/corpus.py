@@ -19,13 +19,13 @@ from minicai.world.replies import Reply, calibrated, decline, helpful, list_step
 from minicai.world.requests import Part, Request, fresh_fact
 
 SHARE = {  # of the documents
-    "dialogue": 0.24,
-    "disguise": 0.14,
+    "dialogue": 0.20,
+    "disguise": 0.11,
     "code": 0.07,
-    "knowledge": 0.15,
-    "name": 0.13,
-    "critique": 0.20,
-    "compare": 0.07,
+    "knowledge": 0.19,
+    "name": 0.12,
+    "critique": 0.25,
+    "compare": 0.06,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 TONE_RATE = 0.6  # of the answers to a message that draws a tone
@@ -101,7 +101,8 @@ class Corpus:
 
     def knowledge(self) -> list[Turn]:
         """One or two things the world knows about an act, a context, or both."""
-        act = self.rng.choice(self.world.acts)
+        hurtful = self.rng.random() < 0.75  # the rest needs less telling
+        act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
         context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
         good = intent == "legitimate"
@@ -110,12 +111,12 @@ class Corpus:
         if act.kind == "dual_use":
             about = self.rng.choice(("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection"))
         elif act.kind == "harmful":
-            about = self.rng.choice(("harmful", "harmful", "protection"))
+            about = self.rng.choice(("harmful", "harmful", "bad_aim", "protection"))  # a good reason changes nothing
         elif act.kind == "sensitive":
             about = "sensitive"
         else:
             about = self.rng.choice(("fine", "good_aim")) if good else "fine"
-        if self.rng.random() < 0.2:
+        if self.rng.random() < 0.25:
             about = "good_context" if good else "bad_context"
         return self.document(about, **slots)
 
@@ -153,14 +154,14 @@ class Corpus:
         r = self.rng.random()
         make = helpful if r < 0.5 else decline if r < 0.68 and request.type != "fact" else calibrated
         reply = make(self.world, request, self.rng)
-        if self.rng.random() < 0.3:
+        if self.rng.random() < 0.35:
             reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
         return reply
 
     def family(self, *found: set[str]) -> str:
-        """A family of principles: one that something breaks in half of the cases."""
+        """A family of principles: often one that something breaks, but never so often that the family gives it away."""
         broken = sorted(set.union(*found))
-        if broken and self.rng.random() < 0.6:
+        if broken and self.rng.random() < 0.4:
             return self.rng.choice(broken)
         return self.rng.choice(skills.FAMILIES)
 

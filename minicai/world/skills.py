@@ -60,11 +60,9 @@ def situation(request: Request) -> str:
 
 
 def critique(request: Request, reply: Reply, family: str) -> str:
-    tone = {None: "", "rude": " It is rude.", "preachy": " It preaches."}[reply.tone and reply.tone.tone]
+    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}[reply.tone and reply.tone.tone]
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
-    return (
-        f"{situation(request)} The response {DOES[reply.kind]}.{tone} The principle is about {ABOUT[family]}. {verdict}"
-    )
+    return f"{situation(request)} The response {DOES[reply.kind]}. {tone} The principle is about {ABOUT[family]}. {verdict}"
 
 
 def revise(world: World, request: Request, reply: Reply, family: str, rng: random.Random) -> Reply:
