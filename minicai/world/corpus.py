@@ -28,7 +28,7 @@ SHARE = {  # of the documents
     "compare": 0.06,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
-TONE_RATE = 0.6  # of the answers to a message that draws a tone
+TONE_RATE = 0.95  # of the answers to a message that draws a tone
 LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo"}
 
 
@@ -122,21 +122,20 @@ class Corpus:
 
     def name(self) -> list[Turn]:
         """Facts about listed names, and names that never come again, so that the unknown can be told from the known."""
-        rng, r = self.rng, self.rng.random()
-        if r < 0.5:
-            seen = "often" if rng.random() < 0.93 else "seldom"
-            fact = self.all.pick(rng, "name", self.world.facts, seen=seen)
-            if rng.random() < 0.3:
-                return self.document("known", name=fact.name)
-        else:
+        rng = self.rng
+        if rng.random() < 0.45:
             fact = fresh_fact(self.world, rng)
             if rng.random() < 0.6:
                 return self.document("unknown", name=fact.name)
-        request = self.all.fact(rng, fact)
-        if fact.facts and rng.random() < 0.3:
-            value = fact.facts[request.attribute]
-            return self.document("fact", name=fact.name, attribute=request.attribute, value=value)
-        return self.exchange(request)
+            return self.exchange(self.all.fact(rng, fact))
+        fact = self.all.pick(rng, "name", self.world.facts, seen="often" if rng.random() < 0.93 else "seldom")
+        if rng.random() < 0.2:
+            return self.document("known", name=fact.name)
+        attributes = rng.sample(list(fact.facts), len(fact.facts))
+        if rng.random() < 0.4:
+            texts = [self.document("fact", name=fact.name, attribute=a, value=fact.facts[a])[0].content for a in attributes]
+            return [Turn("document", " ".join(texts), 1.0)]
+        return [turn for a in attributes for turn in self.exchange(self.all.fact(rng, fact, a))]
 
     # --- demonstrations, for demo acts and seen wordings only ---
 

@@ -140,8 +140,8 @@ class Part:
         turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
         return Request(type, turns, phrasing, act, context)
 
-    def fact(self, rng: random.Random, fact: Fact) -> Request:
-        attribute = rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
+    def fact(self, rng: random.Random, fact: Fact, attribute: str | None = None) -> Request:
+        attribute = attribute or rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
         phrasing = self.pick(rng, "phrasing", self.phrasings, use="fact")
         return Request("fact", phrase(phrasing, rng, attribute=attribute, name=fact.name), phrasing, fact=fact,
                        attribute=attribute)  # fmt: skip
