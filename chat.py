@@ -21,11 +21,15 @@ def chat():
     p = parser(__doc__)
     p.add_argument("--checkpoint", type=Path, help="default: OUT/sft.pt if it exists, else OUT/base.pt")
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
-    p.add_argument("--show-critique", action="store_true", help="after each answer, the base model's critique and revision")
+    p.add_argument(
+        "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
+    )
     p.add_argument("--family", help="with --show-critique: principles of this family only (harmlessness, honesty, ...)")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
-    path = args.checkpoint or next((args.out / n for n in ("sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt")
+    path = args.checkpoint or next(
+        (args.out / n for n in ("sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt"
+    )
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
     if args.show_critique:

@@ -16,10 +16,21 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minicai.common import UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, setup, write_json
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    read_jsonl,
+    setup,
+    write_json,
+)
 from minicai.constitution import Constitution
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_skills, measure
-from minicai.report import table, transcripts as samples_text, write_report
+from minicai.report import table, write_report
+from minicai.report import transcripts as samples_text
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 
@@ -45,9 +56,13 @@ def evaluate():
     p = parser(__doc__)
     p.add_argument("checkpoints", nargs="*", type=Path, help="default: every stage's checkpoint in OUT")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--split", choices=("test", "train", "demo"), default="test", help="part of the world (default: test)")
+    p.add_argument(
+        "--split", choices=("test", "train", "demo"), default="test", help="part of the world (default: test)"
+    )
     p.add_argument("--eval-n", type=int, help="requests of each type")
-    p.add_argument("--exam-seed", type=int, default=0, help="seed of the questions, the same for every model (default: 0)")
+    p.add_argument(
+        "--exam-seed", type=int, default=0, help="seed of the questions, the same for every model (default: 0)"
+    )
     p.add_argument("--results", type=Path, help="where to write (default: OUT/results.json)")
     args = setup(p)
     paths = args.checkpoints or find_checkpoints(args.out)
@@ -72,7 +87,13 @@ def evaluate():
         model, extra = load_checkpoint(path, device=args.device)
         with tqdm(total=total, desc=f"exam for {name}", unit=" answers") as bar:
             scores, transcripts = measure(model, tokenizer, exam, bar.update)
-        stages[name] = dict(name=name, checkpoint=path.name, fingerprint=fingerprint, seconds=round(extra.get("seconds", 0), 1), **scores)
+        stages[name] = dict(
+            name=name,
+            checkpoint=path.name,
+            fingerprint=fingerprint,
+            seconds=round(extra.get("seconds", 0), 1),
+            **scores,
+        )
         first = {t["set"]: t for t in reversed(transcripts)}  # one question of each set, the same for every stage
         stages[name]["samples"] = [first[k] for k in SAMPLES]
         (args.out / "transcripts").mkdir(exist_ok=True)
@@ -81,7 +102,9 @@ def evaluate():
         append_jsonl(log, transcripts)
         if name == "base":
             with tqdm(desc="exam for critique", unit=" texts") as bar:
-                results["skills"], rows = audit_skills(model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update)
+                results["skills"], rows = audit_skills(
+                    model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update
+                )
             log = args.out / "transcripts" / "skills.jsonl"
             log.unlink(missing_ok=True)
             append_jsonl(log, rows)
@@ -89,12 +112,16 @@ def evaluate():
         write_json(results_path, results)
     chains = read_jsonl(args.out / "revisions.jsonl") if (args.out / "revisions.jsonl").exists() else []
     changed = [c for c in chains if c["responses"] and c["responses"][-1] != c["responses"][0]]
-    results["chain"] = [next(c for c in changed if c["type"] == type) for type in dict.fromkeys(c["type"] for c in changed)]
+    results["chain"] = [
+        next(c for c in changed if c["type"] == type) for type in dict.fromkeys(c["type"] for c in changed)
+    ]
     record = args.out / "pipeline.json"
     results["seconds"] = json.loads(record.read_text()) if record.exists() else {}
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
-    write_report(results, results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md"))
+    write_report(
+        results, results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
+    )
     print(f"{table(results)}\n\n{samples_text(results)}\n")
     print(f"{results_path}, {args.out / 'report.md'}; greedy decoding, {args.split} split, n in {results_path.name}")
 

@@ -30,7 +30,9 @@ def run(script: str, options: list[str]) -> float:
     print(f"\n$ python {script} {shlex.join(options)}", flush=True)
     began = time.time()
     # Waiting threads that spin lose more than they gain on a machine that also does something else.
-    code = subprocess.run(command, env=os.environ | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}).returncode
+    code = subprocess.run(
+        command, env=os.environ | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
+    ).returncode
     if code:
         raise UserError(f"{script} stopped with exit code {code}; mend what it says above and run pipeline.py again")
     return time.time() - began
@@ -51,7 +53,11 @@ def pipeline():
         write_json(record, seconds)
     seconds["evaluate"] = round(run("evaluate.py", options), 1)
     write_json(record, seconds)
-    print("minutes: " + ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items()) + f"; together {sum(seconds.values()) / 60:.1f}")
+    print(
+        "minutes: "
+        + ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
+        + f"; together {sum(seconds.values()) / 60:.1f}"
+    )
 
 
 if __name__ == "__main__":

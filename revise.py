@@ -24,8 +24,16 @@ from minicai.world.content import World
 from minicai.world.requests import Part, Request
 
 BATCH = 256
-MIX = {("harmful", None): 0.30, ("ambiguous", None): 0.13, ("legitimate", None): 0.22, ("dual_use_question", None): 0.08,
-       ("sensitive", None): 0.06, ("fact", "often"): 0.05, ("fact", "seldom"): 0.02, ("fact", "never"): 0.14}  # fmt: skip
+MIX = {
+    ("harmful", None): 0.28,
+    ("ambiguous", None): 0.12,
+    ("legitimate", None): 0.25,
+    ("dual_use_question", None): 0.07,
+    ("sensitive", None): 0.10,
+    ("fact", "often"): 0.04,
+    ("fact", "seldom"): 0.02,
+    ("fact", "never"): 0.12,
+}  # fmt: skip
 
 
 def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
@@ -40,7 +48,9 @@ def revise():
     p.add_argument("--revisions", type=int, default=4, choices=range(5), help="steps of the loop (default: 4)")
     p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
     p.add_argument("--prompts", type=int, help="number of prompts")
-    p.add_argument("--temperature", type=float, default=1.0, help="of the first answers; the rest is greedy (default: 1)")
+    p.add_argument(
+        "--temperature", type=float, default=1.0, help="of the first answers; the rest is greedy (default: 1)"
+    )
     p.add_argument("--name", help="write OUT/revisions-NAME.jsonl, beside the main file")
     args = setup(p)
     world, constitution = World(args.world), Constitution(args.constitution)

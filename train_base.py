@@ -55,7 +55,9 @@ def train():
     began = time.time()
     tokenizer, examples = prepare(args)
     batches = list(make_batches(examples, args.batch_tokens, random.Random(args.seed)))
-    config = GPTConfig(tokenizer.vocab_size, args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden, BLOCK_SIZE)
+    config = GPTConfig(
+        tokenizer.vocab_size, args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden, BLOCK_SIZE
+    )
     model = GPT(config).to(args.device)
     optimizers = make_optimizers(model, args.lr)
 
@@ -73,7 +75,9 @@ def train():
     for step in bar:
         set_lr(optimizers, step, len(batches))
         ids, weights = collate(batches[step], tokenizer.pad, args.device)
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16):
+        with torch.autocast(
+            args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16
+        ):
             loss = weighted_nll(model, ids, weights)
         model.zero_grad()
         loss.backward()
@@ -94,7 +98,9 @@ def train():
             torch.save(state, f"{state_path}.tmp")
             os.replace(f"{state_path}.tmp", state_path)
     settings = {k: str(v) for k, v in vars(args).items()}
-    save_checkpoint(args.out / "base.pt", model, "policy", settings=json.dumps(settings), seconds=spent + time.time() - began)
+    save_checkpoint(
+        args.out / "base.pt", model, "policy", settings=json.dumps(settings), seconds=spent + time.time() - began
+    )
     state_path.unlink(missing_ok=True)
     print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 

@@ -17,8 +17,17 @@ import time
 import torch
 from tqdm import tqdm
 
-from minicai.common import UserError, append_jsonl, load_checkpoint, main, parser, read_jsonl, save_checkpoint, setup
-from minicai.common import training_dtype
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    load_checkpoint,
+    main,
+    parser,
+    read_jsonl,
+    save_checkpoint,
+    setup,
+    training_dtype,
+)
 from minicai.critique import answer
 from minicai.data import collate, encode_turns, make_batches, weighted_nll
 from minicai.optim import make_optimizers, set_lr
@@ -26,7 +35,7 @@ from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part
 
-HELPFUL_TYPES = ("legitimate", "legitimate", "dual_use_question", "sensitive", "fact")
+HELPFUL = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.25, "fact": 0.1}
 
 
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
@@ -35,7 +44,10 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     rows = read_jsonl(path, required=("turns", "response")) if path.exists() else []
     if len(rows) < n:
         rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
-        requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in rng.choices(HELPFUL_TYPES, k=n)]
+        requests = [
+            part.draw(rng, type, "often" if type == "fact" else None)
+            for type in rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
+        ]
         requests = requests[len(rows) :]
         with tqdm(total=len(requests), desc="helpful answers", unit=" texts") as bar:
             texts = answer(model, tokenizer, [list(r.turns) for r in requests], 1.0, args.seed, bar.update)
@@ -54,9 +66,13 @@ def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
 def train():
     p = parser(__doc__)
     p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
-    p.add_argument("--revisions", type=int, help="use the chains up to this step, 0 to 4 (default: as many as there are)")
+    p.add_argument(
+        "--revisions", type=int, help="use the chains up to this step, 0 to 4 (default: as many as there are)"
+    )
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
-    p.add_argument("--helpful-fraction", type=float, default=0.2, help="share of helpful answers in the mix (default: 0.2)")
+    p.add_argument(
+        "--helpful-fraction", type=float, default=0.4, help="share of helpful answers in the mix (default: 0.4)"
+    )
     p.add_argument("--epochs", dest="sft_epochs", type=int, help="passes over the data")
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of Muon")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
@@ -70,7 +86,9 @@ def train():
     rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
     if not rows:
         raise UserError(f"{path} is empty; run revise.py")
-    helpful = helpful_answers(args, model, tokenizer, round(len(rows) * args.helpful_fraction / (1 - args.helpful_fraction)))
+    helpful = helpful_answers(
+        args, model, tokenizer, round(len(rows) * args.helpful_fraction / (1 - args.helpful_fraction))
+    )
 
     data = [(row["turns"], row["response"]) for row in helpful]
     for row in rows:
@@ -86,7 +104,9 @@ def train():
     for step, batch in enumerate(bar):
         set_lr(optimizers, step, len(batches), warmup=0.05, cooldown=0.8)
         ids, weights = collate(batch, tokenizer.pad, args.device)
-        with torch.autocast(args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16):
+        with torch.autocast(
+            args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16
+        ):
             loss = weighted_nll(model, ids, weights)
         model.zero_grad()
         loss.backward()

@@ -55,9 +55,23 @@ def skills_table(runs: list[dict]) -> str:
 
 def forms_table(runs: list[dict]) -> str:
     names = [s["name"] for s in runs[0]["stages"]]
-    rows = [["jailbreak form", *(f"{NAMES.get(n, n)}: {side}" for n in names for side in ("harmful complied with", "benign helped"))]]
+    rows = [
+        [
+            "jailbreak form",
+            *(f"{NAMES.get(n, n)}: {side}" for n in names for side in ("harmful complied with", "benign helped")),
+        ]
+    ]
     for t in TECHNIQUES:
-        rows.append([t, *(spread([s[side][t] for s in stages(runs, n)]) for n in names for side in ("jailbreak", "jailbreak_benign"))])
+        rows.append(
+            [
+                t,
+                *(
+                    spread([s[side][t] for s in stages(runs, n)])
+                    for n in names
+                    for side in ("jailbreak", "jailbreak_benign")
+                ),
+            ]
+        )
     return markdown(rows)
 
 
@@ -87,7 +101,15 @@ def update(folders: list[Path]):
     head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {runs[0]['commit']}, held-out requests, greedy decoding."
     chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
     replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs), baseline, chain]))
-    body = [head, main_table(runs), skills_table(runs), baseline, forms_table(runs), "### The same requests at every stage", samples(runs[0])]
+    body = [
+        head,
+        main_table(runs),
+        skills_table(runs),
+        baseline,
+        forms_table(runs),
+        "### The same requests at every stage",
+        samples(runs[0]),
+    ]
     replace(ROOT / "docs" / "results.md", "results", "\n\n".join(body))
 
 

@@ -46,7 +46,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    p.add_argument("--preset", choices=PRESETS, help="sizes of everything (default: gpu where CUDA is available, else cpu)")
+    p.add_argument(
+        "--preset", choices=PRESETS, help="sizes of everything (default: gpu where CUDA is available, else cpu)"
+    )
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
     p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
@@ -148,14 +150,18 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
         value = torch.load(path, map_location="cpu", weights_only=True)
         found = value["kind"]
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint of this project ({type(error).__name__}); name a .pt file it wrote")
+        raise UserError(
+            f"{path} is not a checkpoint of this project ({type(error).__name__}); name a .pt file it wrote"
+        )
     if found != kind:
         raise UserError(f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint")
     try:
         model = GPT(GPTConfig(**value.pop("config")))
         model.load_state_dict(value.pop("model"), strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise UserError(f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it anew")
+        raise UserError(
+            f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it anew"
+        )
     return model.to(device).eval(), value
 
 

@@ -66,6 +66,8 @@ class Constitution:
         """A random principle, then one of its wordings: seen ones, or with `test` the held-out ones."""
         pool = [w for w in self.wordings if held_out(w.id) == test and family in (None, w.family)]
         if not pool:
-            raise UserError(f"the constitution has no {'held-out' if test else 'seen'} wording for {family}; add wordings")
+            raise UserError(
+                f"the constitution has no {'held-out' if test else 'seen'} wording for {family}; add wordings"
+            )
         principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
         return rng.choice([w for w in pool if w.principle == principle])

@@ -27,7 +27,9 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
     None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth.
     """
     prompts = [tokenizer.prompt(talk(*turns)) for turns in conversations]
-    completions = generate(model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress)
+    completions = generate(
+        model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
+    )
     texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
     return [text or None for text in texts]
 

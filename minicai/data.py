@@ -47,7 +47,9 @@ def padded(length: int) -> int:
     return -(-(length - 1) // 16) * 16 + 1
 
 
-def make_batches(examples: list[Example], batch_tokens: int, rng: random.Random, pool: int = 4096) -> Iterator[list[Example]]:
+def make_batches(
+    examples: list[Example], batch_tokens: int, rng: random.Random, pool: int = 4096
+) -> Iterator[list[Example]]:
     """One epoch in random order, in batches of examples of like length: at most batch_tokens ids, pads included.
 
     Lengths are sorted only within pools of random examples, so that which examples meet still changes by seed and epoch.

@@ -107,22 +107,45 @@ def write_report(results: dict, path: Path):
     names = [s["name"] for s in stages]
     text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}, commit {results['commit']}. "
             f"Greedy decoding, {results['exam']['split']} split. Percent, with the Wilson 95 % interval."]  # fmt: skip
-    text.append(markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS]))
+    text.append(
+        markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
+    )
     if "skills" in results:
-        text.append("## The base model as a critic\n\n" + markdown(
-            [["held-out acts, held-out wordings", "percent"]] + [[label, interval(results["skills"][key])] for key, label in SKILLS]))
+        text.append(
+            "## The base model as a critic\n\n"
+            + markdown(
+                [["held-out acts, held-out wordings", "percent"]]
+                + [[label, interval(results["skills"][key])] for key, label in SKILLS]
+            )
+        )
     if "keyword_filter" in results:
         baseline = results["keyword_filter"]
-        text.append("## A keyword filter, for comparison\n\n" + markdown([
-            ["", "percent"], ["under-refusal", interval(baseline["under_refusal"])], ["over-refusal", interval(baseline["over_refusal"])]])
-            + f"\n\nIts words, chosen on the train split: {', '.join(baseline['words'])}.")
+        text.append(
+            "## A keyword filter, for comparison\n\n"
+            + markdown(
+                [
+                    ["", "percent"],
+                    ["under-refusal", interval(baseline["under_refusal"])],
+                    ["over-refusal", interval(baseline["over_refusal"])],
+                ]
+            )
+            + f"\n\nIts words, chosen on the train split: {', '.join(baseline['words'])}."
+        )
     rows = [["what it does with each type of request", *names]]
     for type, outcomes in stages[0]["by_type"].items():
         rows += [[f"{type}: {o}", *(percent(s["by_type"][type][o]) for s in stages)] for o in outcomes]
     text.append("## By type of request\n\n" + markdown(rows))
     forms = [t for t in stages[0]["jailbreak"] if t != "held_out"]
-    text.append("## Jailbreak forms: harmful requests complied with / benign requests helped\n\n" + markdown(
-        [["form", *names]] + [[t, *(f"{percent(s['jailbreak'][t])} / {percent(s['jailbreak_benign'][t])}" for s in stages)] for t in forms]))
+    text.append(
+        "## Jailbreak forms: harmful requests complied with / benign requests helped\n\n"
+        + markdown(
+            [["form", *names]]
+            + [
+                [t, *(f"{percent(s['jailbreak'][t])} / {percent(s['jailbreak_benign'][t])}" for s in stages)]
+                for t in forms
+            ]
+        )
+    )
     if results.get("chain"):
         text.append("## Critique and revision\n\n" + "\n\n---\n\n".join(map(chain_text, results["chain"])))
     text.append("## The same requests at every stage")

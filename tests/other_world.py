@@ -29,8 +29,19 @@ STEPS = [words.split() for words in (
        candle puffin slipper gherkin marble owl noodle kite""",
     """fountain staircase lighthouse haystack pond attic greenhouse windmill bandstand cellar meadow harbour balcony tunnel
        pavilion forge arch hedge quarry stable jetty tower larder""")]  # fmt: skip
-AID = ("ask {} for a lesson", "write {} a friendly letter", "offer {} a fair price", "wait until {} has time", "hire {} for a day")
-CARE = ("keep {} under a strong cover", "show {} to a warden each month", "mark {} with your own seal", "lock {} away at dusk")
+AID = (
+    "ask {} for a lesson",
+    "write {} a friendly letter",
+    "offer {} a fair price",
+    "wait until {} has time",
+    "hire {} for a day",
+)
+CARE = (
+    "keep {} under a strong cover",
+    "show {} to a warden each month",
+    "mark {} with your own seal",
+    "lock {} away at dusk",
+)
 LEGITIMATE = [("The {} agreed to it yesterday.", "with the {}'s agreement"), ("It belongs to me, and the {} knows.", "with their own thing, as the {} knows"),
               ("The {} pays me to do this.", "as paid work for the {}"), ("I promised the {} to help before winter.", "to help the {}"),
               ("The {} is teaching me the trade.", "as a pupil of the {}")]  # fmt: skip
@@ -68,7 +79,9 @@ def article(word):
 def acts(rng):
     pairs = rng.sample([(v, o) for v in VERBS for o in OBJECTS], sum(KINDS.values()))
     ab = rng.sample([(a, b) for a in range(23) for b in range(23)], 2 * len(pairs))
-    steps = ["{} the {} {} by the {}".format(*(STEPS[i][(a, b, a + b, a + 2 * b)[i] % 23] for i in range(4))) for a, b in ab]
+    steps = [
+        "{} the {} {} by the {}".format(*(STEPS[i][(a, b, a + b, a + 2 * b)[i] % 23] for i in range(4))) for a, b in ab
+    ]
     for i, (kind, (verb, thing)) in enumerate(zip((k for k, n in KINDS.items() for _ in range(n)), pairs)):
         row = dict(id=f"{verb}-{thing}", kind=kind, act=f"{verb} {article(thing)}", steps=steps[2 * i : 2 * i + 2])
         if kind in ("dual_use", "harmful"):
@@ -82,13 +95,19 @@ def contexts():
     for intent, lines in (("legitimate", LEGITIMATE), ("malicious", MALICIOUS)):
         for i, (text, gist) in enumerate(lines):
             for person in PEOPLE:
-                yield dict(id=f"{intent}-{i}-{person}", intent=intent, text=text.format(person), gist=gist.format(person))
+                yield dict(
+                    id=f"{intent}-{i}-{person}", intent=intent, text=text.format(person), gist=gist.format(person)
+                )
 
 
 def facts(rng):
     names = set()
     while len(names) < 200:
-        names.add("".join(rng.choice(("z", "v", "qu", "sh", "kr", "y")) + rng.choice(("a", "oo", "i", "ey")) for _ in range(3)).capitalize())
+        names.add(
+            "".join(
+                rng.choice(("z", "v", "qu", "sh", "kr", "y")) + rng.choice(("a", "oo", "i", "ey")) for _ in range(3)
+            ).capitalize()
+        )
     for i, name in enumerate(sorted(names)):
         kind = ("singer", "island")[i % 2]
         name = name if kind == "singer" else f"{name} Skerry"
@@ -118,7 +137,13 @@ def build(path, seed=0):
     """Write the world directory `path`; return the path."""
     path, rng = Path(path), random.Random(f"other world {seed}")
     path.mkdir(parents=True, exist_ok=True)
-    for name, rows in (("acts", acts(rng)), ("contexts", contexts()), ("facts", facts(rng)), ("phrasings", phrasings(rng)), ("tones", tones())):
+    for name, rows in (
+        ("acts", acts(rng)),
+        ("contexts", contexts()),
+        ("facts", facts(rng)),
+        ("phrasings", phrasings(rng)),
+        ("tones", tones()),
+    ):
         (path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name in ("framings", "replies", "documents"):
         (path / f"{name}.jsonl").write_bytes((WORLD / f"{name}.jsonl").read_bytes())

@@ -35,13 +35,18 @@ def tiny():
 
 
 def test_rows_come_back_as_they_were_written(tmp_path):
-    rows = [dict(id=1, text="Grüße\n\u2028\x85\x0c🙂"), dict(id=2, nested=[{"a": None}])]  # some of these end a line elsewhere
+    rows = [
+        dict(id=1, text="Grüße\n\u2028\x85\x0c🙂"),
+        dict(id=2, nested=[{"a": None}]),
+    ]  # some of these end a line elsewhere
     append_jsonl(tmp_path / "x.jsonl", rows[:1])
     append_jsonl(tmp_path / "x.jsonl", rows[1:])
     assert read_jsonl(tmp_path / "x.jsonl", required=("id",)) == rows
 
 
-@pytest.mark.parametrize("text, number", [('{"id": 1}\n{"id": \n', 2), ('{"id": 1}\n\n\n[3]\n', 4), ('{"id": 1}\n{"name": 2}\n', 2)])
+@pytest.mark.parametrize(
+    "text, number", [('{"id": 1}\n{"id": \n', 2), ('{"id": 1}\n\n\n[3]\n', 4), ('{"id": 1}\n{"name": 2}\n', 2)]
+)
 def test_a_bad_line_is_named_by_its_number(tmp_path, text, number):
     (tmp_path / "x.jsonl").write_text(text)
     with pytest.raises(UserError, match=rf"x.jsonl:{number} "):
@@ -96,7 +101,9 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     save_checkpoint(tmp_path / "a.pt", model, "policy", step=3, optimizer={"state": torch.ones(2)})
     loaded, extra = load_checkpoint(tmp_path / "a.pt")
     assert loaded.config == model.config and not loaded.training
-    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+    )
     assert extra["step"] == 3 and torch.equal(extra["optimizer"]["state"], torch.ones(2))
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -209,7 +216,10 @@ def test_other_errors_are_not_hidden():
         main(lambda: 1 / 0)
 
 
-@pytest.mark.parametrize("script, argv, names", [("evaluate.py", (), "holds no checkpoint"), ("revise.py", ("--world", "NOWHERE"), "NOWHERE")])
+@pytest.mark.parametrize(
+    "script, argv, names",
+    [("evaluate.py", (), "holds no checkpoint"), ("revise.py", ("--world", "NOWHERE"), "NOWHERE")],
+)
 def test_a_script_answers_bad_input_with_one_line_and_no_traceback(tmp_path, script, argv, names):
     done = subprocess.run([sys.executable, script, "--out", tmp_path / "empty", "--device", "cpu", *argv], cwd=ROOT, capture_output=True,
                           text=True)  # fmt: skip

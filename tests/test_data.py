@@ -13,7 +13,12 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 
 torch.set_num_threads(1)
-TURNS = [("user", "How do I bake bread?", 0.1), ("assistant", "Knead it well.", 1.0), ("user", "Thanks!", 0.0), ("assistant", "Bye.", 0.5)]
+TURNS = [
+    ("user", "How do I bake bread?", 0.1),
+    ("assistant", "Knead it well.", 1.0),
+    ("user", "Thanks!", 0.0),
+    ("assistant", "Bye.", 0.5),
+]
 
 
 @pytest.fixture(scope="module")
@@ -83,10 +88,14 @@ def test_an_example_longer_than_a_batch_stands_alone():
 
 def test_batches_are_fixed_by_the_generator_and_change_with_it():
     examples = [example(random.Random(i).randrange(2, 60), i) for i in range(100)]
-    one, same, other = ([[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))] for seed in (0, 0, 1))
+    one, same, other = (
+        [[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))] for seed in (0, 0, 1)
+    )
     assert one == same != other
     # Not only the order of the batches: with a pool of a third of the examples, others meet.
-    met = [{frozenset(map(id, b)) for b in make_batches(examples, 200, random.Random(seed), pool=33)} for seed in (0, 1)]
+    met = [
+        {frozenset(map(id, b)) for b in make_batches(examples, 200, random.Random(seed), pool=33)} for seed in (0, 1)
+    ]
     assert len(met[0] & met[1]) < 3
 
 

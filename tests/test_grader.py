@@ -136,7 +136,6 @@ def parse(line):
     return pytest.param(type, outcome, set(flags), answer.strip().replace("\\n", "\n"), id=name.strip())
 
 
-
 @pytest.fixture(scope="module", params=["world", "other"])
 def world(request, tmp_path_factory):
     return World() if request.param == "world" else World(build(tmp_path_factory.mktemp("other")))
@@ -154,7 +153,9 @@ def slots_of(world, request):
         values = world.attributes[request.fact.kind][request.attribute]
         value = request.fact.facts.get(request.attribute, values[0])
         wrong = next(v for v in values if v != value)
-        return slots | dict(name=request.fact.name, attribute=request.attribute, value=value, VALUE=value.upper(), wrong=wrong)
+        return slots | dict(
+            name=request.fact.name, attribute=request.attribute, value=value, VALUE=value.upper(), wrong=wrong
+        )
     act, other = request.act, [a for a in world.acts if a.kind == request.act.kind][-1]
     one, two = act.steps
     inner = content(one)
@@ -179,7 +180,9 @@ def sample_request(world, type):
         return Request("fact", ("Who?",), world.phrasings[0], fact=fact, attribute=attribute)
     kind = {"legitimate": "everyday", "ambiguous": "dual_use", "dual_use_question": "dual_use"}.get(type, type)
     # Three content words or more in each step: of two, none can be left out.
-    act = next(a for a in world.acts if a.kind == kind and all(len(content(s)) > 2 for s in (*a.steps, a.safety or "a b c d")))
+    act = next(
+        a for a in world.acts if a.kind == kind and all(len(content(s)) > 2 for s in (*a.steps, a.safety or "a b c d"))
+    )
     return Request(type, (f"How do I {act.act}?",), world.phrasings[0], act)
 
 
@@ -249,7 +252,10 @@ def test_a_tone_sentence_adds_its_tone_and_changes_nothing_else(world):
             bare = grader.grade(request, reply.core)
             for tone in world.tones:
                 grade = grader.grade(request, Reply(reply.core, reply.kind, tone).text)
-                assert grade.outcome == bare.outcome and flags(grade) == flags(bare) | {tone.tone}, (reply.core, tone.text)
+                assert grade.outcome == bare.outcome and flags(grade) == flags(bare) | {tone.tone}, (
+                    reply.core,
+                    tone.text,
+                )
 
 
 def test_no_tone_sentence_is_a_refusal_or_admits_ignorance(world):

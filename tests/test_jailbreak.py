@@ -55,7 +55,10 @@ def test_every_act_and_context_can_be_read_again(world, technique):
         assert not re.search(r"[\d$]", text)  # else leet would be ambiguous
         code = each_word(text, CODES[technique])
         # Punctuation inside a word is coded with it, at its end it stays.
-        words = [DECODE[technique](w) + end for w, end in (re.fullmatch(r"(.*?)([.,!?;:\"]*)", w).groups() for w in code.split(" "))]
+        words = [
+            DECODE[technique](w) + end
+            for w, end in (re.fullmatch(r"(.*?)([.,!?;:\"]*)", w).groups() for w in code.split(" "))
+        ]
         assert " ".join(words) == text.lower()
         assert technique != "base64" or all(w.lower() not in text.lower().split() for w in code.split())
 
@@ -89,7 +92,12 @@ def test_wrapping_keeps_the_request_and_the_last_word_is_the_users(world):
             if not fits(framing, request):
                 continue
             wrapped = wrap(request, framing, part, rng)
-            assert (wrapped.act, wrapped.context, wrapped.type, wrapped.phrasing) == (request.act, request.context, request.type, request.phrasing)
+            assert (wrapped.act, wrapped.context, wrapped.type, wrapped.phrasing) == (
+                request.act,
+                request.context,
+                request.type,
+                request.phrasing,
+            )
             assert (wrapped.technique, wrapped.framing) == (framing.technique, framing.id)
             assert len(wrapped.turns) == len(framing.turns) and len(wrapped.turns) % 2 == 1
             assert all(turn.strip() and not re.search(r"{\w+}", turn) for turn in wrapped.turns)

@@ -8,7 +8,9 @@ import pytest
 from minicai.metrics import boilerplate, ece, mcnemar, rate, wilson
 
 
-@pytest.mark.parametrize("k, n, lo, hi", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)])
+@pytest.mark.parametrize(
+    "k, n, lo, hi", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)]
+)
 def test_wilson_gives_the_published_intervals(k, n, lo, hi):
     """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
     assert wilson(k, n) == pytest.approx((lo, hi), abs=5e-5)
@@ -46,7 +48,9 @@ def test_mcnemar_wants_pairs():
 def brute_ece(confidence, correct, bins):
     total = 0.0
     for b in range(bins):
-        inside = [(c, r) for c, r in zip(confidence, correct) if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)]
+        inside = [
+            (c, r) for c, r in zip(confidence, correct) if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)
+        ]
         if inside:
             total += abs(sum(c for c, _ in inside) - sum(r for _, r in inside))
     return total / len(confidence)
@@ -67,7 +71,15 @@ def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
 
 
 def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
-    unlike = ["one two three four five", "six seven eight nine ten", "red green blue pink", "alpha beta gamma delta", "too short"]
-    assert boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"]) == 2 / 8  # "i cannot help with"
+    unlike = [
+        "one two three four five",
+        "six seven eight nine ten",
+        "red green blue pink",
+        "alpha beta gamma delta",
+        "too short",
+    ]
+    assert (
+        boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"]) == 2 / 8
+    )  # "i cannot help with"
     assert boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0  # two of twelve are not a quarter
     assert boilerplate(["the same old answer"] * 8) == 1 and boilerplate([]) == 0

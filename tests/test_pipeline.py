@@ -131,7 +131,17 @@ def test_only_the_final_answer_of_a_conversation_is_learned():
 
 
 def test_chat_answers_and_shows_the_critique(out):
-    done = run("chat.py", "--preset", "smoke", "--device", "cpu", "--out", out, "--show-critique", input="How do I bake bread?\n/quit\n")
+    done = run(
+        "chat.py",
+        "--preset",
+        "smoke",
+        "--device",
+        "cpu",
+        "--out",
+        out,
+        "--show-critique",
+        input="How do I bake bread?\n/quit\n",
+    )
     assert done.returncode == 0, done.stderr
     assert "sft> " in done.stdout and "critique> " in done.stdout
 
@@ -144,5 +154,8 @@ def test_chat_answers_and_shows_the_critique(out):
     (("pipeline.py", "--no-such-option",), "unrecognized arguments"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
-    done = run(*(w.format(out=out, tmp=tmp_path) for w in words), *(() if "--no-such-option" in words else ("--preset", "smoke")))
+    done = run(
+        *(w.format(out=out, tmp=tmp_path) for w in words),
+        *(() if "--no-such-option" in words else ("--preset", "smoke")),
+    )
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr

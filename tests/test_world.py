@@ -265,7 +265,9 @@ def test_a_fresh_name_mixes_names_of_its_own_kind(world):
     parts = {kind: " ".join(f.name for f in world.facts if f.kind == kind) for kind in world.attributes}
     for fact in (fresh_fact(world, random.Random(i)) for i in range(300)):
         for word in fact.name.split():
-            assert any(word[:i] in parts[fact.kind] and word[i:] in parts[fact.kind] for i in range(1, len(word) + 1)), fact.name
+            assert any(
+                word[:i] in parts[fact.kind] and word[i:] in parts[fact.kind] for i in range(1, len(word) + 1)
+            ), fact.name
 
 
 # --- the corpus ---
@@ -352,7 +354,9 @@ def shown_strings(world, constitution):
     yield from (t for p in (*world.phrasings, *world.framings) if not held_out(p.id) for t in p.turns if t)
     yield from (text for c in world.contexts if not held_out(c.id) for text in (c.text, c.gist))
     yield from (t.text for rows in (world.replies, world.tones) for t in rows)
-    yield from (text for w in constitution.wordings if not held_out(w.id) for text in (w.critique, w.revision, w.comparison))
+    yield from (
+        text for w in constitution.wordings if not held_out(w.id) for text in (w.critique, w.revision, w.comparison)
+    )
 
 
 def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, constitution):
@@ -392,7 +396,11 @@ def test_no_code_holds_an_act_a_context_or_a_name():
         tree = ast.parse(path.read_text())
         docs = {id(node.body[0].value) for node in ast.walk(tree)
                 if isinstance(node, ast.Module | ast.FunctionDef | ast.ClassDef) and isinstance(node.body[0], ast.Expr)}  # fmt: skip
-        strings = [n.value.lower() for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs]
+        strings = [
+            n.value.lower()
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Constant) and isinstance(n.value, str) and id(n) not in docs
+        ]
         found = [c for c in content for s in strings if c.lower() in s]
         assert not found, f"{path}: {found}"
 
@@ -405,5 +413,8 @@ def test_another_world_loads_and_draws_every_type(tmp_path, constitution):
             for type in TYPES:
                 assert part.many(random.Random(0), 5, type)
         assert not {a.act for a in world.acts} & {a.act for a in World(ROOT / "world").acts}
-        words = {split: Counter(w for a in world.acts if a.kind in split for w in a.act.split()[1:]) for split in (("harmful",), ("everyday",))}
+        words = {
+            split: Counter(w for a in world.acts if a.kind in split for w in a.act.split()[1:])
+            for split in (("harmful",), ("everyday",))
+        }
         assert len(set(words["harmful",]) & set(words["everyday",])) > 10  # the same objects on both sides

@@ -1,9 +1,9 @@
 """The world's content: plain data in `world/*.jsonl`, read, checked and split here. Nothing else knows a file name.
 
-    acts        what people do, and whom it hurts       contexts   why they say they do it
-    phrasings   how they ask                            framings   the disguises of a jailbreak
-    facts       people and places, known or not         replies    how the assistant answers
-    tones       rude and preachy sentences              documents  what the world has written about all of this
+acts        what people do, and whom it hurts       contexts   why they say they do it
+phrasings   how they ask                            framings   the disguises of a jailbreak
+facts       people and places, known or not         replies    how the assistant answers
+tones       rude and preachy sentences              documents  what the world has written about all of this
 """
 
 import hashlib
@@ -172,7 +172,9 @@ class World:
         self._one_of(row, "kind", KINDS)
         row["steps"] = tuple(row["steps"])
         if len(row["steps"]) < 2 or not all(len(s.split()) >= 3 for s in row["steps"]):
-            raise ValueError("needs at least two steps of at least three words each, so that a leak can be told from chance")
+            raise ValueError(
+                "needs at least two steps of at least three words each, so that a leak can be told from chance"
+            )
         if row["kind"] in ("dual_use", "harmful"):
             for key in ("harm", "victim", "alternative", "safety"):
                 if not row[key]:
@@ -234,7 +236,9 @@ class World:
         for number, act in enumerate(self.acts, 1):
             for step in act.steps:
                 if step in owner:
-                    raise UserError(f"{self.path}/acts.jsonl:{number} shares the step {step!r} with {owner[step]!r}; change one")
+                    raise UserError(
+                        f"{self.path}/acts.jsonl:{number} shares the step {step!r} with {owner[step]!r}; change one"
+                    )
                 owner[step] = act.id
         for kind in KINDS:
             if not any(act.kind == kind for act in self.acts):

@@ -109,7 +109,9 @@ class Corpus:
         slots = dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
                      safety=act.safety, context=context.text, gist=context.gist)  # fmt: skip
         if act.kind == "dual_use":
-            about = self.rng.choice(("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection"))
+            about = self.rng.choice(
+                ("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection")
+            )
         elif act.kind == "harmful":
             about = self.rng.choice(("harmful", "harmful", "bad_aim", "protection"))  # a good reason changes nothing
         elif act.kind == "sensitive":
@@ -133,7 +135,9 @@ class Corpus:
             return self.document("known", name=fact.name)
         attributes = rng.sample(list(fact.facts), len(fact.facts))
         if rng.random() < 0.4:
-            texts = [self.document("fact", name=fact.name, attribute=a, value=fact.facts[a])[0].content for a in attributes]
+            texts = [
+                self.document("fact", name=fact.name, attribute=a, value=fact.facts[a])[0].content for a in attributes
+            ]
             return [Turn("document", " ".join(texts), 1.0)]
         return [turn for a in attributes for turn in self.exchange(self.all.fact(rng, fact, a))]
 

@@ -84,7 +84,7 @@ def comparison(turns, principle: str, a: str, b: str) -> str:
 
 
 def better(request: Request, a: Reply, b: Reply, family: str, rng: random.Random) -> str:
-    """"(A)" or "(B)": the reply that keeps to the principle; a coin decides where both do or neither does."""
+    """ "(A)" or "(B)": the reply that keeps to the principle; a coin decides where both do or neither does."""
     a_breaks, b_breaks = family in flaws(request, a), family in flaws(request, b)
     if a_breaks == b_breaks:
         return rng.choice(("(A)", "(B)"))
