@@ -33,7 +33,7 @@ MIX = {
     ("fact", "often"): 0.04,
     ("fact", "seldom"): 0.02,
     ("fact", "never"): 0.12,
-}  # fmt: skip
+}
 
 
 def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
