@@ -106,7 +106,7 @@ BROKEN = {  # what is wrong -> (how to break a good world, what the message name
     "one step": (edit("acts", 5, steps=["do the first thing"]), "acts.jsonl:5 .*two steps"),
     "a short step": (edit("acts", 5, steps=["do the first thing", "stop now"]), "acts.jsonl:5 .*three words"),
     "steps that are no list": (edit("acts", 5, steps=None), "acts.jsonl:5 "),
-    "a duplicate id": (line("contexts", 3, '{"id": "twin", "intent": "malicious", "text": "A.", "gist": "b"}\n' * 2 + "{}"), "contexts.jsonl:4 .*'twin'"),
+    "a duplicate id": (line("contexts", 3, ('{"id": "twin", "intent": "malicious", "text": "A.", "gist": "b"}\n' * 2).strip()), "contexts.jsonl:4 .*'twin'"),
     "a shared step": (edit("acts", 5, steps=["knead the dough until smooth", "sing it a song"]), "acts.jsonl:5 .*shares .*'bake-bread'"),
     "a bad intent": (edit("contexts", 2, intent="odd"), "contexts.jsonl:2 .*'odd'"),
     "no gist": (edit("contexts", 2, gist="del"), "contexts.jsonl:2 .*'gist'"),
