@@ -26,7 +26,8 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
 
     None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth.
     """
-    prompts = [tokenizer.prompt(talk(*turns)) for turns in conversations]
+    room = model.config.block_size - MAX_NEW_TOKENS
+    prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]  # the oldest words go first
     completions = generate(
         model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
     )

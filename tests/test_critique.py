@@ -2,6 +2,7 @@
 
 import json
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from minicai.sampler import Completion
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import held_out
 
+MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
 
 
@@ -39,7 +41,7 @@ def scripted(monkeypatch, tokenizer):
 def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted, tokenizer):
     prompts, script = scripted
     script += [["it hurts"], ["safe now"]]
-    critiques, revisions = critique_and_revise(None, tokenizer, [["how?"]], ["so"], [WORDING], seed=0)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], seed=0)
     assert (critiques, revisions) == (["it hurts"], ["safe now"])
     assert prompts[0] == ["how?soCritiqueRequest: does it hurt?"]
     assert prompts[1] == ["how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
@@ -48,7 +50,7 @@ def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripte
 def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
     prompts, script = scripted
     script += [["safe now"]]
-    critiques, revisions = critique_and_revise(None, tokenizer, [["how?"]], ["so"], [WORDING], seed=0, critique=False)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], seed=0, critique=False)
     assert (critiques, revisions) == ([None], ["safe now"])
     assert prompts == [["how?soRevisionRequest: make it safe"]]
 
@@ -56,7 +58,7 @@ def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokeniz
 def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
     _, script = scripted
     script += [[None, "fine", "fine"], ["a", None, ""]]
-    critiques, revisions = critique_and_revise(None, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3, seed=0)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3, seed=0)
     assert critiques == [None, "fine", "fine"]
     assert revisions == [None, None, None]
 
@@ -64,7 +66,17 @@ def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer)
 def test_an_answer_is_stripped_of_its_end(scripted, tokenizer):
     _, script = scripted
     script += [[" yes "]]
-    assert answer(None, tokenizer, [["how?"]], 0.0, 0) == ["yes"]
+    assert answer(MODEL, tokenizer, [["how?"]], 0.0, 0) == ["yes"]
+
+
+def test_a_conversation_longer_than_the_context_loses_its_oldest_words(scripted, tokenizer):
+    prompts, script = scripted
+    script += [["yes"]]
+    answer(MODEL, tokenizer, [["no " * 500 + "how?"]], 0.0, 0)
+    assert (
+        prompts[0][0].endswith("no how?")
+        and len(tokenizer.encode(prompts[0][0])) < 300 - critique_module.MAX_NEW_TOKENS
+    )
 
 
 def test_principles_are_drawn_evenly_and_with_replacement():
