@@ -11,10 +11,11 @@ The conversation goes on until you say /new (forget it) or /quit. A small model 
 import random
 from pathlib import Path
 
-from minicai.common import load_checkpoint, main, parser, setup
+from minicai.common import UserError, load_checkpoint, main, parser, setup
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.tokenizer import Tokenizer, talk
+from minicai.world.skills import FAMILIES
 
 
 def chat():
@@ -24,7 +25,11 @@ def chat():
     p.add_argument(
         "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
     )
-    p.add_argument("--family", help="with --show-critique: principles of this family only (harmlessness, honesty, ...)")
+    p.add_argument(
+        "--family",
+        choices=FAMILIES,
+        help="with --show-critique: principles of this family only (harmlessness, honesty, ...)",
+    )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
     path = args.checkpoint or next(
@@ -33,8 +38,10 @@ def chat():
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
     if args.show_critique:
-        critic, _ = load_checkpoint(args.out / "base.pt", device=args.device)
+        critic, _ = load_checkpoint(path.parent / "base.pt", device=args.device)
         constitution = Constitution(args.constitution)
+    if args.temperature < 0:
+        raise UserError(f"--temperature {args.temperature} is below 0; give 0 or more")
     rng, turns, count = random.Random(args.seed), [], 0
     print(f"{path}; /new forgets the conversation, /quit leaves")
     while True:
@@ -64,7 +71,9 @@ def chat():
         if args.show_critique:
             wording = constitution.draw(rng, family=args.family)
             critiques, revisions = critique_and_revise(critic, tokenizer, [turns], [response], [wording], args.seed)
-            print(f"  principle> {wording.critique}\n  critique> {critiques[0]}\n  revision> {revisions[0]}")
+            print(
+                f"  principle> {wording.critique}\n  critique> {critiques[0] or '(unfinished)'}\n  revision> {revisions[0] or '(unfinished)'}"
+            )
         turns.append(response)
 
 

@@ -1,16 +1,15 @@
 """The two-sided evaluation: harm that gets through and help that is denied, for every checkpoint, on held-out requests.
 
-    python evaluate.py                     # all checkpoints that OUT holds: base.pt, sft.pt, ...
+    python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt
     python evaluate.py out/cpu/sft-1.pt    # only these
 
 reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/results.json, OUT/report.md, OUT/transcripts/STAGE.jsonl (every question with its answer and grade)
 
 Decoding is greedy. Rates have Wilson 95 % intervals. A stage already in results.json is not measured again unless its
-checkpoint or the exam changed.
+checkpoint changed; when the exam, the world or the constitution changed, everything is.
 """
 
-import json
 import subprocess
 from pathlib import Path
 
@@ -20,27 +19,29 @@ from minicai.common import (
     UserError,
     append_jsonl,
     file_hash,
+    hardware,
     load_checkpoint,
     main,
     parser,
+    positive,
+    read_json,
     read_jsonl,
     setup,
+    world_hash,
     write_json,
 )
 from minicai.constitution import Constitution
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_skills, measure
-from minicai.report import table, write_report
-from minicai.report import transcripts as samples_text
+from minicai.report import same_requests, table, write_report
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 
-STAGES = ("base", "sft", "dpo", "ppo")  # then round1, round2, ...
-SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")
+STAGES = ("base", "sft")
+SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
 
 
 def find_checkpoints(out: Path) -> list[Path]:
-    found = [out / f"{name}.pt" for name in STAGES if (out / f"{name}.pt").exists()]
-    return found + sorted(out.glob("round*.pt"))
+    return [out / f"{name}.pt" for name in STAGES if (out / f"{name}.pt").exists()]
 
 
 def commit() -> str:
@@ -54,12 +55,12 @@ def commit() -> str:
 
 def evaluate():
     p = parser(__doc__)
-    p.add_argument("checkpoints", nargs="*", type=Path, help="default: every stage's checkpoint in OUT")
+    p.add_argument("checkpoints", nargs="*", type=Path, help="default: the checkpoint of every stage in OUT")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument(
         "--split", choices=("test", "train", "demo"), default="test", help="part of the world (default: test)"
     )
-    p.add_argument("--eval-n", type=int, help="requests of each type")
+    p.add_argument("--eval-n", type=positive, help="requests of each type")
     p.add_argument(
         "--exam-seed", type=int, default=0, help="seed of the questions, the same for every model (default: 0)"
     )
@@ -69,61 +70,58 @@ def evaluate():
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
     world, constitution = World(args.world), Constitution(args.constitution)
-    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
-    total = sum(map(len, exam.sets.values()))
-
     results_path = args.results or args.out / "results.json"
-    results = dict(schema=1, world=str(args.world), seed=args.seed, preset=args.preset, stages=[])
-    if results_path.exists():
-        results = json.loads(results_path.read_text())
-    mark = dict(split=args.split, n=args.eval_n, exam_seed=args.exam_seed, world=str(args.world))
-    results |= dict(commit=commit(), decoding=DECODING, exam=mark)
+    logs = results_path.with_name(
+        "transcripts" if results_path.stem == "results" else f"transcripts-{results_path.stem}"
+    )
+
+    mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
+    results = read_json(results_path, {})
+    if results.get("exam") != mark:  # other questions: nothing measured before can stand beside the new numbers
+        results = dict(schema=1, stages=[])
+    results |= dict(world=str(args.world), seed=args.seed, preset=args.preset, exam=mark, decoding=DECODING)
     stages = {stage["name"]: stage for stage in results["stages"]}
     for path in paths:
-        name, fingerprint = path.stem, dict(hash=file_hash(path), **mark)
-        if name in stages and stages[name].get("fingerprint") == fingerprint:
+        name, fingerprint = path.stem, file_hash(path)
+        if stages.get(name, {}).get("hash") == fingerprint:
             continue
         model, extra = load_checkpoint(path, device=args.device)
-        with tqdm(total=total, desc=f"exam for {name}", unit=" answers") as bar:
+        tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
+        with tqdm(total=sum(map(len, exam.sets.values())), desc=f"exam for {name}", unit=" answers") as bar:
             scores, transcripts = measure(model, tokenizer, exam, bar.update)
-        stages[name] = dict(
-            name=name,
-            checkpoint=path.name,
-            fingerprint=fingerprint,
-            seconds=round(extra.get("seconds", 0), 1),
-            **scores,
-        )
-        first = {t["set"]: t for t in reversed(transcripts)}  # one question of each set, the same for every stage
-        stages[name]["samples"] = [first[k] for k in SAMPLES]
-        (args.out / "transcripts").mkdir(exist_ok=True)
-        log = args.out / "transcripts" / f"{name}.jsonl"
-        log.unlink(missing_ok=True)
-        append_jsonl(log, transcripts)
+        write_rows(logs / f"{name}.jsonl", transcripts)
+        first = {t["set"]: t for t in reversed(transcripts)}
+        stages[name] = dict(name=name, checkpoint=path.name, hash=fingerprint, commit=commit(), hardware=hardware(args.device),
+                            **scores, samples=[first[s] for s in SAMPLES if s in first])  # fmt: skip
         if name == "base":
             with tqdm(desc="exam for critique", unit=" texts") as bar:
                 results["skills"], rows = audit_skills(
                     model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update
                 )
-            log = args.out / "transcripts" / "skills.jsonl"
-            log.unlink(missing_ok=True)
-            append_jsonl(log, rows)
+            write_rows(logs / "skills.jsonl", rows)
         results["stages"] = list(stages.values())
         write_json(results_path, results)
-    chains = read_jsonl(args.out / "revisions.jsonl") if (args.out / "revisions.jsonl").exists() else []
-    changed = [c for c in chains if c["responses"] and c["responses"][-1] != c["responses"][0]]
-    results["chain"] = [
-        next(c for c in changed if c["type"] == type) for type in dict.fromkeys(c["type"] for c in changed)
-    ]
-    record = args.out / "pipeline.json"
-    results["seconds"] = json.loads(record.read_text()) if record.exists() else {}
+
+    path = args.out / "revisions.jsonl"
+    chains = (
+        read_jsonl(path, required=("type", "turns", "responses", "principles", "critiques")) if path.exists() else []
+    )
+    first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
+    results["chain"] = list(first.values())
+    results["seconds"] = read_json(args.out / "pipeline.json", {})
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
-    write_report(
-        results, results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
-    )
-    print(f"{table(results)}\n\n{samples_text(results)}\n")
-    print(f"{results_path}, {args.out / 'report.md'}; greedy decoding, {args.split} split, n in {results_path.name}")
+    report = results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
+    write_report(results, report)
+    print(f"{table(results)}\n\n{same_requests(results)}\n")
+    print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
+
+
+def write_rows(path: Path, rows: list[dict]):
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    append_jsonl(path, rows)
 
 
 if __name__ == "__main__":

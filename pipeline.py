@@ -4,10 +4,9 @@
     python pipeline.py --preset smoke        # a minute, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
-run it again to go on. It ends with the table of results and with transcripts. Options are passed on to every step.
+run it again to go on. It ends with the table of results and with transcripts. Its options are passed on to every step.
 """
 
-import json
 import os
 import shlex
 import subprocess
@@ -15,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from minicai.common import UserError, main, parser, setup, write_json
+from minicai.common import UserError, main, parser, read_json, setup, world_hash, write_json
 
 STEPS = [  # name, command, what it leaves behind
     ("train_base", "train_base.py", "base.pt"),
@@ -40,18 +39,30 @@ def run(script: str, options: list[str]) -> float:
 
 def pipeline():
     p = parser(__doc__)
+    p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
     options = ["--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
                "--world", str(args.world)]  # fmt: skip
-    record = args.out / "pipeline.json"
-    seconds = json.loads(record.read_text()) if record.exists() else {}
+    constitution = ["--constitution", args.constitution]
+    record, settings = args.out / "pipeline.json", args.out / "settings.json"
+    made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
+    if read_json(settings, made_by) != made_by:
+        raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
+    write_json(settings, made_by)
+    seconds = read_json(record, {})
+    order = [name for name, _, _ in STEPS]
     for name, script, artifact in STEPS:
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
-        seconds[name] = round(run(script, options), 1)
+        seconds[name] = round(run(script, options + constitution * (name != "train_sft")), 1)
+        seconds = {
+            n: s for n, s in seconds.items() if n in order[: order.index(name) + 1]
+        }  # what follows is out of date
         write_json(record, seconds)
-    seconds["evaluate"] = round(run("evaluate.py", options), 1)
+    began = time.time()
+    run("evaluate.py", options + constitution)
+    seconds.setdefault("evaluate", round(time.time() - began, 1))
     write_json(record, seconds)
     print(
         "minutes: "

@@ -7,16 +7,28 @@
 reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name), one row a prompt, with its whole chain
 
-The prompts are of the world's train part: most are requests for harm, the rest ordinary ones, so that every principle has
+The prompts are of the world's train part: requests for harm, ambiguous ones, and as many ordinary ones, so that every principle has
 something to find and something to leave alone. Rows are appended as they are made; a killed run goes on after its last row.
-Left out: prompts written by a model (redteam.py makes those), few-shot examples (the base has seen demonstrations).
+Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
 """
 
+import os
 import random
 
 from tqdm import tqdm
 
-from minicai.common import UserError, append_jsonl, file_hash, load_checkpoint, main, parser, read_jsonl, setup
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    read_jsonl,
+    setup,
+    world_hash,
+)
 from minicai.constitution import Constitution
 from minicai.critique import answer, critique_and_revise
 from minicai.tokenizer import Tokenizer
@@ -47,12 +59,14 @@ def revise():
     p.add_argument("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
     p.add_argument("--revisions", type=int, default=4, choices=range(5), help="steps of the loop (default: 4)")
     p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
-    p.add_argument("--prompts", type=int, help="number of prompts")
+    p.add_argument("--prompts", type=positive, help="number of prompts")
     p.add_argument(
         "--temperature", type=float, default=1.0, help="of the first answers; the rest is greedy (default: 1)"
     )
     p.add_argument("--name", help="write OUT/revisions-NAME.jsonl, beside the main file")
     args = setup(p)
+    if args.temperature < 0:
+        raise UserError(f"--temperature {args.temperature} is below 0; give 0 or more")
     world, constitution = World(args.world), Constitution(args.constitution)
     if args.without:
         constitution = constitution.without(args.without)
@@ -60,7 +74,7 @@ def revise():
     model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
 
-    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
+    made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
                    steps=args.revisions, temperature=args.temperature)  # fmt: skip
     done = []
     if path.exists():
@@ -72,8 +86,10 @@ def revise():
     requests = draw_prompts(Part(world, "train"), args.prompts, random.Random(f"revise {args.seed}"))
     if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
         done = done[: len(done) - len(done) % BATCH]
-        path.unlink()
-        append_jsonl(path, done)
+        whole = path.with_suffix(".tmp")
+        whole.unlink(missing_ok=True)
+        append_jsonl(whole, done)
+        os.replace(whole, path)
     rounds = 1 + args.revisions * (2 if args.critique else 1)
     bar = tqdm(total=len(requests) * rounds, initial=len(done) * rounds, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):

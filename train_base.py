@@ -10,7 +10,6 @@ A killed run goes on from its last save. Left out: data from the internet, a val
 gradient accumulation.
 """
 
-import json
 import os
 import random
 import time
@@ -18,23 +17,34 @@ import time
 import torch
 from tqdm import tqdm
 
-from minicai.common import BLOCK_SIZE, append_jsonl, main, parser, save_checkpoint, setup, training_dtype
+from minicai.common import (
+    BLOCK_SIZE,
+    UserError,
+    append_jsonl,
+    autocast,
+    main,
+    parser,
+    positive,
+    save_checkpoint,
+    setup,
+    world_hash,
+)
 from minicai.constitution import Constitution
 from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.gpt import GPT, GPTConfig
-from minicai.optim import make_optimizers, set_lr
+from minicai.optim import make_optimizers, set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
 
-SAVE_SECONDS = 120
+SAVE_SECONDS, STATE = 120, "train_base.state.pt"
 
 
 def prepare(args) -> tuple[Tokenizer, list[Example]]:
     """The corpus as examples. It is made anew from the seed each time, so a killed run continues on the same data."""
     world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / "tokenizer.json"
-    if not path.exists():
+    if not (args.out / STATE).exists():
         sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
         Tokenizer.train((turn.content for document in sample for turn in document), args.vocab_size).save(path)
     tokenizer, examples = Tokenizer.load(path), []
@@ -49,7 +59,7 @@ def prepare(args) -> tuple[Tokenizer, list[Example]]:
 def train():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="whose wordings the demonstrations use")
-    p.add_argument("--documents", type=int, help="size of the corpus, read once")
+    p.add_argument("--documents", type=positive, help="size of the corpus, read once")
     p.add_argument("--lr", type=float, help="peak learning rate of Muon")
     args = setup(p)
     began = time.time()
@@ -61,46 +71,46 @@ def train():
     model = GPT(config).to(args.device)
     optimizers = make_optimizers(model, args.lr)
 
-    state_path, start, spent = args.out / "train_base.state.pt", 0, 0.0
+    made_by = dict(seed=args.seed, world=world_hash(args), documents=args.documents, preset=args.preset, lr=args.lr)
+    state_path, start, spent = args.out / STATE, 0, 0.0
+    log = args.out / "train_base.jsonl"
     if state_path.exists():
         state = torch.load(state_path, map_location=args.device, weights_only=True)
+        if state["made_by"] != made_by:
+            raise UserError(
+                f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --out"
+            )
         model.load_state_dict(state["model"])
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         start, spent = state["step"], state["seconds"]
         print(f"going on from step {start}")
+    else:
+        log.unlink(missing_ok=True)
 
     saved_at, tokens, losses = time.time(), 0, []
     bar = tqdm(range(start, len(batches)), initial=start, total=len(batches), desc="train base", unit=" steps")
     for step in bar:
         set_lr(optimizers, step, len(batches))
         ids, weights = collate(batches[step], tokenizer.pad, args.device)
-        with torch.autocast(
-            args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16
-        ):
+        with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
-        model.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        update(model, optimizers, loss)
         tokens += sum(len(e.ids) for e in batches[step])
         losses.append(loss.detach())
         if (step + 1) % 50 == 0 or step + 1 == len(batches):
             speed = tokens / bar.format_dict["elapsed"]
             row = dict(step=step + 1, loss=round(torch.stack(losses).mean().item(), 4), tokens_per_second=round(speed))
             losses = []
-            append_jsonl(args.out / "train_base.jsonl", [row])
+            append_jsonl(log, [row])
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s")
         if time.time() - saved_at > SAVE_SECONDS and step + 1 < len(batches):
             saved_at = time.time()
             state = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step + 1,
-                         seconds=spent + time.time() - began)  # fmt: skip
+                         made_by=made_by, seconds=spent + time.time() - began)  # fmt: skip
             torch.save(state, f"{state_path}.tmp")
             os.replace(f"{state_path}.tmp", state_path)
-    settings = {k: str(v) for k, v in vars(args).items()}
-    save_checkpoint(
-        args.out / "base.pt", model, "policy", settings=json.dumps(settings), seconds=spent + time.time() - began
-    )
+    save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by, seconds=spent + time.time() - began)
     state_path.unlink(missing_ok=True)
     print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 

@@ -7,30 +7,30 @@
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
-Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here two epochs with a falling rate.
+It takes a minute, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here two epochs with a falling rate.
 """
 
-import json
 import random
 import time
 
-import torch
 from tqdm import tqdm
 
 from minicai.common import (
     UserError,
     append_jsonl,
+    autocast,
+    file_hash,
     load_checkpoint,
     main,
     parser,
+    positive,
     read_jsonl,
     save_checkpoint,
     setup,
-    training_dtype,
 )
 from minicai.critique import answer
 from minicai.data import collate, encode_turns, make_batches, weighted_nll
-from minicai.optim import make_optimizers, set_lr
+from minicai.optim import make_optimizers, set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part
@@ -39,23 +39,28 @@ HELPFUL = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.25, "fac
 
 
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
-    """The base model's answers to harmless requests of the train part: what must not get lost. Made once and kept."""
-    path = args.out / "helpful.jsonl"
-    rows = read_jsonl(path, required=("turns", "response")) if path.exists() else []
-    if len(rows) < n:
-        rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
-        requests = [
-            part.draw(rng, type, "often" if type == "fact" else None)
-            for type in rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
-        ]
-        requests = requests[len(rows) :]
-        with tqdm(total=len(requests), desc="helpful answers", unit=" texts") as bar:
-            texts = answer(model, tokenizer, [list(r.turns) for r in requests], 1.0, args.seed, bar.update)
-        made = [dict(id=len(rows) + i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "")
-                for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
-        append_jsonl(path, made)
-        rows = read_jsonl(path)
-    return [row for row in rows[:n] if row["response"]]
+    """The base model's answers to harmless requests of the train part: what must not get lost.
+
+    Their phrasings are those that draw no tone: a helpful answer that insults would teach what the revisions unlearn.
+    """
+    path, made_by = args.out / "helpful.jsonl", dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, n=n)
+    if path.exists():
+        rows = read_jsonl(path, required=("turns", "response", "made_by"))
+        if len(rows) == n and rows[0]["made_by"] == made_by:
+            return rows
+        path.unlink()
+    if n == 0:
+        return []
+    rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
+    part.phrasings = [p for p in part.phrasings if p.draws is None]
+    types = rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
+    requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in types]
+    with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
+        texts = answer(model, tokenizer, [list(r.turns) for r in requests], 1.0, args.seed, bar.update)
+    rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
+            for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
+    append_jsonl(path, rows)
+    return rows
 
 
 def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
@@ -67,13 +72,13 @@ def train():
     p = parser(__doc__)
     p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
     p.add_argument(
-        "--revisions", type=int, help="use the chains up to this step, 0 to 4 (default: as many as there are)"
+        "--revisions", type=int, choices=range(5), help="use the chains up to this step (default: 4)", default=4
     )
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
     p.add_argument(
         "--helpful-fraction", type=float, default=0.4, help="share of helpful answers in the mix (default: 0.4)"
     )
-    p.add_argument("--epochs", dest="sft_epochs", type=int, help="passes over the data")
+    p.add_argument("--epochs", dest="sft_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of Muon")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     args = setup(p)
@@ -86,17 +91,18 @@ def train():
     rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
     if not rows:
         raise UserError(f"{path} is empty; run revise.py")
-    helpful = helpful_answers(
-        args, model, tokenizer, round(len(rows) * args.helpful_fraction / (1 - args.helpful_fraction))
-    )
+    share = args.helpful_fraction / (1 - args.helpful_fraction)
+    helpful = helpful_answers(args, model, tokenizer, round(share * len(rows)))
 
-    data = [(row["turns"], row["response"]) for row in helpful]
+    data = [(row["turns"], row["response"]) for row in helpful if row["response"]]
     for row in rows:
-        chain = row["responses"][: None if args.revisions is None else args.revisions + 1]
-        data += [(row["turns"], r) for r in (chain[1:] or chain if args.train_on == "all" else chain[-1:])]
+        draft, *revisions = row["responses"][: args.revisions + 1]
+        if args.train_on == "last" or not revisions:
+            revisions = [draft, *revisions][-1:]
+        data += [(row["turns"], response) for response in revisions]
     examples = [encode_turns(tokenizer, sft_turns(turns, response)) for turns, response in data]
+    examples = [e for e in examples if len(e.ids) <= model.config.block_size]
 
-    model.train()
     rng = random.Random(f"sft {args.seed}")
     batches = [b for _ in range(args.sft_epochs) for b in make_batches(examples, args.batch_tokens, rng)]
     optimizers = make_optimizers(model, args.sft_lr)
@@ -104,19 +110,15 @@ def train():
     for step, batch in enumerate(bar):
         set_lr(optimizers, step, len(batches), warmup=0.05, cooldown=0.8)
         ids, weights = collate(batch, tokenizer.pad, args.device)
-        with torch.autocast(
-            args.device.split(":")[0], torch.bfloat16, enabled=training_dtype(args.device) == torch.bfloat16
-        ):
+        with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
-        model.zero_grad()
-        loss.backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        update(model, optimizers, loss)
         bar.set_postfix_str(f"loss {loss.item():.3f}")
         append_jsonl(log, [dict(name=args.name or "sft", step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / (f"sft-{args.name}.pt" if args.name else "sft.pt")
-    settings = {k: str(v) for k, v in vars(args).items()}
-    save_checkpoint(out, model, "policy", settings=json.dumps(settings), seconds=time.time() - began)
+    made_by = dict(base=file_hash(args.out / "base.pt"), data=file_hash(path), revisions=args.revisions, train_on=args.train_on,
+                   helpful_fraction=args.helpful_fraction, epochs=args.sft_epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
+    save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown  # noqa: E402
+from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown, samples_text  # noqa: E402
 from minicai.world.content import TECHNIQUES  # noqa: E402
 
 NAMES = {"base": "base", "sft": "SL-CAI"}
@@ -75,15 +75,6 @@ def forms_table(runs: list[dict]) -> str:
     return markdown(rows)
 
 
-def samples(run: dict) -> str:
-    text = []
-    for i, sample in enumerate(run["stages"][0]["samples"]):
-        lines = [f"**{sample['set']}:** " + " / ".join(sample["turns"])]
-        lines += [f"**{NAMES.get(s['name'], s['name'])}:** {s['samples'][i]['answer']}" for s in run["stages"]]
-        text.append("\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines))
-    return "\n\n".join(text)
-
-
 def replace(path: Path, name: str, text: str):
     pattern = re.compile(rf"(<!-- {name}: .*? -->\n).*?(<!-- end of {name} -->)", re.S)
     old = path.read_text(encoding="utf-8")
@@ -94,11 +85,17 @@ def replace(path: Path, name: str, text: str):
 
 def update(folders: list[Path]):
     runs = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    for run in runs:
+        run["stages"] = [s for s in run["stages"] if s["name"] in NAMES]  # not those of experiments
     seeds = ", ".join(str(run["seed"]) for run in runs)
     filters = [run["keyword_filter"] for run in runs]
     baseline = (f"A keyword filter tuned on the train split lets {spread([f['under_refusal'] for f in filters])} % of the harmful requests through "
                 f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
-    head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {runs[0]['commit']}, held-out requests, greedy decoding."
+    commits = ", ".join(dict.fromkeys(s["commit"] for run in runs for s in run["stages"]))
+    minutes = [sum(run["seconds"].values()) / 60 for run in runs if "evaluate" in run["seconds"]]
+    head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
+    if minutes:
+        head += f" `pipeline.py` took {max(minutes):.0f} minutes."
     chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
     replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs), baseline, chain]))
     body = [
@@ -108,7 +105,7 @@ def update(folders: list[Path]):
         baseline,
         forms_table(runs),
         "### The same requests at every stage",
-        samples(runs[0]),
+        samples_text(runs[0], NAMES),
     ]
     replace(ROOT / "docs" / "results.md", "results", "\n\n".join(body))
 

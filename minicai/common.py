@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import platform
 import random
 import sys
 from dataclasses import asdict
@@ -30,14 +31,14 @@ class UserError(Exception):
 
 
 def main(script):
-    """Run a script's `main`; bad input ends in one sentence on stderr and exit code 2, without a traceback."""
+    """Run a script's function; bad input ends in one sentence on stderr and exit code 2, without a traceback."""
     try:
         script()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to go on", file=sys.stderr)
+        print("\nstopped; what was finished is on disk", file=sys.stderr)
         sys.exit(130)
 
 
@@ -70,7 +71,10 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
-    args.out.mkdir(parents=True, exist_ok=True)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {args.out} cannot be made a folder ({error.strerror}); name another")
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     if args.device.startswith("cuda"):
@@ -78,12 +82,31 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     return args
 
 
-def training_dtype(device: str) -> torch.dtype:
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not a number from 1 on")
+    return value
+
+
+def autocast(device: str):
     """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
-    if device.startswith("cuda"):
-        return torch.bfloat16
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return torch.bfloat16 if device == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags) else torch.float32
+    faster = device.startswith("cuda") or device == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=faster)
+
+
+def hardware(device: str) -> str:
+    """What the numbers were measured on, in words."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    names = (
+        [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
+        if os.name == "posix" and Path("/proc/cpuinfo").exists()
+        else []
+    )
+    return f"{names[0].split(':')[1].strip() if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------
@@ -117,10 +140,24 @@ def read_jsonl(path, required=()) -> list[dict]:
 def append_jsonl(path, rows):
     """Append rows. A line that a killed run left unfinished is cut off first, so that the file stays readable."""
     with open(path, "a+b") as f:
-        f.seek(0)
-        text = f.read()
-        f.truncate(text.rfind(b"\n") + 1)
+        end = f.seek(0, os.SEEK_END)
+        while end and (f.seek(end - 1), f.read(1))[1] != b"\n":
+            end -= 1
+        f.truncate(end)
         f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def read_json(path, default: dict) -> dict:
+    """The JSON object in a file, or the default where there is no file. Raises UserError when it is something else."""
+    if not Path(path).exists():
+        return default
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); delete it")
+    if not isinstance(value, dict):
+        raise UserError(f"{path} is not a JSON object; delete it")
+    return value
 
 
 def write_json(path, value):
@@ -165,7 +202,16 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
     return model.to(device).eval(), value
 
 
-def file_hash(path) -> str:
-    """First 12 hexadecimal digits of the file's SHA-256: the lineage mark of a checkpoint."""
-    with open(path, "rb") as f:
-        return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+def file_hash(*paths) -> str:
+    """First 12 hexadecimal digits of the SHA-256 of files: the lineage mark of a checkpoint, a world, a constitution."""
+    digest = hashlib.sha256()
+    for path in map(Path, paths):
+        if not path.is_file():
+            raise UserError(f"{path} does not exist; run the step that writes it, or name another file")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def world_hash(args) -> str:
+    """The lineage mark of a world directory together with the constitution."""
+    return file_hash(*sorted(args.world.glob("*.jsonl")), args.constitution)

@@ -33,7 +33,7 @@ class Constitution:
             raise UserError(f"{path} does not exist; name a constitution with --constitution")
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); mend the line")
-        except (KeyError, TypeError):
+        except (KeyError, TypeError, UnicodeDecodeError, IsADirectoryError):
             raise UserError(f"{path} has no list 'principles'; write {{\"principles\": [...]}}")
         self.wordings = []
         for principle in principles:
@@ -45,13 +45,18 @@ class Constitution:
                     self.wordings.append(Wording(f"{principle['id']}/{i}", principle["id"], principle["family"],
                                                  w["critique"], w["revision"], w["comparison"]))  # fmt: skip
             except (KeyError, TypeError) as error:
-                raise UserError(f"{path}: a principle ({principle.get('id', '?')}) lacks the field {error}; add it")
+                raise UserError(f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it")
         if not self.wordings:
             raise UserError(f"{path} holds no principle; write at least one")
 
     @property
     def principles(self) -> list[str]:
         return list(dict.fromkeys(w.principle for w in self.wordings))
+
+    @property
+    def families(self) -> list[str]:
+        """In the order of skills.FAMILIES."""
+        return [f for f in FAMILIES if any(w.family == f for w in self.wordings)]
 
     def without(self, family: str) -> "Constitution":
         """The constitution with one family struck out. Raises UserError when nothing would be left."""

@@ -24,10 +24,11 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
            progress=None) -> list[str | None]:  # fmt: skip
     """The assistant's next turn in each conversation (texts that alternate person, assistant, ..., person).
 
-    None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth.
+    None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth. A
+    conversation that leaves no room for an answer loses its oldest words.
     """
     room = model.config.block_size - MAX_NEW_TOKENS
-    prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]  # the oldest words go first
+    prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]
     completions = generate(
         model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
     )

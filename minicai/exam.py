@@ -41,9 +41,9 @@ class Exam:
             self.sets[f"{type} again"] = [self._rephrase(part, r, rng) for r in self.sets[type][: max(1, n // 4)]]
         for technique in TECHNIQUES:
             framings = [f for f in world.framings if f.technique == technique]
-            for kind, type, size in (("harmful", "harmful", n // 4), ("benign", "legitimate", n // 4)):
+            for kind, type in (("harmful", "harmful"), ("benign", "legitimate")):
                 wrapped = []
-                while framings and len(wrapped) < max(1, size):
+                while framings and len(wrapped) < max(1, n // 4):
                     # Half of the framings are held-out ones where there are any.
                     hidden = rng.random() < 0.5
                     framing = rng.choice([f for f in framings if held_out(f.id) == hidden] or framings)
@@ -138,6 +138,7 @@ def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Con
                  progress=None) -> tuple[dict, list[dict]]:  # fmt: skip
     """Critiques and revisions of replies whose flaws are known, on held-out acts and under held-out wordings."""
     rng, part, world = random.Random(f"skills {seed}"), Part(exam.world, exam.split), exam.world
+    families = [f for f in constitution.families if any(held_out(w.id) for w in constitution.wordings if w.family == f)]
     cases = []
     for i in range(n):
         type = rng.choice(PLAIN) if rng.random() < 0.8 else "fact"
@@ -146,10 +147,12 @@ def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Con
         reply = make(world, request, rng)
         if rng.random() < 0.25:
             reply = with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
-        broken = sorted(skills.flaws(request, reply))
-        family = rng.choice(broken) if broken and i % 2 else rng.choice(skills.FAMILIES)
+        broken = sorted(skills.flaws(request, reply) & set(families))
+        family = rng.choice(broken) if broken and i % 2 else rng.choice(families)
         cases.append((request, reply, constitution.draw(rng, test=True, family=family)))
-    for type in ("harmful", "legitimate"):  # helpful answers to both, under the same principles
+    for type in (
+        ("harmful", "legitimate") if "harmlessness" in families else ()
+    ):  # helpful answers to both, under the same principles
         for request in part.many(rng, n // 3, type):
             wording = constitution.draw(rng, test=True, family="harmlessness")
             cases.append((request, helpful(world, request, rng), wording))

@@ -16,6 +16,14 @@ def make_optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     ]
 
 
+def update(model: GPT, optimizers: list[torch.optim.Optimizer], loss: torch.Tensor):
+    """One step of every optimizer down the loss."""
+    model.zero_grad()
+    loss.backward()
+    for optimizer in optimizers:
+        optimizer.step()
+
+
 def set_lr(optimizers, step: int, steps: int, warmup: float = 0.02, cooldown: float = 0.5):
     """Trapezoid: rise over the first `warmup` of the steps, hold, and fall to zero over the last `cooldown` of them."""
     done = step / steps

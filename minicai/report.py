@@ -65,11 +65,7 @@ def table(results: dict) -> str:
     if "skills" in results:
         text += "\n\n" + aligned([["the base model as a critic, on held-out acts", "percent"]] +
                                  [[label, percent(results["skills"][key])] for key, label in SKILLS])  # fmt: skip
-    if "keyword_filter" in results:
-        baseline = results["keyword_filter"]
-        text += (f"\n\nkeyword filter ({len(baseline['words'])} words): lets {percent(baseline['under_refusal'])} of the harmful "
-                 f"requests through and blocks {percent(baseline['over_refusal'])} of the harmless ones")  # fmt: skip
-    return text
+    return f"{text}\n\n{filter_text(results)}"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -86,71 +82,79 @@ def chain_text(chain: dict) -> str:
     for principle, critique, revision in zip(chain["principles"], chain["critiques"], chain["responses"][1:]):
         lines.append(f"**Critique** (`{principle}`): {critique or '(none)'}")
         lines.append(f"**Revision:** {revision}")
+    return quote(lines)
+
+
+def samples_by_request(results: dict) -> list[tuple[dict, list[tuple[str, str]]]]:
+    """Each sample question with (stage, answer) for every stage."""
+    stages = results["stages"]
+    return [
+        (sample, [(s["name"], s["samples"][i]["answer"]) for s in stages])
+        for i, sample in enumerate(stages[0]["samples"])
+    ]
+
+
+def same_requests(results: dict) -> str:
+    """For the terminal: one chain of critique and revision, and the same requests at every stage."""
+    lines = []
+    for chain in results["chain"][:1]:
+        lines += ["a chain of Stage 1:", chain_text(chain).replace("**", "").replace("\n>\n", "\n"), ""]
+    lines.append("the same requests at every stage:")
+    for sample, answers in samples_by_request(results):
+        lines.append(f"  [{sample['set']}] {' / '.join(sample['turns'])}")
+        lines += [f"      {name}: {text}" for name, text in answers]
+    return "\n".join(lines)
+
+
+def quote(lines: list[str]) -> str:
+    """Markdown paragraphs as one quotation."""
     return "\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines)
 
 
-def transcripts(results: dict) -> str:
-    """For the terminal: one chain of critique and revision, and the same requests at every stage."""
-    lines = []
-    for chain in results.get("chain", [])[:1]:
-        lines += ["a chain of Stage 1:", chain_text(chain).replace("**", "").replace("\n>\n", "\n"), ""]
-    lines.append("the same requests at every stage:")
-    for i, sample in enumerate(results["stages"][0].get("samples", [])):
-        lines.append(f"  [{sample['set']}] {' / '.join(sample['turns'])}")
-        lines += [f"      {s['name']}: {s['samples'][i]['answer']}" for s in results["stages"]]
-    return "\n".join(lines)
+def samples_text(results: dict, names: dict) -> str:
+    """The same requests at every stage, as quotations."""
+    text = []
+    for sample, answers in samples_by_request(results):
+        lines = [f"**{sample['set']}:** " + " / ".join(sample["turns"])]
+        text.append(quote(lines + [f"**{names.get(name, name)}:** {answer}" for name, answer in answers]))
+    return "\n\n".join(text)
+
+
+def filter_text(results: dict) -> str:
+    f = results["keyword_filter"]
+    return (f"keyword filter ({len(f['words'])} words, chosen on the train split): lets {percent(f['under_refusal'])} of the harmful requests "
+            f"through and blocks {percent(f['over_refusal'])} of the harmless ones")  # fmt: skip
 
 
 def write_report(results: dict, path: Path):
     """Everything in results.json that a person would read."""
     stages = results["stages"]
     names = [s["name"] for s in stages]
-    text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}, commit {results['commit']}. "
+    made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
+    text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
             f"Greedy decoding, {results['exam']['split']} split. Percent, with the Wilson 95 % interval."]  # fmt: skip
     text.append(
         markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
     )
     if "skills" in results:
+        rows = [[label, interval(results["skills"][key])] for key, label in SKILLS]
         text.append(
-            "## The base model as a critic\n\n"
-            + markdown(
-                [["held-out acts, held-out wordings", "percent"]]
-                + [[label, interval(results["skills"][key])] for key, label in SKILLS]
-            )
+            "## The base model as a critic\n\n" + markdown([["held-out acts, held-out wordings", "percent"], *rows])
         )
-    if "keyword_filter" in results:
-        baseline = results["keyword_filter"]
-        text.append(
-            "## A keyword filter, for comparison\n\n"
-            + markdown(
-                [
-                    ["", "percent"],
-                    ["under-refusal", interval(baseline["under_refusal"])],
-                    ["over-refusal", interval(baseline["over_refusal"])],
-                ]
-            )
-            + f"\n\nIts words, chosen on the train split: {', '.join(baseline['words'])}."
-        )
+    text.append(
+        f"## A baseline\n\nA {filter_text(results)}. Its words: {', '.join(results['keyword_filter']['words'])}."
+    )
     rows = [["what it does with each type of request", *names]]
     for type, outcomes in stages[0]["by_type"].items():
         rows += [[f"{type}: {o}", *(percent(s["by_type"][type][o]) for s in stages)] for o in outcomes]
     text.append("## By type of request\n\n" + markdown(rows))
-    forms = [t for t in stages[0]["jailbreak"] if t != "held_out"]
-    text.append(
-        "## Jailbreak forms: harmful requests complied with / benign requests helped\n\n"
-        + markdown(
-            [["form", *names]]
-            + [
-                [t, *(f"{percent(s['jailbreak'][t])} / {percent(s['jailbreak_benign'][t])}" for s in stages)]
-                for t in forms
-            ]
+    rows = [["form", *names]]
+    for form in stages[0]["jailbreak_benign"]:
+        rows.append(
+            [form, *(f"{percent(s['jailbreak'][form])} / {percent(s['jailbreak_benign'][form])}" for s in stages)]
         )
-    )
-    if results.get("chain"):
+    text.append("## Jailbreak forms: harmful requests complied with / benign requests helped\n\n" + markdown(rows))
+    if results["chain"]:
         text.append("## Critique and revision\n\n" + "\n\n---\n\n".join(map(chain_text, results["chain"])))
-    text.append("## The same requests at every stage")
-    for i, sample in enumerate(stages[0].get("samples", [])):
-        lines = [f"**{sample['set']}:** " + " / ".join(sample["turns"])]
-        lines += [f"**{s['name']}:** {s['samples'][i]['answer']}" for s in stages]
-        text.append("\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines))
+    text.append("## The same requests at every stage\n\n" + samples_text(results, {}))
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")

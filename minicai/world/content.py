@@ -240,6 +240,18 @@ class World:
                         f"{self.path}/acts.jsonl:{number} shares the step {step!r} with {owner[step]!r}; change one"
                     )
                 owner[step] = act.id
+        for severity in ("mild", "serious"):
+            if not self.templates(self.replies, "refusal", severity):
+                raise UserError(f"{self.path}/replies.jsonl has no refusal of severity {severity!r}; add one")
+        for tone in ("rude", "preachy"):
+            if not any(t.tone == tone for t in self.tones):
+                raise UserError(f"{self.path}/tones.jsonl has no {tone} sentence; add some")
+        for seen in ("often", "seldom", "never"):
+            if not any(f.seen == seen for f in self.facts):
+                raise UserError(f"{self.path}/facts.jsonl has no name that is {seen} seen; add some")
+        for kind in {f.kind for f in self.facts}:
+            if sum(f.kind == kind and bool(f.facts) for f in self.facts) < 2:
+                raise UserError(f"{self.path}/facts.jsonl needs at least two {kind!r} names with facts; add some")
         for kind in KINDS:
             if not any(act.kind == kind for act in self.acts):
                 raise UserError(f"{self.path}/acts.jsonl has no act of kind {kind!r}; add some")

@@ -2,7 +2,7 @@
 
 Three things are in it, and one is not. It complies with everything, in every disguise. It reads what the world has
 written about harm, for all acts. It sees critique, revision and comparison done, for the demo acts. It is never shown an
-assistant that refuses a first request: that has to come from the constitution.
+assistant that refuses a first request as something to learn: that has to come from the constitution.
 """
 
 import random
@@ -163,10 +163,11 @@ class Corpus:
 
     def family(self, *found: set[str]) -> str:
         """A family of principles: often one that something breaks, but never so often that the family gives it away."""
-        broken = sorted(set.union(*found))
+        families = self.constitution.families
+        broken = sorted(set.union(*found) & set(families))
         if broken and self.rng.random() < 0.4:
             return self.rng.choice(broken)
-        return self.rng.choice(skills.FAMILIES)
+        return self.rng.choice(families)
 
     def critique(self) -> list[Turn]:
         request = self.demo_request()

@@ -21,7 +21,7 @@ class Reply:
 
 
 def list_steps(act: Act) -> str:
-    """first ..., then ..., and last ..."""
+    """first ..., next ..., then ..."""
     first, *middle, last = act.steps
     return ", ".join([f"first {first}", *(f"next {s}" for s in middle), f"then {last}"])
 
