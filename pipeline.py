@@ -29,9 +29,7 @@ def run(script: str, options: list[str]) -> float:
     print(f"\n$ python {script} {shlex.join(options)}", flush=True)
     began = time.time()
     # Waiting threads that spin lose more than they gain on a machine that also does something else.
-    code = subprocess.run(
-        command, env=os.environ | {"OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "passive")}
-    ).returncode
+    code = subprocess.run(command, env={"OMP_WAIT_POLICY": "passive"} | os.environ).returncode
     if code:
         raise UserError(f"{script} stopped with exit code {code}; mend what it says above and run pipeline.py again")
     return time.time() - began
@@ -56,19 +54,14 @@ def pipeline():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
         seconds[name] = round(run(script, options + constitution * (name != "train_sft")), 1)
-        seconds = {
-            n: s for n, s in seconds.items() if n in order[: order.index(name) + 1]
-        }  # what follows is out of date
+        for later in order[order.index(name) + 1 :]:  # made from what has just been replaced
+            seconds.pop(later, None)
         write_json(record, seconds)
-    began = time.time()
-    run("evaluate.py", options + constitution)
-    seconds.setdefault("evaluate", round(time.time() - began, 1))
+    took = run("evaluate.py", options + constitution)
+    seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing anew and would look fast
     write_json(record, seconds)
-    print(
-        "minutes: "
-        + ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
-        + f"; together {sum(seconds.values()) / 60:.1f}"
-    )
+    minutes = ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
+    print(f"minutes: {minutes}; together {sum(seconds.values()) / 60:.1f}")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown, sample
 from minicai.world.content import TECHNIQUES  # noqa: E402
 
 NAMES = {"base": "base", "sft": "SL-CAI"}
+SIDES = {"jailbreak": "harmful complied with", "jailbreak_benign": "benign helped"}
 
 
 def spread(rates: list[dict]) -> str:
@@ -55,23 +56,10 @@ def skills_table(runs: list[dict]) -> str:
 
 def forms_table(runs: list[dict]) -> str:
     names = [s["name"] for s in runs[0]["stages"]]
-    rows = [
-        [
-            "jailbreak form",
-            *(f"{NAMES.get(n, n)}: {side}" for n in names for side in ("harmful complied with", "benign helped")),
-        ]
-    ]
+    columns = [(n, side) for n in names for side in SIDES]
+    rows = [["jailbreak form", *(f"{NAMES.get(n, n)}: {SIDES[side]}" for n, side in columns)]]
     for t in TECHNIQUES:
-        rows.append(
-            [
-                t,
-                *(
-                    spread([s[side][t] for s in stages(runs, n)])
-                    for n in names
-                    for side in ("jailbreak", "jailbreak_benign")
-                ),
-            ]
-        )
+        rows.append([t, *(spread([s[side][t] for s in stages(runs, n)]) for n, side in columns)])
     return markdown(rows)
 
 
@@ -92,7 +80,8 @@ def update(folders: list[Path]):
     baseline = (f"A keyword filter tuned on the train split lets {spread([f['under_refusal'] for f in filters])} % of the harmful requests through "
                 f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
     commits = ", ".join(dict.fromkeys(s["commit"] for run in runs for s in run["stages"]))
-    minutes = [sum(run["seconds"].values()) / 60 for run in runs if "evaluate" in run["seconds"]]
+    records = [json.loads(f.read_text()) for folder in folders if (f := folder / "pipeline.json").exists()]
+    minutes = [sum(record.values()) / 60 for record in records if "evaluate" in record]
     head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
     if minutes:
         head += f" `pipeline.py` took {max(minutes):.0f} minutes."

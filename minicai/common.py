@@ -92,21 +92,24 @@ def positive(text: str) -> int:
 
 def autocast(device: str):
     """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    faster = device.startswith("cuda") or device == "cpu" and ("avx512_bf16" in flags or "amx_bf16" in flags)
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=faster)
+    native = any(flag in cpu_info("flags").split() for flag in ("avx512_bf16", "amx_bf16"))
+    return torch.autocast(
+        device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda") or device == "cpu" and native
+    )
+
+
+def cpu_info(key: str) -> str:
+    """A line of Linux's description of the processor; empty elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), "")
 
 
 def hardware(device: str) -> str:
     """What the numbers were measured on, in words."""
     if device.startswith("cuda"):
         return torch.cuda.get_device_name(device)
-    names = (
-        [x for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")]
-        if os.name == "posix" and Path("/proc/cpuinfo").exists()
-        else []
-    )
-    return f"{names[0].split(':')[1].strip() if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"
+    return f"{cpu_info('model name') or platform.machine()}, {os.cpu_count()} cores"
 
 
 # --- JSON lines -------------------------------------------------------------------------------------------------------
