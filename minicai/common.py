@@ -19,7 +19,7 @@ PRESETS = {
     "smoke": dict(n_layer=2, n_head=1, n_embd=64, n_hidden=160, vocab_size=1024, documents=2000, batch_tokens=1024,
                   lr=0.015, prompts=48, sft_epochs=1, sft_lr=3e-3, eval_n=8),
     "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=84_000, batch_tokens=2048,
-                lr=0.015, prompts=1200, sft_epochs=2, sft_lr=3e-3, eval_n=300),
+                lr=0.015, prompts=1200, sft_epochs=3, sft_lr=3e-3, eval_n=300),
     "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
                 lr=0.02, prompts=2400, sft_epochs=2, sft_lr=2e-3, eval_n=400),
 }  # fmt: skip
