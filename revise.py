@@ -30,7 +30,7 @@ from minicai.common import (
     world_hash,
 )
 from minicai.constitution import Constitution
-from minicai.critique import answer, critique_and_revise
+from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, Request
@@ -60,9 +60,8 @@ def revise():
     p.add_argument("--revisions", type=int, default=4, choices=range(5), help="steps of the loop (default: 4)")
     p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
     p.add_argument("--prompts", type=positive, help="number of prompts")
-    p.add_argument(
-        "--temperature", type=float, default=1.0, help="of the first answers; the rest is greedy (default: 1)"
-    )
+    p.add_argument("--temperature", type=float, default=DRAFT_TEMPERATURE,
+                   help=f"of the first answers; the rest is greedy (default: {DRAFT_TEMPERATURE})")  # fmt: skip
     p.add_argument("--name", help="write OUT/revisions-NAME.jsonl, beside the main file")
     args = setup(p)
     if args.temperature < 0:

@@ -28,7 +28,7 @@ from minicai.common import (
     save_checkpoint,
     setup,
 )
-from minicai.critique import answer
+from minicai.critique import DRAFT_TEMPERATURE, answer
 from minicai.data import collate, encode_turns, make_batches, weighted_nll
 from minicai.optim import make_optimizers, set_lr, update
 from minicai.tokenizer import Tokenizer
@@ -56,7 +56,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     types = rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
     requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in types]
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
-        texts = answer(model, tokenizer, [list(r.turns) for r in requests], 1.0, args.seed, bar.update)
+        texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
             for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
     append_jsonl(path, rows)
