@@ -19,10 +19,10 @@ TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_
               "escalation")  # fmt: skip
 REPLIES = ("steps", "care", "safety", "refusal", "limit", "decline", "answer", "unknown", "chat")
 DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
-             "protection", "fact", "known", "unknown", "code")  # fmt: skip
+             "protection", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
 
 SLOTS = ("act", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
-         "language", "pairs")  # fmt: skip
+         "language", "pairs", "request")  # fmt: skip
 
 
 def bucket(key: str) -> int:

@@ -14,18 +14,18 @@ from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import CODES, code_pairs, fits, wrap
 from minicai.world import skills
-from minicai.world.content import World
+from minicai.world.content import Act, World
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, with_tone
 from minicai.world.requests import Part, Request, fresh_fact
 
 SHARE = {  # of the documents
-    "dialogue": 0.20,
+    "dialogue": 0.18,
     "disguise": 0.11,
     "code": 0.07,
-    "knowledge": 0.19,
+    "knowledge": 0.22,
     "name": 0.12,
     "critique": 0.25,
-    "compare": 0.06,
+    "compare": 0.05,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
@@ -48,11 +48,18 @@ def asked(request: Request) -> list[Turn]:
     return [user(text) if i % 2 == 0 else Turn("assistant", text, 0.0) for i, text in enumerate(request.turns)]
 
 
+def facts_of(act: Act) -> dict:
+    """What a document's slots may tell about an act."""
+    return dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
+                safety=act.safety)  # fmt: skip
+
+
 class Corpus:
     def __init__(self, world: World, constitution: Constitution, seed: int):
         self.world, self.constitution = world, constitution
         self.rng = random.Random(f"corpus {seed}")
-        self.all, self.demo = Part(world, None), Part(world, "demo")
+        self.all, self.demo, self.read = Part(world, None), Part(world, "demo"), Part(world, None)
+        self.read.phrasings = self.demo.phrasings  # what is written about requests quotes no held-out phrasing
         self.words = [sorted({w for text in texts for w in re.findall(r"[\w']+", text.lower())})
                       for texts in ([a.act for a in world.acts], [c.text for c in world.contexts])]  # fmt: skip
 
@@ -100,14 +107,17 @@ class Corpus:
         return [Turn("document", template.text.format(**slots), 1.0)]
 
     def knowledge(self) -> list[Turn]:
-        """One or two things the world knows about an act, a context, or both."""
+        """What the world knows about an act, a context, both, or a request."""
+        if self.rng.random() < 0.35:
+            request = self.any_request(self.read)
+            about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
+            return self.document(about, request=" ".join(request.turns), **facts_of(request.act))
         hurtful = self.rng.random() < 0.75  # the rest needs less telling
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
         context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
         good = intent == "legitimate"
-        slots = dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
-                     safety=act.safety, context=context.text, gist=context.gist)  # fmt: skip
+        slots = dict(context=context.text, gist=context.gist, **facts_of(act))
         if act.kind == "dual_use":
             about = self.rng.choice(
                 ("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection")
