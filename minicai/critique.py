@@ -17,7 +17,7 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 
 MAX_NEW_TOKENS = 128
-DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in six
+DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
 CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"  # the paper's own markers
 
 
