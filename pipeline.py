@@ -1,7 +1,7 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset, about 20 minutes on 2 cores
-    python pipeline.py --preset smoke        # a minute, to see that everything runs
+    python pipeline.py                       # CPU preset, about 27 minutes on 2 cores
+    python pipeline.py --preset smoke        # half a minute, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
 run it again to go on. It ends with the table of results and with transcripts. Its options are passed on to every step.

@@ -7,7 +7,7 @@
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
-It takes a minute, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here two epochs with a falling rate.
+It takes a minute, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here three epochs with a falling rate.
 """
 
 import random
