@@ -108,7 +108,7 @@ def evaluate():
         read_jsonl(path, required=("type", "turns", "responses", "principles", "critiques")) if path.exists() else []
     )
     first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
-    results["chain"] = list(first.values())
+    results["chain"] = [first[type] for type in (*PLAIN, "fact") if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)

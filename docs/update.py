@@ -34,7 +34,7 @@ def stages(runs: list[dict], name: str) -> list[dict]:
 
 
 def size(rates: list[dict]) -> str:
-    return str(rates[0]["n"]) if "n" in rates[0] else ""
+    return str(max(r["n"] for r in rates)) if "n" in rates[0] else ""
 
 
 def main_table(runs: list[dict]) -> str:
@@ -42,7 +42,7 @@ def main_table(runs: list[dict]) -> str:
     rows = [["percent, mean over seeds (range)", *(NAMES.get(n, n) for n in names), "n a seed"]]
     for key, label, _ in METRICS:
         columns = [[lookup(s, key) for s in stages(runs, name)] for name in names]
-        rows.append([label, *map(spread, columns), size(columns[0])])
+        rows.append([label, *map(spread, columns), size([r for column in columns for r in column])])
     return markdown(rows)
 
 
