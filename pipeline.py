@@ -28,8 +28,8 @@ def run(script: str, options: list[str]) -> float:
     command = [sys.executable, str(Path(__file__).with_name(script)), *options]
     print(f"\n$ python {script} {shlex.join(options)}", flush=True)
     began = time.time()
-    # Waiting threads that spin lose more than they gain on a machine that also does something else.
-    code = subprocess.run(command, env={"OMP_WAIT_POLICY": "passive"} | os.environ).returncode
+    # Threads that wait for one another spin a little and then sleep: spinning on is ruinous when the machine is busy.
+    code = subprocess.run(command, env={"GOMP_SPINCOUNT": "3000"} | os.environ).returncode
     if code:
         raise UserError(f"{script} stopped with exit code {code}; mend what it says above and run pipeline.py again")
     return time.time() - began
