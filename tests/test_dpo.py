@@ -1,0 +1,174 @@
+"""Every preference loss against its formula, its gradient against finite differences, and masks against poison."""
+
+import inspect
+import math
+
+import pytest
+import torch
+
+from minicai.dpo import LOSSES, PER_TOKEN, cdpo_loss, dpo_loss, ipo_loss, kto_loss, orpo_loss, response_logps, simpo_loss
+from minicai.gpt import GPT, GPTConfig
+
+
+def logps(n=5, seed=0, scale=4.0):
+    g = torch.Generator().manual_seed(seed)
+    return [-(scale * torch.rand(n, generator=g, dtype=torch.float64) + 0.1) for _ in range(4)]
+
+
+def sigmoid(x):
+    return 1 / (1 + math.exp(-x))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("p", [1.0, 0.3, "each"])
+def test_gradients_agree_with_finite_differences(name, p):
+    chosen, rejected, *refs = logps()
+    chosen.requires_grad_(), rejected.requires_grad_()
+    p = torch.linspace(0, 1, 5, dtype=torch.float64) if p == "each" else p
+    if name == "kto":  # its reference point is held fixed, so it is held fixed here: below 0 it is cut at 0 exactly
+        refs = [r.clone().fill_(0.0) for r in refs]
+    assert torch.autograd.gradcheck(lambda c, r: LOSSES[name](c, r, *refs, beta=0.3, p=p)[0], (chosen, rejected))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_loss_pulls_the_chosen_answer_up_and_the_rejected_one_down(name):
+    chosen, rejected, *refs = logps(seed=1, scale=0.5)
+    chosen.requires_grad_(), rejected.requires_grad_()
+    LOSSES[name](chosen, rejected, *refs, p=1.0)[0].backward()
+    assert (chosen.grad < 0).all() and (rejected.grad > 0).all()
+
+
+@pytest.mark.parametrize("name", [n for n in LOSSES if n != "cdpo"])
+def test_swapping_the_answers_swaps_the_label(name):
+    c, r, rc, rr = logps(seed=2)
+    p = torch.tensor([0.0, 0.2, 0.5, 0.9, 1.0], dtype=torch.float64)
+    one, other = LOSSES[name](c, r, rc, rr, p=p)[0], LOSSES[name](r, c, rr, rc, p=1 - p)[0]
+    torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_soft_label_is_the_mean_of_the_two_orders(name):
+    c, r, rc, rr = logps(seed=3)
+    one, other, mixed = (LOSSES[name](c, r, rc, rr, p=p)[0] for p in (1.0, 0.0, 0.7))
+    torch.testing.assert_close(mixed, 0.7 * one + 0.3 * other)
+
+
+@pytest.mark.parametrize("name, value", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)])
+def test_the_value_where_policy_and_reference_agree(name, value):
+    c, r, _, _ = logps()
+    for p in (1.0, 0.5, 0.0):
+        loss, stats = LOSSES[name](c, r, c, r, beta=0.1, p=p)
+        assert loss.item() == pytest.approx(value, abs=1e-12)
+        assert stats["margin"] == 0 and stats["accuracy"] == 0.5
+
+
+def test_dpo_by_hand():
+    c, r, rc, rr = logps(n=1, seed=4)
+    h = (c - rc - r + rr).item()
+    for p in (1.0, 0.25):
+        expected = -p * math.log(sigmoid(0.3 * h)) - (1 - p) * math.log(sigmoid(-0.3 * h))
+        assert dpo_loss(c, r, rc, rr, beta=0.3, p=p)[0].item() == pytest.approx(expected)
+
+
+def test_the_gradient_of_soft_dpo_is_sigmoid_minus_p():
+    c, r, rc, rr = logps(seed=5)
+    c.requires_grad_()
+    p = torch.tensor([0.0, 0.3, 0.5, 0.8, 1.0], dtype=torch.float64)
+    dpo_loss(c, r, rc, rr, beta=0.2, p=p)[0].backward()
+    expected = 0.2 * (torch.sigmoid(0.2 * (c - rc - r + rr)) - p) / 5
+    torch.testing.assert_close(c.grad, expected.detach())
+
+
+def test_cdpo_is_dpo_with_labels_that_may_be_wrong():
+    a = logps(seed=6)
+    torch.testing.assert_close(cdpo_loss(*a, eps=0.2)[0], dpo_loss(*a, p=0.8)[0])
+    torch.testing.assert_close(cdpo_loss(*a, p=0.0, eps=0.2)[0], dpo_loss(*a, p=0.2)[0])
+
+
+def test_ipo_is_at_its_minimum_at_its_target():
+    _, r, rc, rr = logps(seed=7)
+    c = r - rr + rc + 1 / (2 * 0.4)
+    assert ipo_loss(c, r, rc, rr, beta=0.4)[0].item() == pytest.approx(0)
+
+
+def test_simpo_and_orpo_need_no_reference():
+    c, r, rc, rr = logps(seed=8)
+    for loss in (simpo_loss, orpo_loss):
+        assert loss(c, r, rc, rr)[0] == loss(c, r, rr, c)[0]
+    expected = torch.stack([-torch.log(torch.sigmoid(2 * (a - b) - 0.5)) for a, b in zip(c, r)]).mean()
+    torch.testing.assert_close(simpo_loss(c, r, rc, rr)[0], expected)
+
+
+def test_orpo_by_hand():
+    c, r = (torch.tensor([x], dtype=torch.float64) for x in (-0.5, -1.5))
+    odds = [math.exp(x) / (1 - math.exp(x)) for x in (-0.5, -1.5)]
+    expected = 0.5 - 0.1 * math.log(sigmoid(math.log(odds[0] / odds[1])))
+    assert orpo_loss(c, r, c, r)[0].item() == pytest.approx(expected)
+
+
+def test_kto_by_hand():
+    c, r, rc, rr = logps(n=3, seed=9)
+    a, b = (0.1 * (c - rc)).tolist(), (0.1 * (r - rr)).tolist()
+    z = max(0.0, sum(a + b) / 6)
+    expected = sum((1 - sigmoid(x - z)) + (1 - sigmoid(z - y)) for x, y in zip(a, b)) / 6
+    assert kto_loss(c, r, rc, rr)[0].item() == pytest.approx(expected)
+
+
+def test_extreme_margins_stay_finite():
+    big = torch.tensor([-2000.0, -0.01])
+    for name, loss in LOSSES.items():
+        a, b = big.clone().requires_grad_(), big.flip(0).clone().requires_grad_()
+        value, _ = loss(a, b, torch.zeros(2), torch.zeros(2))
+        value.backward()
+        assert value.isfinite() and a.grad.isfinite().all() and b.grad.isfinite().all(), name
+
+
+def test_stats_say_who_wins():
+    zero = torch.zeros(4)
+    chosen, rejected = torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([0.0, 2.0, -3.0, 0.0])
+    stats = dpo_loss(chosen, rejected, zero, zero, beta=0.5, p=torch.tensor([1.0, 1.0, 0.0, 1.0]))[1]
+    assert stats["accuracy"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
+    assert stats["chosen_reward"] == pytest.approx(0.125) and stats["margin"] == pytest.approx(0.25)
+
+
+def test_all_losses_share_one_signature_and_unknown_names_are_errors():
+    first = list(inspect.signature(dpo_loss).parameters)
+    assert all(list(inspect.signature(f).parameters)[:6] == first for f in LOSSES.values())
+    assert PER_TOKEN < set(LOSSES)
+    with pytest.raises(KeyError):
+        LOSSES["no-such-loss"]
+
+
+# --- log-probabilities of responses ---
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return GPT(GPTConfig(32, 2, 2, 2, 16, 32, 32)).eval()
+
+
+def rows(prompts, responses, width, fill=0):
+    ids, mask = torch.full((len(prompts), width), fill), torch.zeros(len(prompts), width, dtype=torch.bool)
+    for i, (p, r) in enumerate(zip(prompts, responses)):
+        ids[i, : len(p + r)] = torch.tensor(p + r)
+        mask[i, len(p) : len(p + r)] = True
+    return ids, mask
+
+
+def test_response_logps_are_the_sum_over_the_response_alone(model):
+    prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
+    got = response_logps(model, *rows(prompts, responses, 9))
+    mean = response_logps(model, *rows(prompts, responses, 9), per_token=True)
+    for i, (p, r) in enumerate(zip(prompts, responses)):
+        logp = model(torch.tensor([p + r]))[0].log_softmax(-1)
+        expected = sum(logp[len(p) + k - 1, token] for k, token in enumerate(r))
+        torch.testing.assert_close(got[i], expected)
+        torch.testing.assert_close(mean[i], expected / len(r))
+
+
+def test_pads_and_prompt_targets_do_not_count(model):
+    prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
+    clean, poisoned = (response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31))
+    assert torch.equal(clean, poisoned)
+    assert torch.allclose(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5)

@@ -1,0 +1,203 @@
+"""PPO's parts against definitions: GAE by its double sum, KL by enumeration, losses by hand, and nothing outside the mask."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from minicai import ppo
+
+
+def batch(seed=0, B=4, T=9):
+    """Answers of several lengths at several places: the last ends at the last column, one is a single token."""
+    g = torch.Generator().manual_seed(seed)
+    mask = torch.zeros(B, T, dtype=torch.bool)
+    for row, (start, end) in enumerate([(2, 6), (0, 5), (4, 5), (3, 9)]):
+        mask[row, start:end] = True
+    return mask, [torch.randn(B, T, generator=g, dtype=torch.float64) for _ in range(3)]
+
+
+@pytest.mark.parametrize("gamma, lam", [(1.0, 0.95), (0.9, 0.5), (1.0, 0.0), (1.0, 1.0)])
+def test_gae_is_its_definition(gamma, lam):
+    mask, (rewards, values, _) = batch()
+    advantages, returns = ppo.gae(rewards, values, mask, gamma, lam)
+    for row in range(len(mask)):
+        steps = mask[row].nonzero().flatten().tolist()
+        r, v = rewards[row, steps].tolist(), values[row, steps].tolist() + [0.0]
+        deltas = [r[t] + gamma * v[t + 1] - v[t] for t in range(len(r))]
+        for t, column in enumerate(steps):
+            expected = sum((gamma * lam) ** k * deltas[t + k] for k in range(len(r) - t))
+            assert advantages[row, column].item() == pytest.approx(expected)
+            assert returns[row, column].item() == pytest.approx(expected + v[t])
+    assert (advantages[~mask] == 0).all() and (returns[~mask] == 0).all()
+
+
+def test_without_discount_an_advantage_is_the_rest_of_the_reward_minus_the_value():
+    mask, (rewards, values, _) = batch(1)
+    advantages, returns = ppo.gae(rewards, values, mask, 1.0, 1.0)
+    left = (rewards * mask).flip(1).cumsum(1).flip(1)
+    torch.testing.assert_close(advantages[mask], (left - values)[mask])
+    torch.testing.assert_close(returns[mask], left[mask])
+
+
+@pytest.mark.parametrize("poison", [1e3, float("nan"), float("inf")])
+def test_nothing_outside_the_mask_counts(poison):
+    mask, (a, b, c) = batch(2)
+
+    def everything(fill):
+        x, y, z = (t.masked_fill(~mask, fill).requires_grad_() for t in (a, b, c))
+        advantages, returns = ppo.gae(x, y, mask)
+        loss, stats = ppo.policy_loss(x, y, ppo.whiten(advantages, mask).detach(), mask)
+        total = loss + ppo.value_loss(z, y, returns.detach(), mask)
+        grads = torch.autograd.grad(total, (x, z))
+        shaped = ppo.shape_rewards(torch.arange(4.0), x, y, mask, 0.1)
+        others = [ppo.masked_mean(x, mask), ppo.whiten(x, mask), ppo.explained_variance(y, z, mask), shaped]
+        return [total, *grads, advantages, returns, *others, *stats.values()]
+
+    for clean, dirty in zip(everything(0.0), everything(poison)):
+        assert torch.equal(clean, dirty)
+
+
+def test_whitening_is_numpys_over_the_masked_entries():
+    mask, (x, _, _) = batch(3)
+    inside = x[mask].numpy()
+    expected = (inside - inside.mean()) / inside.std(ddof=1)
+    np.testing.assert_allclose(ppo.whiten(x, mask)[mask].numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(ppo.whiten(x, mask, shift=False)[mask].numpy(), expected + inside.mean(), atol=1e-6)
+    one = torch.zeros(1, 3, dtype=torch.bool)
+    one[0, 1] = True
+    assert ppo.whiten(torch.tensor([[7.0, 5.0, 9.0]]), one).isfinite().all()
+
+
+def test_a_constant_advantage_of_one_answer_survives_whitening():
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    white = ppo.whiten(torch.tensor([[1.0, 1.0, 1.0], [-1.0, -1.0, -1.0]]), mask)
+    assert (white[0] > 0.5).all() and (white[1] < -0.5).all()
+
+
+# --- KL ---
+
+
+def distributions():
+    g = torch.Generator().manual_seed(0)
+    policy, reference = (torch.randn(6, generator=g, dtype=torch.float64) for _ in range(2))
+    return policy.requires_grad_(), reference.log_softmax(0)
+
+
+def test_k1_and_k3_are_unbiased_and_k2_is_not():
+    logits, ref = distributions()
+    logp = logits.log_softmax(0).detach()
+    kl = (logp.exp() * (logp - ref)).sum()
+    means = [(logp.exp() * k).sum() for k in ppo.kl_estimates(logp, ref)]
+    torch.testing.assert_close(means[0], kl)
+    torch.testing.assert_close(means[2], kl)
+    assert abs(means[1] - kl) > 1e-3
+    samples = torch.multinomial(logp.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    for k in (0, 2):
+        values = ppo.kl_estimates(logp[samples], ref[samples])[k]
+        assert abs(values.mean() - kl) < 4 * values.std() / math.sqrt(len(samples))
+
+
+def test_the_gradients_of_the_estimators_are_those_documented():
+    logits, ref = distributions()
+
+    def grad(value):
+        return torch.autograd.grad(value, logits, retain_graph=True)[0]
+
+    def logp():
+        return logits.log_softmax(0)
+
+    reverse = grad((logp().exp() * (logp() - ref)).sum())  # KL(policy || reference)
+    forward = grad((ref.exp() * (ref - logp())).sum())  # KL(reference || policy)
+    weights = logp().exp().detach()
+    as_loss = [grad((weights * k).sum()) for k in ppo.kl_estimates(logp(), ref)]
+    torch.testing.assert_close(as_loss[0], torch.zeros_like(reverse))
+    torch.testing.assert_close(as_loss[1], reverse)
+    torch.testing.assert_close(as_loss[2], forward)
+    k1 = (logp() - ref).detach()  # as a reward, in the score-function estimator
+    torch.testing.assert_close(grad((weights * k1 * logp()).sum()), reverse)
+
+
+def test_k3_is_never_negative_and_stays_finite():
+    r = torch.linspace(-50, 50, 1001)
+    k3 = ppo.kl_estimates(r, torch.zeros_like(r))[2]
+    assert (k3 >= 0).all() and k3.isfinite().all()
+
+
+def test_the_score_comes_with_the_last_action_and_the_penalty_with_every_one():
+    mask, (logps, ref, _) = batch(4)
+    scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)
+    rewards = ppo.shape_rewards(scores, logps, ref, mask, 0.0)
+    assert [(row.nonzero().flatten().tolist()) for row in rewards] == [[5], [4], [4], [8]]
+    assert rewards.sum(1).tolist() == scores.tolist()
+    penalised = ppo.shape_rewards(scores, logps, ref, mask, 0.5)
+    torch.testing.assert_close((penalised - rewards)[mask], -0.5 * (logps - ref)[mask])
+    assert (penalised[~mask] == 0).all()
+
+
+def test_the_controller_pushes_beta_toward_the_target():
+    control = ppo.AdaptiveKL(0.1, target=6.0, horizon=1000)
+    control.update(12.0, 100)  # error is cut at 0.2
+    assert control.beta == pytest.approx(0.1 * (1 + 0.2 * 0.1))
+    control.update(5.4, 100)
+    assert control.beta == pytest.approx(0.1 * 1.02 * (1 - 0.1 * 0.1))
+
+
+# --- losses ---
+
+
+def test_at_the_old_policy_the_ratio_is_one_and_the_loss_is_minus_the_mean_advantage():
+    mask, (logps, advantages, _) = batch(5)
+    loss, stats = ppo.policy_loss(logps, logps, advantages, mask)
+    assert stats["ratio"] == 1 and stats["clip_fraction"] == 0 and stats["approx_kl"] == 0
+    torch.testing.assert_close(loss, -advantages[mask].mean())
+
+
+@pytest.mark.parametrize("ratio, advantage, loss, gradient", [
+    (1.1, 1.0, -1.1, True), (1.5, 1.0, -1.2, False), (1.5, -1.0, 1.5, True), (0.5, -1.0, 0.8, False), (0.5, 1.0, -0.5, True),
+])  # fmt: skip
+def test_clipping_only_stops_what_would_go_too_far(ratio, advantage, loss, gradient):
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
+    got, stats = ppo.policy_loss(logps, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, clip=0.2)
+    got.backward()
+    assert got.item() == pytest.approx(loss, rel=1e-5)
+    assert (logps.grad.abs().item() > 0) == gradient and stats["clip_fraction"] == float(not gradient)
+
+
+def test_losses_have_the_gradients_of_finite_differences():
+    mask, (logps, old, advantages) = batch(6)
+    logps, old = 0.1 * logps, 0.1 * old
+    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, advantages, mask)[0], logps.requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: ppo.value_loss(x, old, advantages, mask), logps)
+
+
+def test_value_loss_takes_the_worse_of_plain_and_clipped():
+    mask = torch.ones(1, 1, dtype=torch.bool)
+    value, old, target = (torch.tensor([[x]]) for x in (1.0, 0.0, 1.0))
+    assert ppo.value_loss(value, old, target, mask, clip=0.2).item() == pytest.approx(0.5 * 0.8**2)
+    assert ppo.value_loss(value, old, target, mask, clip=5.0).item() == 0
+
+
+def test_entropy_and_explained_variance():
+    mask = torch.tensor([[True, False]])
+    logits = torch.zeros(1, 2, 8)
+    assert ppo.entropy(logits, mask).item() == pytest.approx(math.log(8))
+    mask, (returns, noise, _) = batch(7)
+    assert ppo.explained_variance(returns, returns, mask) == 1
+    assert ppo.explained_variance(torch.zeros_like(returns), returns, mask).item() == pytest.approx(0)
+
+
+# --- groups ---
+
+
+def test_rloo_compares_with_the_others_and_grpo_with_the_group():
+    returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
+    assert ppo.rloo(returns, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
+    group = np.array([1.0, 2.0, 6.0])
+    assert ppo.grpo(returns, 3)[:3].numpy() == pytest.approx((group - 3) / group.std(ddof=1), rel=1e-3)
+    assert ppo.grpo(returns, 3)[3:].abs().sum() == 0
+    for bad in (1, 4):
+        with pytest.raises(ValueError, match="groups"):
+            ppo.rloo(returns, bad)

@@ -1,0 +1,72 @@
+"""The reward model: what it reads, and its soft-label Bradley-Terry loss."""
+
+import math
+
+import pytest
+import torch
+
+from minicai.common import UserError, load_checkpoint
+from minicai.gpt import GPT, GPTConfig
+from minicai.reward import RewardModel, bradley_terry_loss
+
+CONFIG = GPTConfig(32, 2, 2, 2, 16, 32, 32)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return RewardModel(GPT(CONFIG)).eval()
+
+
+def test_the_loss_is_ln_2_at_equal_scores_and_falls_with_the_margin():
+    zero = torch.zeros(3)
+    for p in (1.0, 0.5, 0.0):
+        assert bradley_terry_loss(zero, zero, p).item() == pytest.approx(math.log(2))
+    assert bradley_terry_loss(zero + 2, zero).item() == pytest.approx(-math.log(1 / (1 + math.exp(-2))), rel=1e-5)
+    assert bradley_terry_loss(zero + 200, zero).item() == pytest.approx(0) and bradley_terry_loss(zero, zero + 200).isfinite()
+
+
+def test_its_gradient_is_sigmoid_minus_p_and_its_minimum_the_labels_logit():
+    d = torch.linspace(-3, 3, 7, dtype=torch.float64, requires_grad=True)
+    p = torch.tensor([0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0], dtype=torch.float64)
+    (7 * bradley_terry_loss(d, torch.zeros_like(d), p)).backward()
+    torch.testing.assert_close(d.grad, torch.sigmoid(d.detach()) - p)
+    logit = torch.logit(p[1:-1]).requires_grad_()
+    bradley_terry_loss(logit, torch.zeros_like(logit), p[1:-1]).backward()
+    assert logit.grad.abs().max() < 1e-12
+
+
+def test_finite_differences_and_swapping():
+    g = torch.Generator().manual_seed(0)
+    a, b, p = (torch.rand(5, generator=g, dtype=torch.float64) for _ in range(3))
+    assert torch.autograd.gradcheck(lambda x, y: bradley_terry_loss(x, y, p), (a.requires_grad_(), b.requires_grad_()))
+    torch.testing.assert_close(bradley_terry_loss(a, b, p), bradley_terry_loss(b, a, 1 - p))
+
+
+def test_the_score_is_read_at_the_last_real_token_whatever_stands_behind(model):
+    ids = torch.randint(0, 32, (3, 8), generator=torch.Generator().manual_seed(1))
+    lengths = torch.tensor([8, 5, 1])
+    scores = model(ids, lengths)
+    other = ids.clone()
+    other[1, 5:], other[2, 1:] = 31, 7
+    assert torch.equal(scores, model(other, lengths))
+    for row, n in enumerate(lengths.tolist()):  # alone, without pads
+        hidden = model.gpt.hidden(ids[row : row + 1, :n])[0, -1]
+        torch.testing.assert_close(scores[row], model.score(hidden)[0], atol=1e-5, rtol=1e-5)
+
+
+def test_a_shift_changes_every_score_by_as_much(model):
+    ids, lengths = torch.ones(2, 4, dtype=torch.long), torch.tensor([4, 2])
+    before = model(ids, lengths)
+    model.shift(-1.5)
+    torch.testing.assert_close(model(ids, lengths), before - 1.5)
+
+
+def test_it_comes_back_from_disk_as_it_was_and_is_no_policy(model, tmp_path):
+    path = tmp_path / "rm.pt"
+    model.save(path, note=3)
+    again, extra = RewardModel.load(path)
+    ids, lengths = torch.randint(0, 32, (2, 6)), torch.tensor([6, 3])
+    assert torch.equal(model(ids, lengths), again(ids, lengths)) and extra["note"] == 3
+    with pytest.raises(UserError, match="'reward'"):
+        load_checkpoint(path)
