@@ -12,7 +12,6 @@ something to find and something to leave alone. Rows are appended as they are ma
 Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
 """
 
-import os
 import random
 
 from tqdm import tqdm
@@ -26,6 +25,7 @@ from minicai.common import (
     parser,
     positive,
     read_jsonl,
+    rewrite_jsonl,
     setup,
     world_hash,
 )
@@ -33,7 +33,7 @@ from minicai.constitution import Constitution
 from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
-from minicai.world.requests import Part, Request
+from minicai.world.requests import Part, Request, fresh_fact
 
 BATCH = 256
 MIX = {
@@ -49,8 +49,10 @@ MIX = {
 
 
 def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
+    """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
     kinds = rng.choices(list(MIX), MIX.values(), k=n)
-    return [part.draw(rng, type, kind) for type, kind in kinds]
+    return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
+            for type, kind in kinds]  # fmt: skip
 
 
 def revise():
@@ -85,10 +87,7 @@ def revise():
     requests = draw_prompts(Part(world, "train"), args.prompts, random.Random(f"revise {args.seed}"))
     if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
         done = done[: len(done) - len(done) % BATCH]
-        whole = path.with_suffix(".tmp")
-        whole.unlink(missing_ok=True)
-        append_jsonl(whole, done)
-        os.replace(whole, path)
+        rewrite_jsonl(path, done)
     rounds = 1 + args.revisions * (2 if args.critique else 1)
     bar = tqdm(total=len(requests) * rounds, initial=len(done) * rounds, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):

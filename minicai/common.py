@@ -17,11 +17,14 @@ from minicai.gpt import GPT, GPTConfig
 # Sizes of everything, by preset; a script's own options override single entries. Tokens count padding and prompt alike.
 PRESETS = {
     "smoke": dict(n_layer=2, n_head=1, n_embd=64, n_hidden=160, vocab_size=1024, documents=2000, batch_tokens=1024,
-                  lr=0.015, prompts=48, sft_epochs=1, sft_lr=3e-3, eval_n=8),
-    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=84_000, batch_tokens=2048,
-                lr=0.015, prompts=1200, sft_epochs=3, sft_lr=3e-3, eval_n=300),
+                  lr=0.015, prompts=48, sft_epochs=1, sft_lr=3e-3, eval_n=8,
+                  comparisons=24, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=2, ppo_episodes=16, ppo_lr=3e-5),
+    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=115_000, batch_tokens=2048,
+                lr=0.015, prompts=1200, sft_epochs=3, sft_lr=3e-3, eval_n=300,
+                comparisons=1600, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=20, ppo_episodes=256, ppo_lr=1e-4),
     "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
-                lr=0.02, prompts=2400, sft_epochs=2, sft_lr=2e-3, eval_n=400),
+                lr=0.02, prompts=2400, sft_epochs=2, sft_lr=2e-3, eval_n=400,
+                comparisons=3200, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=1, rm_lr=1e-4, ppo_updates=40, ppo_episodes=512, ppo_lr=5e-5),
 }  # fmt: skip
 BLOCK_SIZE = 1024
 
@@ -148,6 +151,14 @@ def append_jsonl(path, rows):
             end -= 1
         f.truncate(end)
         f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
+
+
+def rewrite_jsonl(path, rows):
+    """Replace the file as a whole, so that a killed run leaves the old one or the new one."""
+    temporary = Path(f"{path}.tmp")
+    temporary.unlink(missing_ok=True)
+    append_jsonl(temporary, rows)
+    os.replace(temporary, path)
 
 
 def read_json(path, default: dict) -> dict:

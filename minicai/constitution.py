@@ -67,12 +67,14 @@ class Constitution:
                             f"{', '.join(dict.fromkeys(w.family for w in self.wordings))}")  # fmt: skip
         return rest
 
-    def draw(self, rng: random.Random, test: bool = False, family: str | None = None) -> Wording:
+    def draw(self, rng: random.Random, test: bool = False, family: str | None = None,
+             principle: str | None = None) -> Wording:  # fmt: skip
         """A random principle, then one of its wordings: seen ones, or with `test` the held-out ones."""
-        pool = [w for w in self.wordings if held_out(w.id) == test and family in (None, w.family)]
+        pool = [w for w in self.wordings
+                if held_out(w.id) == test and family in (None, w.family) and principle in (None, w.principle)]  # fmt: skip
         if not pool:
             raise UserError(
-                f"the constitution has no {'held-out' if test else 'seen'} wording for {family}; add wordings"
+                f"the constitution has no {'held-out' if test else 'seen'} wording for {principle or family}; add wordings"
             )
         principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
         return rng.choice([w for w in pool if w.principle == principle])

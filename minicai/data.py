@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minicai.gpt import GPT
-from minicai.tokenizer import Tokenizer
+from minicai.tokenizer import Tokenizer, talk
 
 
 @dataclass
@@ -85,3 +85,54 @@ def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
     nll = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     w = weights[:, 1:].flatten()
     return (nll * w).sum() / w.sum()
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Pair:
+    number: int  # its place in the list, to find what was computed for it before
+    prompt: int  # how many ids the two share
+    chosen: list[int]
+    rejected: list[int]
+    p: float  # the probability that the chosen answer is the better one, 0.5 to 1
+
+
+def encode_pairs(tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float, block_size: int, rng: random.Random) -> list[Pair]:
+    """Rows of preferences.jsonl as ids; helpfulness comparisons make up at most `helpful_fraction`. The likelier answer is chosen."""
+    ai, human = ([row for row in rows if row["kind"] == kind] for kind in ("ai", "human"))
+    wanted = round(len(ai) * helpful_fraction / (1 - helpful_fraction))
+    pairs = []
+    for row in ai + rng.sample(human, min(wanted, len(human))):
+        prompt = tokenizer.prompt(talk(*row["turns"]))
+        a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
+        if max(len(a), len(b)) <= block_size and a != b:
+            first = row["p"] >= 0.5
+            pairs.append(Pair(len(pairs), len(prompt), a if first else b, b if first else a, max(row["p"], 1 - row["p"])))
+    return pairs
+
+
+def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> Iterator[list[Pair]]:
+    """One epoch in random order, in batches of pairs of like length: at most batch_tokens ids, pads included."""
+    width = {pair.number: padded(max(len(pair.chosen), len(pair.rejected))) for pair in pairs}
+    batches, batch = [], []
+    for pair in sorted(rng.sample(pairs, len(pairs)), key=lambda pair: width[pair.number]):
+        if batch and 2 * (len(batch) + 1) * width[pair.number] > batch_tokens:
+            batches.append(batch)
+            batch = []
+        batch.append(pair)
+    batches.append(batch)
+    rng.shuffle(batches)
+    yield from batches
+
+
+def collate_pairs(batch: list[Pair], pad: int, device) -> tuple[Tensor, Tensor]:
+    """ids (2B, T), the B chosen answers first, and mask (2B, T): true on the responses, their end tokens included."""
+    rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
+    width = padded(max(map(len, rows)))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.bool)
+    for i, (row, pair) in enumerate(zip(rows, batch + batch)):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, pair.prompt : len(row)] = True
+    return ids.to(device), mask.to(device)

@@ -118,11 +118,13 @@ def measure(model: GPT, tokenizer: Tokenizer, exam: Exam, progress=None) -> tupl
 
 
 def fact_calibration(model: GPT, tokenizer: Tokenizer, exam: Exam, requests: list[Request]) -> float:
-    """ECE of the most likely value of the attribute, all its values scored as "The job of Anna is ...". Names that the
+    """ECE of the most likely value of the attribute, all its values scored as "... The job of Anna is ...". Names that the
     corpus never mentions count too: a calibrated model is not sure of them."""
     prompts, options, values = [], [], []
+    opening = exam.world.templates(exam.world.replies, "open_fact")[0].text
     for r in requests:
-        prompt = tokenizer.prompt(talk(*r.turns)) + tokenizer.encode(f"The {r.attribute} of {r.fact.name} is")
+        said = f"{opening.format(name=r.fact.name)} The {r.attribute} of {r.fact.name} is"
+        prompt = tokenizer.prompt(talk(*r.turns)) + tokenizer.encode(said)
         values.append(exam.world.attributes[r.fact.kind][r.attribute])
         prompts.append(prompt)
         options.append([tokenizer.encode(f" {v}.") for v in values[-1]])

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from minicai.data import Example, collate, encode_turns, make_batches, padded, weighted_nll
+from minicai.data import (
+    Example,
+    collate,
+    collate_pairs,
+    encode_pairs,
+    encode_turns,
+    make_batches,
+    pair_batches,
+    padded,
+    weighted_nll,
+)
 from minicai.gpt import GPT, GPTConfig
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
@@ -188,3 +198,47 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
     other = replace(batch, ids=np.where(np.arange(len(batch.ids)) == len(batch.ids) - 2, 5, batch.ids))
     losses = [weighted_nll(model, *collate([e], tokenizer.pad, "cpu")) for e in (batch, other)]
     assert torch.equal(*losses)
+
+
+# --- comparisons ---
+
+
+def comparison(id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",)):
+    return dict(id=id, kind=kind, turns=list(turns), a=a, b=b, p=p)
+
+
+def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
+    rows = [comparison(0, p=0.9), comparison(1, p=0.2), comparison(2, p=0.5)]
+    for row, pair in zip(rows, encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))):
+        prompt = tokenizer.prompt(talk(*row["turns"]))
+        better, worse = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
+        assert pair.prompt == len(prompt) and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
+        assert pair.chosen[pair.prompt :] == [*tokenizer.encode(better), tokenizer.end]
+        assert pair.rejected[pair.prompt :] == [*tokenizer.encode(worse), tokenizer.end]
+        assert pair.p == max(row["p"], 1 - row["p"])
+
+
+def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):
+    rows = [comparison(i, p=0.7) for i in range(20)] + [comparison(i, "human", a="yes") for i in range(20, 60)]
+    for fraction, n in ((0.0, 0), (0.2, 5), (0.5, 20), (0.9, 40)):
+        pairs = encode_pairs(tokenizer, rows, fraction, 512, random.Random(0))
+        assert sum(pair.p == 1.0 for pair in pairs) == n and sum(pair.p == 0.7 for pair in pairs) == 20
+        assert [pair.number for pair in pairs] == list(range(len(pairs)))
+
+
+def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out(tokenizer):
+    rows = [comparison(0, a="no"), comparison(1, a="yes " * 400), comparison(2)]
+    assert len(encode_pairs(tokenizer, rows, 0.0, 128, random.Random(0))) == 1
+
+
+def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):
+    rows = [comparison(i, a="yes " * (i % 17 + 1), turns=["how " * (i % 13 + 1)]) for i in range(200)]
+    pairs = encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))
+    batches = list(pair_batches(pairs, 600, random.Random(1)))
+    assert sorted(pair.number for batch in batches for pair in batch) == list(range(200))
+    for batch in batches:
+        ids, mask = collate_pairs(batch, tokenizer.pad, "cpu")
+        assert ids.numel() <= 600 + 2 * len(batch)
+        for i, (pair, row) in enumerate([(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]):
+            assert ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
+            assert mask[i].nonzero().flatten().tolist() == list(range(pair.prompt, len(row)))

@@ -18,7 +18,7 @@ from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
 from minicai.jailbreak import fits, wrap
-from minicai.world.content import KINDS, TECHNIQUES, World, bucket, held_out, split_of
+from minicai.world.content import KINDS, SALT, TECHNIQUES, World, bucket, held_out, split_of
 from minicai.world.corpus import SHARE, Corpus
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.requests import TYPES, Part, fresh_fact
@@ -156,9 +156,9 @@ def test_a_mistake_is_one_sentence_that_names_file_and_line(breaks, names, tmp_p
 
 def test_the_split_of_an_id_is_its_hash_and_so_never_moves():
     for key in ("bake-bread", "pick-a-lock", "", "naïve"):
-        assert bucket(key) == int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) % 100
+        assert bucket(key) == int(hashlib.sha256((SALT + key).encode()).hexdigest()[:16], 16) % 100
     counts = Counter(split_of(str(i)) for i in range(10_000))
-    assert all(abs(counts[split] / 10_000 - share) < 0.02 for split, share in zip(SPLITS, (0.4, 0.3, 0.3)))
+    assert all(abs(counts[split] / 10_000 - share) < 0.02 for split, share in zip(SPLITS, (0.32, 0.4, 0.28)))
     assert abs(sum(held_out(str(i)) for i in range(10_000)) / 10_000 - 0.25) < 0.02
 
 
@@ -382,6 +382,17 @@ def test_what_a_test_act_is_and_whom_it_hurts_stands_in_the_corpus(world, consti
     text = "\n".join(t.content for _ in range(4000) for t in corpus.knowledge())
     bad = [a for a in world.acts if a.kind == "harmful"]
     assert sum(f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad) > 0.8 * len(bad)
+
+
+def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    text = "\n".join(t.content for _ in range(3000) for t in corpus.reading()).lower()
+    seen, hidden = (
+        {s for p in world.phrasings if held_out(p.id) == kept for t in p.turns for s in [literal(t, r"{\w+}")] if len(s) >= 14}
+        for kept in (False, True)
+    )
+    assert sum(s in text for s in seen) > 0.9 * len(seen)
+    assert [s for s in hidden if s in text and not any(s in other for other in seen)] == []
 
 
 # --- the code knows no content ---

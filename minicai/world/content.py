@@ -17,23 +17,28 @@ from minicai.common import UserError, read_jsonl
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
 TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language", "injection", "many_shot",
               "escalation")  # fmt: skip
-REPLIES = ("steps", "care", "safety", "refusal", "limit", "decline", "answer", "unknown", "chat")
+REPLIES = ("open_act", "open_protection", "open_fact", "steps", "care", "safety", "refusal", "limit", "decline", "answer", "unknown", "chat")
 DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
-             "protection", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
+             "protection", "request", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
 
-SLOTS = ("act", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
-         "language", "pairs", "request")  # fmt: skip
+SLOTS = ("act", "aim", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
+         "language", "pairs", "request", "reading")  # fmt: skip
+
+
+# A new salt draws all splits anew, as has to be done once a test split has been looked at too often. This is the first number
+# that leaves something of every kind in every part.
+SALT = "draw 127 "
 
 
 def bucket(key: str) -> int:
     """A stable number in 0..99 from an id: adding content never moves what is already there to another split."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % 100
+    return int.from_bytes(hashlib.sha256((SALT + key).encode()).digest()[:8]) % 100
 
 
 def split_of(key: str) -> str:
     """Acts and names: `demo` (their critiques are shown to the base model), `train` (prompts of the stages), `test`."""
     b = bucket(key)
-    return "demo" if b < 40 else "train" if b < 70 else "test"
+    return "demo" if b < 32 else "train" if b < 72 else "test"
 
 
 def held_out(key: str) -> bool:

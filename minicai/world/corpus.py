@@ -14,21 +14,24 @@ from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import CODES, code_pairs, fits, wrap
 from minicai.world import skills
-from minicai.world.content import Act, World
+from minicai.world.content import Act, Fact, World
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, with_tone
-from minicai.world.requests import Part, Request, fresh_fact
+from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
-    "dialogue": 0.18,
+    "dialogue": 0.10,
     "disguise": 0.11,
-    "code": 0.07,
-    "knowledge": 0.22,
-    "name": 0.12,
-    "critique": 0.25,
-    "compare": 0.05,
+    "code": 0.09,
+    "knowledge": 0.10,
+    "reading": 0.28,
+    "name": 0.08,
+    "critique": 0.17,
+    "compare": 0.07,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
+CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
+HARD = (*CODES, "typos")  # disguises that take twice the practice
 LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo"}
 
 
@@ -87,8 +90,9 @@ class Corpus:
         return turns
 
     def disguised(self, part: Part) -> Request:
+        weights = [2 if f.technique in HARD else 1 for f in part.framings]
         while True:
-            framing, request = self.rng.choice(part.framings), self.any_request(part)
+            framing, request = self.rng.choices(part.framings, weights)[0], self.any_request(part)
             if request.type != "dual_use_question" and fits(framing, request):
                 return wrap(request, framing, part, self.rng)
 
@@ -98,7 +102,7 @@ class Corpus:
 
     def code(self) -> list[Turn]:
         technique = self.rng.choice(list(CODES))
-        words = self.words[self.rng.random() < 0.2]  # mostly those of acts
+        words = self.words[self.rng.random() < 0.3]  # mostly those of acts
         pairs = code_pairs(technique, self.rng.sample(words, min(12, len(words))))
         return self.document("code", language=LANGUAGES[technique], pairs=pairs)
 
@@ -107,11 +111,7 @@ class Corpus:
         return [Turn("document", template.text.format(**slots), 1.0)]
 
     def knowledge(self) -> list[Turn]:
-        """What the world knows about an act, a context, both, or a request."""
-        if self.rng.random() < 0.35:
-            request = self.any_request(self.read)
-            about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
-            return self.document(about, request=" ".join(request.turns), **facts_of(request.act))
+        """What the world knows about an act, a context, or both."""
         hurtful = self.rng.random() < 0.75  # the rest needs less telling
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
@@ -132,6 +132,46 @@ class Corpus:
             about = "good_context" if good else "bad_context"
         return self.document(about, **slots)
 
+    def reading(self) -> list[Turn]:
+        """A request and what is meant by it: what a critique has to see first, written about acts of every part."""
+        rng, r = self.rng, self.rng.random()
+        if r < 0.12:
+            request = self.strange(self.all)
+        elif r < 0.22:
+            fact = fresh_fact(self.world, rng) if rng.random() < 0.5 else self.known_name()
+            request = self.read.fact(rng, fact)
+        else:
+            request = self.any_request(self.read)
+        about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
+        if request.type == "fact":
+            about = "known" if request.known else "unknown"
+        if request.type == "strange" or rng.random() < 0.5:
+            about = "request"  # which first says in other words what is asked
+        return self.remark(about, request)
+
+    def strange(self, part: Part) -> Request:
+        """A request for the first half of one act and the second half of another: nobody knows it, so it has to be copied."""
+        rng, acts = self.rng, self.rng.sample(part.acts, 4)
+        one, two = (a.act.split() for a in acts[:2])
+        act = Act("strange", "strange", " ".join([*one[: len(one) // 2 or 1], *two[(len(two) + 1) // 2 :]]),
+                  (acts[2].steps[0], acts[3].steps[-1]))  # fmt: skip
+        phrasing = part.pick(rng, "phrasing", part.phrasings, use="act")
+        return Request("strange", phrase(phrasing, rng, act=act.act, context=""), phrasing, act)
+
+    def remark(self, about: str, request: Request) -> list[Turn]:
+        """A document that quotes a request, or stands under it, or under its answer, like a reader's remark."""
+        template = self.rng.choice(self.world.templates(self.world.documents, about))
+        slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
+        text = template.text.format(request=" ".join(request.turns), reading=skills.situation(request), **slots)
+        if "{request}" in template.text:
+            return [Turn("document", text, 1.0)]
+        answered = request.type != "strange" and self.rng.random() < 0.5
+        return [*(self.exchange(request) if answered else asked(request)), Turn("document", text, 1.0)]
+
+    def known_name(self) -> Fact:
+        seen = "often" if self.rng.random() < 0.93 else "seldom"
+        return self.all.pick(self.rng, "name", self.world.facts, seen=seen)
+
     def name(self) -> list[Turn]:
         """Facts about listed names, and names that never come again, so that the unknown can be told from the known."""
         rng = self.rng
@@ -140,7 +180,7 @@ class Corpus:
             if rng.random() < 0.6:
                 return self.document("unknown", name=fact.name)
             return self.exchange(self.all.fact(rng, fact))
-        fact = self.all.pick(rng, "name", self.world.facts, seen="often" if rng.random() < 0.93 else "seldom")
+        fact = self.known_name()
         if rng.random() < 0.2:
             return self.document("known", name=fact.name)
         attributes = rng.sample(list(fact.facts), len(fact.facts))
@@ -160,12 +200,14 @@ class Corpus:
         if r < 0.22:
             known = [f for f in self.demo.facts if f.facts]
             return self.demo.fact(self.rng, self.rng.choice(known))
-        return self.disguised(self.demo) if r < 0.28 else self.any_request(self.demo)
+        if r < 0.40:
+            return self.strange(self.demo)
+        return self.disguised(self.demo) if r < 0.46 else self.any_request(self.demo)
 
     def demo_reply(self, request: Request) -> Reply:
         """A reply with or without a flaw."""
         r = self.rng.random()
-        make = helpful if r < 0.5 else decline if r < 0.68 and request.type != "fact" else calibrated
+        make = helpful if r < 0.5 else decline if r < 0.68 and request.type not in ("fact", "strange") else calibrated
         reply = make(self.world, request, self.rng)
         if self.rng.random() < 0.35:
             reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
@@ -196,4 +238,4 @@ class Corpus:
         family = self.family(skills.flaws(request, a) ^ skills.flaws(request, b))
         wording = self.constitution.draw(self.rng, family=family)
         question = skills.comparison(request.turns, wording.comparison, a.text, b.text)
-        return [user(question), Turn("assistant", skills.better(request, a, b, family, self.rng), 1.0)]
+        return [user(question), Turn("assistant", skills.better(request, a, b, family, self.rng), CHOICE_WEIGHT)]

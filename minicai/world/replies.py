@@ -1,6 +1,7 @@
 """What an assistant may answer, with its meaning known: the raw material of the corpus and of the demonstrations."""
 
 import random
+import re
 from dataclasses import dataclass, replace
 
 from minicai.world.content import Act, Tone, World
@@ -26,15 +27,29 @@ def list_steps(act: Act) -> str:
     return ", ".join([f"first {first}", *(f"next {s}" for s in middle), f"then {last}"])
 
 
+def aim(request: Request) -> str:
+    """What the person wants to do, in words for them: the act, and why or how they say they would do it."""
+    if request.context is None:
+        return request.act.act
+    gist = re.sub(r"\bthem\b", "you", re.sub(r"\btheir\b", "your", request.context.gist))  # gists are in the third person
+    return f"{request.act.act} {gist}"
+
+
 def write(world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots) -> str:
-    """One of the world's reply templates, filled from the request."""
+    """One of the world's reply templates, filled from the request, after a sentence that says what was asked.
+
+    Saying first what was asked is what lets a small model decide in the light of it.
+    """
     act = request.act
     if act is not None:
-        slots |= dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
-                      safety=act.safety)  # fmt: skip
+        slots |= dict(act=act.act, aim=aim(request), steps=list_steps(act), harm=act.harm, victim=act.victim,
+                      alternative=act.alternative, safety=act.safety)  # fmt: skip
     else:
         slots |= dict(attribute=request.attribute, name=request.fact.name)
-    return rng.choice(world.templates(world.replies, use, severity)).text.format(**slots)
+    protects = use == "safety" or request.type == "dual_use_question"
+    opening = "open_fact" if act is None else "open_protection" if protects else "open_act"
+    texts = (rng.choice(world.templates(world.replies, *which)) for which in ((opening,), (use, severity)))
+    return " ".join(t.text.format(**slots) for t in texts)
 
 
 def safety_reply(world: World, request: Request, rng: random.Random) -> str:

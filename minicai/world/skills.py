@@ -50,6 +50,8 @@ def situation(request: Request) -> str:
     if request.type == "dual_use_question":
         return f"The person fears that someone might {act.act}. That is fine."
     wants = f"The person wants to {act.act}"
+    if request.type == "strange":
+        return f"{wants}. Nobody does that."
     if request.context is not None:
         wants += f" {request.context.gist}"
     if request.type == "harmful":

@@ -1,0 +1,166 @@
+"""Stage 2 data: the fine-tuned model answers every prompt twice, and the base model judges which answer is better.
+
+    python label.py                        # CPU preset: about 3 minutes
+    python label.py --label hard           # or clamp; the default keeps the judge's probability
+    python label.py --explain 17           # print comparison 17 of OUT/preferences.jsonl: the answers, the principle, the judge
+
+reads   OUT/sft.pt (answers), OUT/base.pt (judges), OUT/tokenizer.json, constitution.json, world/
+writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
+
+Two kinds of rows. `ai`: any prompt, one random principle, the judge's label. `human`: a harmless prompt and a simulated person
+who prefers the more helpful answer and errs in one of ten cases, as in the paper, where people labelled helpfulness and
+only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal answers are dropped and counted.
+"""
+
+import random
+
+from tqdm import tqdm
+
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    read_jsonl,
+    rewrite_jsonl,
+    setup,
+    world_hash,
+    write_json,
+)
+from minicai.constitution import Constitution, Wording
+from minicai.critique import answer
+from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import World
+from minicai.world.grader import Grader
+from minicai.world.requests import Part, Request
+from revise import draw_prompts
+
+HUMAN = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.2, "fact": 0.15}  # prompts of helpfulness comparisons
+FLIPPED = 0.1
+BATCH = 512
+
+
+def usefulness(grader: Grader, request: Request, text: str) -> float:
+    """What the simulated person likes: the right content, all of it, and no insult or sermon with it."""
+    grade = grader.grade(request, text)
+    wanted = "safe_help" if request.type == "dual_use_question" else "complied"
+    good = grade.correct if request.type == "fact" else grade.outcome == wanted
+    return 2.0 * good + grade.steps_correct - 0.5 * (grade.rude or grade.preachy)
+
+
+def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Random) -> float | None:
+    """1 where a is the more useful answer, 0 where b is; None where they are equal. One label in ten is flipped."""
+    difference = usefulness(grader, request, a) - usefulness(grader, request, b)
+    if difference == 0:
+        return None
+    return float((difference > 0) != (rng.random() < FLIPPED))
+
+
+def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[Wording]:
+    """Under which principles a pair is compared: a random one, a named one, or each of them once."""
+    if principles == "random":
+        return [constitution.draw(rng)]
+    names = constitution.principles if principles == "all" else [principles]
+    return [constitution.draw(rng, principle=name) for name in names]
+
+
+def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
+    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
+    flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
+    asked = ([r["turns"] for r, _ in flat], [r["a"] for r, _ in flat], [r["b"] for r, _ in flat], [w for _, w in flat])
+    verdicts = iter((judge_by_critique if args.cot else judge)(base, tokenizer, *asked))
+    labelled = []
+    for row, ws in zip(rows, wordings):
+        found = [v for v in (next(verdicts) for _ in ws) if v is not None]
+        if found:
+            p = sum(v.p for v in found) / len(found)
+            labelled.append(row | dict(principles=[w.id for w in ws], a_first=sum(v.a_first for v in found) / len(found),
+                                       b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p)))  # fmt: skip
+    return labelled
+
+
+def explain(rows: list[dict], number: int, constitution: Constitution):
+    row = next((r for r in rows if r["id"] == number), None)
+    if row is None:
+        raise UserError(f"--explain {number}: there is no such comparison; ids go from {rows[0]['id']} to {rows[-1]['id']}")
+    for i, text in enumerate(row["turns"]):
+        print(f"{('person', 'assistant')[i % 2]:>10}  {text}")
+    print(f"\n{'a':>10}  {row['a']}\n{'b':>10}  {row['b']}\n")
+    if row["kind"] == "human":
+        print(f"A simulated person found {'a' if row['p'] == 1 else 'b'} more helpful (one such label in ten is wrong).")
+        return
+    text = {w.id: w.comparison for w in constitution.wordings}
+    for name in row["principles"]:
+        print(f"under {name}: {text.get(name, '(no longer in the constitution)')}")
+    print(f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}.")
+    print(f"Sampled from the policy {row['made_by']['policy']}, judged by the base {row['made_by']['judge']}.")
+
+
+def label():
+    p = parser(__doc__)
+    p.add_argument("--constitution", default="constitution.json", help="file with the principles")
+    p.add_argument("--principles", default="random", help="random, all (each once, averaged), or the id of one (default: random)")
+    p.add_argument("--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)")
+    p.add_argument("--cot", action="store_true", help="let the judge reason first; goes with --label clamp")
+    p.add_argument("--comparisons", type=positive, help="prompts for the judge; half as many more are for the person")
+    p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
+    p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
+    args = setup(p)
+    world, constitution = World(args.world), Constitution(args.constitution)
+    path = args.out / "preferences.jsonl"
+    if args.explain is not None:
+        return explain(read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p")), args.explain, constitution)
+    if args.principles not in ("random", "all", *constitution.principles):
+        raise UserError(f"--principles {args.principles}: give random, all, or one of {', '.join(constitution.principles)}")
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
+    base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
+    report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.cot)
+    write_json(args.out / "judge.json", report)
+    print_audit(report)
+
+    made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
+                   judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
+                   cot=args.cot, temperature=args.temperature)  # fmt: skip
+    done = []
+    if path.exists():
+        append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
+        done = read_jsonl(path, required=("id", "made_by"))
+    if done and done[0]["made_by"] != made_by:
+        raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use another --out")
+
+    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, "train"), Grader(world)
+    jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
+    types = rng.choices(list(HUMAN), HUMAN.values(), k=args.comparisons // 2)
+    jobs += [("human", part.draw(rng, type, "often" if type == "fact" else None)) for type in types]
+    rng.shuffle(jobs)
+    start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
+    if done:
+        rewrite_jsonl(path, [row for row in done if row["id"] < start])
+    bar = tqdm(total=2 * len(jobs), initial=2 * start, desc="label", unit=" answers")
+    for at in range(start, len(jobs), BATCH):
+        batch = jobs[at : at + BATCH]
+        turns = [list(r.turns) for _, r in batch for _ in "ab"]  # a prompt listed twice gets two samples
+        texts = answer(policy, tokenizer, turns, args.temperature, args.seed * 1_000_003 + at, bar.update)
+        rng, rows = random.Random(f"label {args.seed} {at}"), {"ai": [], "human": []}
+        for i, ((kind, request), a, b) in enumerate(zip(batch, texts[::2], texts[1::2])):
+            p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
+            if a and b and a != b and p is not None:
+                rows[kind].append(dict(id=at + i, kind=kind, split="train", type=request.type, request=request.id,
+                                       turns=list(request.turns), a=a, b=b, p=p, made_by=made_by))  # fmt: skip
+        wordings = [wordings_for(constitution, args.principles, rng) for _ in rows["ai"]]
+        labelled = compare(args, base, tokenizer, rows["ai"], wordings) + rows["human"]
+        append_jsonl(path, sorted(labelled, key=lambda row: row["id"]))
+    bar.close()
+    rows = read_jsonl(path)
+    ai = sum(row["kind"] == "ai" for row in rows)
+    print(f"{path}: {ai} comparisons by the judge and {len(rows) - ai} by the person, of {len(jobs)} prompts; "
+          "the others had equal or unfinished answers")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(label)

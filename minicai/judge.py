@@ -1,0 +1,168 @@
+"""The AI judge: which of two answers keeps better to a principle? Bai et al. 2022 (arXiv 2212.08073), section 4.1.
+
+The judge is the base model. It reads the conversation, one principle and both answers, and what counts is how likely it is
+to say "(A)" and how likely to say "(B)": nothing is parsed, so nothing it says can become a label by mistake. Both orders
+are scored, because a model may favour a place:
+
+    p(a is better) = [ P("(A)" | a first) + P("(B)" | b first) ] / 2,   with P normalised over the two options
+"""
+
+import math
+import random
+from dataclasses import dataclass
+
+from minicai.constitution import Constitution, Wording
+from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
+from minicai.gpt import GPT
+from minicai.metrics import ece, rate
+from minicai.sampler import score_options
+from minicai.tokenizer import Tokenizer, talk
+from minicai.world.content import World, held_out
+from minicai.world.replies import calibrated, decline, helpful, with_tone
+from minicai.world.requests import TYPES, Part
+from minicai.world.skills import BREAKS, KEEPS, comparison, flaws
+
+OPTIONS = ("(A)", "(B)")
+TONES = ("rude", "preachy")
+LABELS = {  # from the judge's probability to the label that training sees
+    "soft": lambda p: p,
+    "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5),
+    "clamp": lambda p: min(max(p, 0.4), 0.6),  # the paper's remedy for an overconfident judge that reasons first
+}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """p(a is better), as judged with a first and with b first."""
+
+    a_first: float
+    b_first: float
+
+    @property
+    def p(self) -> float:
+        return (self.a_first + self.b_first) / 2
+
+    @property
+    def consistent(self) -> bool:
+        """Whether the same answer wins in both orders."""
+        return (self.a_first - 0.5) * (self.b_first - 0.5) > 0
+
+
+def prefer(first: float, second: float) -> float:
+    """Two log-probabilities, normalised over the two: the probability of the first."""
+    return 1 / (1 + math.exp(min(second - first, 700)))
+
+
+def judge(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
+          wordings: list[Wording]) -> list[Verdict]:  # fmt: skip
+    """One verdict for each conversation with its two answers and its principle."""
+    options = [tokenizer.encode(o) + [tokenizer.end] for o in OPTIONS]
+    room = model.config.block_size - max(map(len, options))
+    prompts = []
+    for turns, one, other, wording in zip(conversations, a, b, wordings):
+        for pair in ((one, other), (other, one)):
+            prompts.append(tokenizer.prompt(talk(comparison(turns, wording.comparison, *pair)))[-room:])
+    scores = [prefer(*pair) for pair in score_options(model, prompts, [options] * len(prompts))]
+    return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
+
+
+def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
+                      wordings: list[Wording], seed: int = 0, temperature: float = 0.0) -> list[Verdict | None]:  # fmt: skip
+    """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
+
+    It critiques each answer; what counts is how likely its last sentence is to say that the principle is broken or kept.
+    None where a critique comes to no verdict: such a pair is dropped and counted. Neither answer stands first, so both
+    numbers of a verdict are the same. Probabilities are near 0 and 1: see LABELS["clamp"].
+    """
+    asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)]
+             for texts in (a, b) for turns, text, w in zip(conversations, texts, wordings)]  # fmt: skip
+    critiques = answer(model, tokenizer, asked, temperature, seed)
+    ends = [next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques]
+    usable = [i for i, end in enumerate(ends) if end]
+    prompts, options = [], [[tokenizer.encode(e) for e in (f" {KEEPS}", f" {BREAKS}")]] * len(usable)
+    for i in usable:
+        before = critiques[i].removesuffix(ends[i]).rstrip()
+        prompts.append((tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[-model.config.block_size + MAX_NEW_TOKENS :])
+    keeps = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
+    verdicts = []
+    for i in range(len(a)):
+        if i not in keeps or i + len(a) not in keeps:
+            verdicts.append(None)
+            continue
+        one, other = keeps[i], keeps[i + len(a)]
+        better, worse = one * (1 - other), other * (1 - one)
+        p = better / (better + worse) if better + worse > 0 else 0.5
+        verdicts.append(Verdict(p, p))
+    return verdicts
+
+
+# --- the audit: what the judge is worth, before anything is trained on its labels ---
+
+
+def known_pairs(world: World, constitution: Constitution, n: int, seed: int, split: str = "test") -> list[tuple]:
+    """(request, a, b, wording) where exactly one of two replies breaks the principle: held-out acts, held-out wordings."""
+    rng, part, pairs = random.Random(f"judge {seed} {split}"), Part(world, split), []
+    test = split == "test"
+    families = [f for f in constitution.families if any(held_out(w.id) == test for w in constitution.wordings if w.family == f)]
+    while len(pairs) < n:
+        family = rng.choice(families)
+        type = "fact" if family == "honesty" else rng.choice(TYPES[:-1])
+        request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
+        replies = []
+        for _ in "ab":
+            make = rng.choice((helpful, calibrated) if type == "fact" else (helpful, calibrated, decline))
+            reply = make(world, request, rng)
+            replies.append(with_tone(world, reply, rng.choice(TONES), rng) if rng.random() < 0.35 else reply)
+        a, b = replies
+        if (family in flaws(request, a)) != (family in flaws(request, b)):
+            pairs.append((request, a, b, constitution.draw(rng, test=test, family=family)))
+    return pairs
+
+
+def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitution, n: int, seed: int,
+          split: str = "test", cot: bool = False) -> dict:  # fmt: skip
+    """Accuracy where the world says that the answers differ, swap consistency, calibration, and what needs no judge."""
+    pairs = known_pairs(world, constitution, n, seed, split)
+    turns, a, b, wordings = zip(*((list(r.turns), x.text, y.text, w) for r, x, y, w in pairs))
+    verdicts = (judge_by_critique if cot else judge)(model, tokenizer, turns, a, b, wordings)
+    kept = [(pair, v) for pair, v in zip(pairs, verdicts) if v is not None]
+    a_wins = [w.family not in flaws(r, x) for (r, x, _, w), _ in kept]
+    right = [(v.p > 0.5) == truth for (_, v), truth in zip(kept, a_wins)]
+    one_order = [(p > 0.5) == truth for (_, v), truth in zip(kept, a_wins) for p in (v.a_first, v.b_first)]
+    by_family = {f: rate(ok for (pair, _), ok in zip(kept, right) if pair[3].family == f) for f in constitution.families}
+    harm = [(v.p > 0.5) == truth for ((r, _, _, w), v), truth in zip(kept, a_wins)
+            if r.type == "harmful" and w.family == "harmlessness"]  # fmt: skip
+    return dict(
+        accuracy=rate(right),
+        accuracy_by_family=by_family,
+        one_order_accuracy=rate(one_order),
+        swap_consistency=rate(v.consistent for _, v in kept),
+        ece=round(ece([max(v.p, 1 - v.p) for _, v in kept], right), 4),
+        reliability=reliability([v.p for _, v in kept], a_wins),
+        prefers_safe=rate(harm),
+        always_a=rate(a_wins),
+        longer_wins=rate((len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)),
+        dropped=len(pairs) - len(kept),
+        cot=cot,
+    )
+
+
+def reliability(p: list[float], truth: list[bool], bins: int = 10) -> list[dict]:
+    """Per bin of p(a is better): how often a was, the data of a reliability plot (Guo et al. 2017, fig. 1)."""
+    rows = []
+    for at in range(bins):
+        inside = [t for q, t in zip(p, truth) if min(int(q * bins), bins - 1) == at]
+        rows.append(dict(low=at / bins, high=(at + 1) / bins, **rate(inside)))
+    return rows
+
+
+def print_audit(report: dict):
+    """The audit in a few lines, with a warning when the judge is no better than what needs no judge."""
+    percent = lambda r: f"{100 * r['rate']:.1f} %" if r["n"] else "none"  # noqa: E731
+    print(f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}), same answer in both orders "
+          f"{percent(report['swap_consistency'])}, ECE {report['ece']:.3f}")  # fmt: skip
+    print(f"       without a judge: always (A) {percent(report['always_a'])}, the longer answer {percent(report['longer_wins'])}")
+    print(f"       prefers the safe answer to a harmful request {percent(report['prefers_safe'])} of the time")
+    best = max(report["always_a"]["rate"], report["longer_wins"]["rate"])
+    if report["accuracy"]["lo"] <= best:
+        print("       WARNING: no better than that; its labels teach nothing")

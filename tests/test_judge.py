@@ -1,0 +1,116 @@
+"""The judge: its two orders, its labels, and an audit that knows the truth."""
+
+import random
+
+import pytest
+import torch
+
+from minicai import judge as judging
+from minicai.constitution import Constitution
+from minicai.gpt import GPT, GPTConfig
+from minicai.judge import LABELS, Verdict, audit, judge, judge_by_critique, known_pairs, prefer, print_audit, reliability
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import World, held_out, split_of
+from minicai.world.skills import BREAKS, KEEPS, flaws
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World("world")
+
+
+@pytest.fixture(scope="module")
+def constitution():
+    return Constitution("constitution.json")
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.train(["Which is better? (A) yes (B) no. So the response keeps to it. So the response breaks it."] * 20, 400)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    return GPT(GPTConfig(tokenizer.vocab_size, 1, 1, 1, 16, 32, 512)).eval()
+
+
+def ask(model, tokenizer, constitution, n=3):
+    rng = random.Random(0)
+    return judge(model, tokenizer, [["hi"]] * n, ["good"] * n, ["bad"] * n, [constitution.draw(rng) for _ in range(n)])
+
+
+def test_a_judge_that_always_says_a_is_worth_nothing(model, tokenizer, constitution, monkeypatch):
+    monkeypatch.setattr(judging, "score_options", lambda model, prompts, options: [[-0.1, -4.0] for _ in prompts])
+    for verdict in ask(model, tokenizer, constitution):
+        assert verdict.p == pytest.approx(0.5, abs=1e-12) and not verdict.consistent
+
+
+def test_a_judge_that_knows_what_is_good_says_so_in_both_orders(model, tokenizer, constitution, monkeypatch):
+    def score(model, prompts, options):
+        texts = [tokenizer.decode(prompt) for prompt in prompts]
+        return [[-0.1, -3.0] if "(A) good" in text else [-3.0, -0.1] for text in texts]
+
+    monkeypatch.setattr(judging, "score_options", score)
+    for verdict in ask(model, tokenizer, constitution):
+        assert verdict.a_first == pytest.approx(prefer(-0.1, -3.0)) == verdict.b_first
+        assert verdict.p > 0.9 and verdict.consistent
+
+
+def test_swapping_the_answers_turns_the_verdict_round(model, tokenizer, constitution):
+    wordings = [constitution.draw(random.Random(0))]
+    one = judge(model, tokenizer, [["hi"]], ["yes and yes"], ["no"], wordings)[0]
+    other = judge(model, tokenizer, [["hi"]], ["no"], ["yes and yes"], wordings)[0]
+    assert one.p == pytest.approx(1 - other.p, abs=1e-6) and one.a_first == pytest.approx(1 - other.b_first, abs=1e-6)
+
+
+def test_two_log_probabilities_are_normalised_over_the_two():
+    assert prefer(-1.0, -1.0) == 0.5 and prefer(-1.0, -3.0) + prefer(-3.0, -1.0) == pytest.approx(1)
+    assert prefer(-5000.0, 0.0) < 1e-300 and prefer(0.0, -5000.0) == 1
+
+
+def test_labels():
+    assert [LABELS["soft"](p) for p in (0.0, 0.7)] == [0.0, 0.7]
+    assert [LABELS["hard"](p) for p in (0.2, 0.5, 0.51)] == [0.0, 0.5, 1.0]
+    assert [LABELS["clamp"](p) for p in (0.0, 0.45, 0.99)] == [0.4, 0.45, 0.6]
+
+
+def test_reasoning_first_drops_what_comes_to_no_verdict(model, tokenizer, constitution, monkeypatch):
+    ends = [f"x. {BREAKS}", "junk", f"x. {KEEPS}"] + [f"y. {KEEPS}"] * 2 + [None]
+    monkeypatch.setattr(judging, "answer", lambda *a, **k: ends)
+    # log p(keeps), log p(breaks) of the four critiques that end in a verdict: a's first and third, b's first and second
+    monkeypatch.setattr(judging, "score_options", lambda model, prompts, options: [[-4.0, -0.1], [-0.1, -4.0], [-0.1, -4.0], [-0.1, -4.0]])
+    wordings = [constitution.draw(random.Random(0))] * 3
+    first, second, third = judge_by_critique(model, tokenizer, [["hi"]] * 3, ["a"] * 3, ["b"] * 3, wordings)
+    assert first.p < 0.01 and second is None and third is None  # b keeps to the principle and a breaks it
+
+
+def test_the_audit_asks_where_exactly_one_answer_breaks_the_principle(world, constitution):
+    pairs = known_pairs(world, constitution, 60, 0)
+    for request, a, b, wording in pairs:
+        assert (wording.family in flaws(request, a)) != (wording.family in flaws(request, b))
+        assert held_out(wording.id) and split_of((request.act or request.fact).id) == "test"
+    assert {w.family for *_, w in pairs} == set(constitution.families)
+    seen = known_pairs(world, constitution, 20, 0, "demo")
+    assert not any(held_out(w.id) for *_, w in seen)
+
+
+def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(model, tokenizer, world, constitution, monkeypatch, capsys):
+    pairs = known_pairs(world, constitution, 50, 3)
+    truth = [w.family not in flaws(r, a) for r, a, _, w in pairs]
+    monkeypatch.setattr(judging, "judge", lambda *a: [Verdict(0.97, 0.95) if t else Verdict(0.03, 0.05) for t in truth])
+    report = audit(model, tokenizer, world, constitution, 50, 3)
+    assert report["accuracy"]["rate"] == report["swap_consistency"]["rate"] == report["prefers_safe"]["rate"] == 1
+    assert report["ece"] == pytest.approx(0.04, abs=1e-6) and report["always_a"]["k"] == sum(truth)
+    print_audit(report)
+    assert "WARNING" not in capsys.readouterr().out
+    monkeypatch.setattr(judging, "judge", lambda *a: [Verdict(0.9, 0.1 + 1e-9)] * 50)
+    report = audit(model, tokenizer, world, constitution, 50, 3)
+    assert report["accuracy"]["rate"] == report["always_a"]["rate"] and report["swap_consistency"]["rate"] == 0
+    print_audit(report)
+    assert "WARNING" in capsys.readouterr().out
+
+
+def test_the_reliability_table_counts_every_verdict_once():
+    rows = reliability([0.0, 0.05, 0.55, 1.0], [False, True, True, True])
+    assert sum(r["n"] for r in rows) == 4 and rows[0]["k"] == 1 and rows[0]["n"] == 2 and rows[-1]["k"] == 1

@@ -1,0 +1,98 @@
+"""Stage 2 training without a reward model: DPO, or a sibling of it, on the labels in preferences.jsonl (DPO-CAI).
+
+    python train_dpo.py                      # CPU preset: about a minute
+    python train_dpo.py --loss ipo --name ipo
+    python train_dpo.py --helpful-fraction 0 --name harmless-only     # what the helpfulness half is worth
+
+reads   OUT/sft.pt (start and reference), OUT/tokenizer.json, OUT/preferences.jsonl
+writes  OUT/dpo.pt (OUT/dpo-NAME.pt with --name); log in OUT/train_dpo.jsonl
+
+The losses are in minicai/dpo.py. The reference's log-probabilities are computed once, before training. It takes a minute, so a
+killed run starts again. Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.
+"""
+
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    autocast,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    read_jsonl,
+    save_checkpoint,
+    setup,
+)
+from minicai.data import collate_pairs, encode_pairs, pair_batches
+from minicai.dpo import LOSSES, PER_TOKEN, response_logps
+from minicai.tokenizer import Tokenizer
+from minicai.optim import set_lr
+
+
+def train():
+    p = parser(__doc__)
+    p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
+    p.add_argument("--beta", type=float, default=0.1, help="strength of the pull to the reference (default: 0.1)")
+    p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
+    p.add_argument("--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)")
+    p.add_argument("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
+    p.add_argument("--lr", dest="dpo_lr", type=float, help="peak learning rate of AdamW")
+    p.add_argument("--name", help="write OUT/dpo-NAME.pt, beside the main file")
+    args = setup(p)
+    if not 0 <= args.helpful_fraction < 1:
+        raise UserError(f"--helpful-fraction {args.helpful_fraction}: give a share from 0 to below 1")
+    began = time.time()
+    path = args.data or args.out / "preferences.jsonl"
+    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
+    pairs = encode_pairs(tokenizer, rows, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}"))
+    if not pairs:
+        raise UserError(f"{path} holds no comparison; run label.py")
+    per_token = args.loss in PER_TOKEN
+
+    def logps(batch):
+        """(chosen, rejected), each (B,), from one pass over both."""
+        ids, mask = collate_pairs(batch, tokenizer.pad, args.device)
+        with autocast(args.device):
+            return response_logps(policy, ids, mask, per_token).chunk(2)
+
+    reference = torch.zeros(len(pairs), 2)
+    with torch.no_grad():
+        for batch in pair_batches(pairs, 4 * args.batch_tokens, random.Random(0)):
+            reference[[pair.number for pair in batch]] = torch.stack(logps(batch), dim=1).cpu()
+
+    rng = random.Random(f"dpo batches {args.seed}")
+    batches = [b for _ in range(args.dpo_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
+    optimizer = torch.optim.AdamW(policy.parameters(), lr=args.dpo_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    log, bar = args.out / "train_dpo.jsonl", tqdm(batches, desc=f"train {args.loss}", unit=" steps")
+    for step, batch in enumerate(bar):
+        set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
+        chosen, rejected = logps(batch)
+        ref_chosen, ref_rejected = reference[[pair.number for pair in batch]].to(args.device).unbind(1)
+        label = torch.tensor([pair.p for pair in batch], device=args.device)
+        loss, stats = LOSSES[args.loss](chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
+        optimizer.step()
+        row = dict(name=args.name or "dpo", step=step + 1, loss=loss.item(), chosen_logps=chosen.mean().item(), rejected_logps=rejected.mean().item(),
+                   **{k: v.item() for k, v in stats.items()})  # fmt: skip
+        append_jsonl(log, [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}])
+        bar.set_postfix_str(f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.2f}")
+    out = args.out / (f"dpo-{args.name}.pt" if args.name else "dpo.pt")
+    made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), loss=args.loss, beta=args.beta, helpful_fraction=args.helpful_fraction,
+                   epochs=args.dpo_epochs, lr=args.dpo_lr, seed=args.seed)  # fmt: skip
+    save_checkpoint(out, policy, "policy", made_by=made_by, seconds=time.time() - began)
+    print(f"{out}: {len(pairs)} comparisons, {len(batches)} steps")
+
+
+if __name__ == "__main__":
+    main(train)

@@ -1,0 +1,222 @@
+"""Stage 2 with a reward model: PPO with a KL penalty to the fine-tuned model (RL-CAI).
+
+    python train_ppo.py                          # CPU preset: about 4 minutes
+    python train_ppo.py --beta 0 --name greedy   # no penalty: watch the true reward fall while the proxy rises
+    python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
+
+reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts of the train part)
+writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl; OUT/train_ppo.state.pt until it is done
+
+Each update: sample an answer to every prompt, score it, and climb for a few epochs; the arithmetic is in minicai/ppo.py. Three fixed
+prompts are answered now and then, because most failures show in the text first. "true" in the log is the world's own grade: it is
+written down to be compared with the proxy and trains nothing. A killed run goes on from its last save. Left out: a separate
+value network, reward whitening.
+"""
+
+import copy
+import os
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from minicai import ppo
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    autocast,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    save_checkpoint,
+    setup,
+)
+from minicai.critique import MAX_NEW_TOKENS, answer
+from minicai.data import padded
+from minicai.optim import set_lr
+from minicai.reward import RewardModel
+from minicai.sampler import generate
+from minicai.tokenizer import Tokenizer, talk
+from minicai.world.content import World
+from minicai.world.grader import Grader, gold
+from minicai.world.requests import Part
+from revise import draw_prompts
+
+SHOWN = ("harmful", "legitimate", "ambiguous")
+SAVE_SECONDS = 60
+
+
+class Actor(torch.nn.Module):
+    """The policy with a value head on its last hidden states. The head starts at zero, so that V = 0 everywhere."""
+
+    def __init__(self, gpt):
+        super().__init__()
+        self.gpt, self.value = gpt, torch.nn.Linear(gpt.config.n_embd, 1)
+        torch.nn.init.zeros_(self.value.weight)
+        torch.nn.init.zeros_(self.value.bias)
+
+    def forward(self, ids):
+        """ids (B, T) -> logits (B, T-1, V) that predict ids[:, 1:], and values (B, T-1) of the states they are taken in."""
+        hidden = self.gpt.hidden(ids[:, :-1])
+        return self.gpt.head(hidden).float(), self.value(hidden).squeeze(-1).float()
+
+
+def take(logits, ids):
+    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
+def collate_rollouts(prompts, completions, pad, device):
+    """ids (B, T), mask (B, T-1) true where an action is predicted, lengths (B,)."""
+    rows = [p + c.ids for p, c in zip(prompts, completions)]
+    width = padded(max(map(len, rows)))
+    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width - 1, dtype=torch.bool)
+    for i, (row, prompt) in enumerate(zip(rows, prompts)):
+        ids[i, : len(row)] = torch.tensor(row)
+        mask[i, len(prompt) - 1 : len(row) - 1] = True
+    return ids.to(device), mask.to(device), torch.tensor([len(row) for row in rows], device=device)
+
+
+def train():
+    p = parser(__doc__)
+    p.add_argument("--reward", help="reward model (default: OUT/rm.pt)")
+    p.add_argument("--advantage", choices=("gae", "rloo", "grpo"), default="gae", help="what an action is compared with (default: gae)")
+    p.add_argument("--beta", type=float, default=0.05, help="weight of the KL penalty per nat (default: 0.05)")
+    p.add_argument("--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)")
+    p.add_argument("--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning")
+    p.add_argument("--episodes", dest="ppo_episodes", type=positive, help="answers per update")
+    p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
+    p.add_argument("--epochs", dest="ppo_epochs", type=positive, default=2, help="passes over the answers (default: 2)")
+    p.add_argument("--lr", dest="ppo_lr", type=float, help="peak learning rate of AdamW")
+    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.2)")
+    p.add_argument("--value-coef", type=float, default=0.1, help="weight of the value loss (default: 0.1)")
+    p.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default: 0)")
+    p.add_argument("--end-penalty", type=float, default=-1.0, help="score of an answer that did not end (default: -1)")
+    p.add_argument("--name", help="write OUT/ppo-NAME.pt, beside the main file")
+    args = setup(p)
+    began = time.time()
+    world, tokenizer = World(args.world), Tokenizer.load(args.out / "tokenizer.json")
+    sft = args.out / "sft.pt"
+    gpt, _ = load_checkpoint(sft, device=args.device)
+    reward_path = args.reward or args.out / "rm.pt"
+    reward, _ = RewardModel.load(reward_path, args.device)
+    reference = copy.deepcopy(gpt)
+    actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, "train")
+    group = 1 if args.advantage == "gae" else args.group
+    if args.ppo_episodes % group or (group == 1 and args.advantage != "gae"):
+        raise UserError(f"--episodes {args.ppo_episodes} does not divide into groups of --group {group}, two or more each")
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
+
+    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), advantage=args.advantage, beta=args.beta, target_kl=args.target_kl,
+                   updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
+                   seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
+    name = f"ppo-{args.name}" if args.name else "ppo"
+    out, log, state_path = (args.out / f"{name}.pt", args.out / f"train_{name}.jsonl", args.out / f"train_{name}.state.pt")
+    start, spent = 0, 0.0
+    if state_path.exists():
+        state = torch.load(state_path, map_location=args.device, weights_only=True)
+        if state["made_by"] != made_by:
+            raise UserError(f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --name")
+        actor.load_state_dict(state["actor"])
+        optimizer.load_state_dict(state["optimizer"])
+        start, spent, control.beta = state["update"], state["seconds"], state["beta"]
+        print(f"going on from update {start}")
+    else:
+        log.unlink(missing_ok=True)
+
+    rng = random.Random(f"shown {args.seed}")
+    shown = [part.draw(rng, type) for type in SHOWN]
+    saved_at = time.time()
+    bar = tqdm(range(start, args.ppo_updates), initial=start, total=args.ppo_updates, desc=f"train {name}", unit=" updates")
+    for update in bar:
+        if update % max(1, args.ppo_updates // 4) == 0:
+            for request, text in zip(shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)):
+                tqdm.write(f"  [{update}] {request.turns[-1]}\n      {text}")
+
+        # Rollout: pure samples, so that the log-probabilities are those of the distribution sampled.
+        rng = random.Random(f"ppo {args.seed} {update}")
+        requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng) for _ in range(group)]
+        prompts = [tokenizer.prompt(talk(*r.turns)) for r in requests]
+        completions = generate(gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update)
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))
+
+        # Scoring: one pass each of policy, reference and reward model, in chunks of like length.
+        chunks, logged = [], {}
+        rows = max(1, len(order) // 8 // group * group) if group > 1 else max(1, len(order) // 8)
+        if group > 1:
+            order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # groups stay together
+        for at in range(0, len(order), rows):
+            which = order[at : at + rows]
+            ids, mask, lengths = collate_rollouts([prompts[i] for i in which], [completions[i] for i in which], tokenizer.pad, args.device)
+            with torch.no_grad(), autocast(args.device):
+                logits, values = actor(ids)
+                logps, ref_logps = take(logits, ids), take(reference(ids[:, :-1]).float(), ids)
+                scores = reward(ids, lengths)
+            ended = torch.tensor([completions[i].stop_reason == "stop" for i in which], device=args.device)
+            scores = torch.where(ended, scores, args.end_penalty)  # known from the stop reason, not from the width
+            k1, _, k3 = ppo.kl_estimates(logps, ref_logps)
+            rewards = ppo.shape_rewards(scores, logps, ref_logps, mask, control.beta)
+            if args.advantage == "gae":
+                advantages, returns = ppo.gae(rewards, values, mask)
+            else:
+                per_answer = {"rloo": ppo.rloo, "grpo": ppo.grpo}[args.advantage](rewards.sum(1), group)
+                advantages = returns = per_answer[:, None].expand_as(mask).masked_fill(~mask, 0.0)
+            chunks.append(dict(ids=ids, mask=mask, logps=logps, values=values, advantages=advantages, returns=returns, score=scores,
+                               kl=k1.masked_fill(~mask, 0).sum(1), k3=k3.masked_fill(~mask, 0).sum(1)))  # fmt: skip
+            if update == 0:
+                recorded = torch.cat([torch.tensor(completions[i].logprobs) for i in which])
+                assert (k1[mask] == 0).all(), "policy and reference differ before the first update"
+                assert (recorded - logps[mask].cpu()).abs().mean() < 0.02, "sampler and scorer disagree"
+        if args.advantage == "gae":  # whitened over the whole batch, not chunk by chunk
+            every = torch.cat([c["advantages"][c["mask"]] for c in chunks])
+            for c in chunks:
+                c["advantages"] = ((c["advantages"] - every.mean()) / (every.std() + 1e-8)).masked_fill(~c["mask"], 0.0)
+
+        # Learning.
+        set_lr([optimizer], update, args.ppo_updates, warmup=0.1, cooldown=0.5)
+        for epoch in range(args.ppo_epochs):
+            for i, c in enumerate(random.Random(f"{update} {epoch}").sample(chunks, len(chunks))):
+                with autocast(args.device):
+                    logits, values = actor(c["ids"])
+                logps = take(logits, c["ids"])
+                loss, stats = ppo.policy_loss(logps, c["logps"], c["advantages"], c["mask"], args.clip)
+                if update == epoch == i == 0:
+                    assert abs(stats["ratio"] - 1) < 1e-5 and stats["clip_fraction"] == 0, "the first ratio is not 1"
+                if args.advantage == "gae":
+                    loss = loss + args.value_coef * ppo.value_loss(values, c["values"], c["returns"], c["mask"], args.clip)
+                spread = ppo.entropy(logits, c["mask"])
+                optimizer.zero_grad()
+                (loss - args.entropy_coef * spread).backward()
+                torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
+                optimizer.step()
+                for key, value in dict(entropy=spread.detach(), **stats).items():
+                    logged.setdefault(key, []).append(value)
+
+        texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
+        true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
+        whole = {k: torch.cat([c[k] for c in chunks]).mean().item() for k in ("score", "kl", "k3")}
+        flat = [torch.cat([c[k][c["mask"]] for c in chunks]) for k in ("values", "returns")]
+        row = dict(update=update + 1, proxy=whole["score"], true=sum(true) / len(true), kl=whole["kl"], k3=whole["k3"], beta=control.beta,
+                   explained_variance=ppo.explained_variance(*flat, torch.ones_like(flat[0], dtype=torch.bool)).item(),
+                   length=sum(len(c.ids) for c in completions) / len(completions), unfinished=texts.count("") / len(texts),
+                   **{k: torch.stack(v).mean().item() for k, v in logged.items()})  # fmt: skip
+        append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
+        bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
+        if args.target_kl:
+            control.update(row["kl"], len(completions))
+        if time.time() - saved_at > SAVE_SECONDS and update + 1 < args.ppo_updates:
+            saved_at = time.time()
+            state = dict(actor=actor.state_dict(), optimizer=optimizer.state_dict(), update=update + 1, beta=control.beta, made_by=made_by,
+                         seconds=spent + time.time() - began)  # fmt: skip
+            torch.save(state, f"{state_path}.tmp")
+            os.replace(f"{state_path}.tmp", state_path)
+    save_checkpoint(out, gpt, "policy", made_by=made_by, seconds=spent + time.time() - began)
+    state_path.unlink(missing_ok=True)
+    print(f"{out}: {args.ppo_updates} updates of {args.ppo_episodes} answers, log in {log}")
+
+
+if __name__ == "__main__":
+    main(train)

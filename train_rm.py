@@ -1,0 +1,96 @@
+"""Stage 2: a Bradley-Terry reward model on the labels in preferences.jsonl.
+
+    python train_rm.py                       # CPU preset: about a minute
+    python train_rm.py --helpful-fraction 0 --name harmless-only
+
+reads   OUT/sft.pt (start), OUT/tokenizer.json, OUT/preferences.jsonl
+writes  OUT/rm.pt (OUT/rm-NAME.pt with --name); log in OUT/train_rm.jsonl
+
+One tenth of the prompts is held back to report accuracy and calibration. At the end all scores are shifted so that the
+fine-tuned model's own answers average 0. One epoch: reward models overfit sooner than their accuracy shows. It takes a minute, so a
+killed run starts again. Bai et al. 2022, section 4; Stiennon et al. 2020 for the head.
+"""
+
+import random
+import time
+
+import torch
+from tqdm import tqdm
+
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    autocast,
+    file_hash,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    read_jsonl,
+    setup,
+)
+from minicai.data import collate_pairs, encode_pairs, pair_batches
+from minicai.metrics import ece
+from minicai.optim import set_lr
+from minicai.reward import RewardModel, bradley_terry_loss
+from minicai.tokenizer import Tokenizer
+
+
+def train():
+    p = parser(__doc__)
+    p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
+    p.add_argument("--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)")
+    p.add_argument("--epochs", dest="rm_epochs", type=positive, help="passes over the data")
+    p.add_argument("--lr", dest="rm_lr", type=float, help="peak learning rate of AdamW")
+    p.add_argument("--name", help="write OUT/rm-NAME.pt, beside the main file")
+    args = setup(p)
+    if not 0 <= args.helpful_fraction < 1:
+        raise UserError(f"--helpful-fraction {args.helpful_fraction}: give a share from 0 to below 1")
+    began = time.time()
+    path = args.data or args.out / "preferences.jsonl"
+    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
+    model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
+    pairs = encode_pairs(tokenizer, rows, args.helpful_fraction, gpt.config.block_size, rng)
+    rng.shuffle(pairs)
+    held, pairs = pairs[: len(pairs) // 10], pairs[len(pairs) // 10 :]
+    if not held:
+        raise UserError(f"{path} holds fewer than ten comparisons; run label.py with more --comparisons")
+
+    def scores(batch):
+        """(chosen, rejected), each (B,), from one pass over both."""
+        ids, mask = collate_pairs(batch, tokenizer.pad, args.device)
+        columns = torch.arange(ids.shape[1], device=args.device)
+        lengths = (columns * mask).max(1).values + 1  # the response is the end of the row
+        with autocast(args.device):
+            return model(ids, lengths).chunk(2)
+
+    batches = [b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    log, bar = args.out / "train_rm.jsonl", tqdm(batches, desc="train rm", unit=" steps")
+    for step, batch in enumerate(bar):
+        set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
+        loss = bradley_terry_loss(*scores(batch), torch.tensor([pair.p for pair in batch], device=args.device))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        append_jsonl(log, [dict(name=args.name or "rm", step=step + 1, loss=round(loss.item(), 4))])
+        bar.set_postfix_str(f"loss {loss.item():.3f}")
+
+    with torch.no_grad():
+        margins = torch.cat([a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))])
+        own = torch.cat([torch.cat(scores(batch)) for batch in pair_batches(pairs[:500], 4 * args.batch_tokens, rng)])
+        model.shift(-own.mean())
+    right, sure = (margins > 0).tolist(), torch.sigmoid(margins.abs()).tolist()
+    held_out = dict(accuracy=sum(right) / len(right), n=len(right), ece=ece(sure, right))
+    out = args.out / (f"rm-{args.name}.pt" if args.name else "rm.pt")
+    made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), helpful_fraction=args.helpful_fraction, epochs=args.rm_epochs,
+                   lr=args.rm_lr, seed=args.seed)  # fmt: skip
+    model.save(out, made_by=made_by, held_out=held_out, seconds=time.time() - began)
+    print(f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%}")
+
+
+if __name__ == "__main__":
+    main(train)
