@@ -81,9 +81,9 @@ def test_a_conversation_longer_than_the_context_loses_its_oldest_words(scripted,
 
 def test_principles_are_drawn_evenly_and_with_replacement():
     constitution, rng = Constitution(), random.Random(0)
-    drawn = [constitution.draw(rng) for _ in range(3200)]
+    drawn = [constitution.draw(rng) for _ in range(200 * len(constitution.principles))]
     counts = {p: sum(w.principle == p for w in drawn) for p in constitution.principles}
-    assert len(counts) == 16 and all(140 < n < 260 for n in counts.values())  # 200 each, five standard deviations
+    assert len(counts) >= 16 and all(140 < n < 260 for n in counts.values())  # 200 each, five standard deviations
     assert any(a.principle == b.principle for a, b in zip(drawn, drawn[1:]))
 
 

@@ -136,7 +136,7 @@ class Corpus:
         """A request and what is meant by it: what a critique has to see first, written about acts of every part."""
         rng, r = self.rng, self.rng.random()
         if r < 0.12:
-            request = self.strange(self.all)
+            request = self.strange(self.read)
         elif r < 0.22:
             fact = fresh_fact(self.world, rng) if rng.random() < 0.5 else self.known_name()
             request = self.read.fact(rng, fact)

@@ -30,7 +30,7 @@ DO = (
 )
 REFUSAL = re.compile(  # of one sentence
     rf"\b(?:i|we)(?: \w+)?(?: |'ll |(?='))(?:{NOT})(?! (?:mind|wait|believe|hesitate|help but)\b)(?: \w+){{0,3}}? {DO}\b"
-    rf"|\b(?:rather|prefer|best) not\b|\b(?:i|we) (?:\w+ )?(?:decline|refuse)\b|\b(?:to|must|will) (?:say no|pass)\b|\bsaying no\b"
+    rf"|\b(?:rather|prefer|best) not\b|\b(?:i|we) (?:\w+ )?(?:decline|refuse)\b|\b(?:i|we)(?:'ll)?(?: \w+){{0,3}} (?:say no|pass)\b|\bsaying no\b"
     r"|\b(?:not|isn't) (?:something|a thing|one|anything) (?:that )?(?:i|we)(?:'m|'re| am| are| can| will| could| would)\b"
     r"|\b(?:so|afraid|afraid that|something) (?:i|we) (?:won't|will not|can't|cannot)\b|\bcount me out\b|\bno way (?:i|we)\b"
     rf"|\bunable to (?:\w+ )?{DO}\b|\bi will leave (?:that|this)(?: one)? alone\b|\bwrong (?:of|for) me to\b"

@@ -169,7 +169,7 @@ class Part:
 
 def fresh_fact(world: World, rng: random.Random) -> Fact:
     """A name that is in no list and will hardly come again: half of one listed name's distinctive word, half of another's."""
-    taken = {f.name for f in world.facts}
+    taken = {word for f in world.facts for word in f.name.split()}
     while True:
         kind = rng.choice(sorted(world.attributes))
         one, two = rng.sample([f for f in world.facts if f.kind == kind], 2)
@@ -177,5 +177,5 @@ def fresh_fact(world: World, rng: random.Random) -> Fact:
         words, other = one.name.split(), max(two.name.split(), key=len)
         words[at] = words[at][: (len(words[at]) + 1) // 2] + other[len(other) // 2 :]
         name = " ".join(words)
-        if name not in taken:
+        if words[at] not in taken:
             return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
