@@ -39,7 +39,12 @@ from minicai.world.grader import Grader
 from minicai.world.requests import Part, Request
 from revise import draw_prompts
 
-HUMAN = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.2, "fact": 0.15}  # prompts of helpfulness comparisons
+HUMAN = {
+    "legitimate": 0.5,
+    "dual_use_question": 0.15,
+    "sensitive": 0.2,
+    "fact": 0.15,
+}  # prompts of helpfulness comparisons
 FLIPPED = 0.1
 BATCH = 512
 
@@ -86,25 +91,35 @@ def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording
 def explain(rows: list[dict], number: int, constitution: Constitution):
     row = next((r for r in rows if r["id"] == number), None)
     if row is None:
-        raise UserError(f"--explain {number}: there is no such comparison; ids go from {rows[0]['id']} to {rows[-1]['id']}")
+        raise UserError(
+            f"--explain {number}: there is no such comparison; ids go from {rows[0]['id']} to {rows[-1]['id']}"
+        )
     for i, text in enumerate(row["turns"]):
         print(f"{('person', 'assistant')[i % 2]:>10}  {text}")
     print(f"\n{'a':>10}  {row['a']}\n{'b':>10}  {row['b']}\n")
     if row["kind"] == "human":
-        print(f"A simulated person found {'a' if row['p'] == 1 else 'b'} more helpful (one such label in ten is wrong).")
+        print(
+            f"A simulated person found {'a' if row['p'] == 1 else 'b'} more helpful (one such label in ten is wrong)."
+        )
         return
     text = {w.id: w.comparison for w in constitution.wordings}
     for name in row["principles"]:
         print(f"under {name}: {text.get(name, '(no longer in the constitution)')}")
-    print(f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}.")
+    print(
+        f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
+    )
     print(f"Sampled from the policy {row['made_by']['policy']}, judged by the base {row['made_by']['judge']}.")
 
 
 def label():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--principles", default="random", help="random, all (each once, averaged), or the id of one (default: random)")
-    p.add_argument("--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)")
+    p.add_argument(
+        "--principles", default="random", help="random, all (each once, averaged), or the id of one (default: random)"
+    )
+    p.add_argument(
+        "--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)"
+    )
     p.add_argument("--cot", action="store_true", help="let the judge reason first; goes with --label clamp")
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; half as many more are for the person")
     p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
@@ -115,7 +130,9 @@ def label():
     if args.explain is not None:
         return explain(read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p")), args.explain, constitution)
     if args.principles not in ("random", "all", *constitution.principles):
-        raise UserError(f"--principles {args.principles}: give random, all, or one of {', '.join(constitution.principles)}")
+        raise UserError(
+            f"--principles {args.principles}: give random, all, or one of {', '.join(constitution.principles)}"
+        )
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)

@@ -32,8 +32,8 @@ from minicai.common import (
 )
 from minicai.data import collate_pairs, encode_pairs, pair_batches
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
-from minicai.tokenizer import Tokenizer
 from minicai.optim import set_lr
+from minicai.tokenizer import Tokenizer
 
 
 def train():
@@ -41,7 +41,9 @@ def train():
     p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
     p.add_argument("--beta", type=float, default=0.1, help="strength of the pull to the reference (default: 0.1)")
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
-    p.add_argument("--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)")
+    p.add_argument(
+        "--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+    )
     p.add_argument("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="dpo_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/dpo-NAME.pt, beside the main file")
@@ -53,7 +55,9 @@ def train():
     rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
-    pairs = encode_pairs(tokenizer, rows, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}"))
+    pairs = encode_pairs(
+        tokenizer, rows, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}")
+    )
     if not pairs:
         raise UserError(f"{path} holds no comparison; run label.py")
     per_token = args.loss in PER_TOKEN

@@ -46,6 +46,7 @@ from minicai.world.requests import Part
 from revise import draw_prompts
 
 SHOWN = ("harmful", "legitimate", "ambiguous")
+BATCHES = 8  # steps of the optimizer per epoch over the answers of one update
 SAVE_SECONDS = 60
 
 
@@ -65,12 +66,13 @@ class Actor(torch.nn.Module):
 
 
 def take(logits, ids):
+    """Log-probabilities (B, T-1) of ids[:, 1:]."""
     return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
 
 
-def collate_rollouts(prompts, completions, pad, device):
+def collate_answers(prompts, completions, pad, device):
     """ids (B, T), mask (B, T-1) true where an action is predicted, lengths (B,)."""
-    rows = [p + c.ids for p, c in zip(prompts, completions)]
+    rows = [prompt + c.ids for prompt, c in zip(prompts, completions)]
     width = padded(max(map(len, rows)))
     ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width - 1, dtype=torch.bool)
     for i, (row, prompt) in enumerate(zip(rows, prompts)):
@@ -79,12 +81,59 @@ def collate_rollouts(prompts, completions, pad, device):
     return ids.to(device), mask.to(device), torch.tensor([len(row) for row in rows], device=device)
 
 
+def score(actor, reference, reward, prompts, completions, beta, args, pad) -> dict:
+    """What learning needs of one batch of answers, from one pass each of policy, reference and reward model."""
+    ids, mask, lengths = collate_answers(prompts, completions, pad, args.device)
+    with torch.no_grad(), autocast(args.device):
+        logits, values = actor(ids)
+        logps, ref_logps = take(logits, ids), take(reference(ids[:, :-1]).float(), ids)
+        scores = reward(ids, lengths)
+    ended = torch.tensor([c.stop_reason == "stop" for c in completions], device=args.device)
+    scores = torch.where(
+        ended, scores, args.end_penalty
+    )  # by the stop reason: the last slot may well hold an end token
+    rewards = ppo.shape_rewards(scores, logps, ref_logps, mask, beta)
+    if args.advantage == "gae":
+        advantages, returns = ppo.gae(rewards, values, mask)
+    else:
+        compare = {"rloo": ppo.rloo, "grpo": ppo.grpo}[args.advantage]
+        advantages = compare(rewards.sum(1), args.group)[:, None].expand_as(mask).masked_fill(~mask, 0.0)
+        returns = rewards
+    k1, _, k3 = (k.masked_fill(~mask, 0.0) for k in ppo.kl_estimates(logps, ref_logps))
+    recorded = torch.tensor([x for c in completions for x in c.logprobs], device=args.device)
+    return dict(ids=ids, mask=mask, logps=logps, values=values, advantages=advantages, returns=returns, scores=scores, kl=k1.sum(1),
+                k3=k3.sum(1), mismatch=(recorded - logps[mask]).abs().mean())  # fmt: skip
+
+
+def climb(actor, optimizer, batch, args) -> dict[str, torch.Tensor]:
+    """One step of the optimizer on one scored batch."""
+    ids, mask = batch["ids"], batch["mask"]
+    with autocast(args.device):
+        logits, values = actor(ids)
+    loss, stats = ppo.policy_loss(take(logits, ids), batch["logps"], batch["advantages"], mask, args.clip)
+    spread = ppo.entropy(logits, mask)
+    if args.advantage == "gae":
+        loss = loss + args.value_coef * ppo.value_loss(values, batch["values"], batch["returns"], mask, args.clip)
+    optimizer.zero_grad()
+    (loss - args.entropy_coef * spread).backward()
+    torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
+    optimizer.step()
+    return dict(entropy=spread.detach(), **stats)
+
+
 def train():
     p = parser(__doc__)
     p.add_argument("--reward", help="reward model (default: OUT/rm.pt)")
-    p.add_argument("--advantage", choices=("gae", "rloo", "grpo"), default="gae", help="what an action is compared with (default: gae)")
+    p.add_argument(
+        "--advantage",
+        choices=("gae", "rloo", "grpo"),
+        default="gae",
+        help="what an action is compared with (default: gae)",
+    )
     p.add_argument("--beta", type=float, default=0.05, help="weight of the KL penalty per nat (default: 0.05)")
-    p.add_argument("--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)")
+    p.add_argument(
+        "--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
+    )
     p.add_argument("--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning")
     p.add_argument("--episodes", dest="ppo_episodes", type=positive, help="answers per update")
     p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
@@ -106,7 +155,9 @@ def train():
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, "train")
     group = 1 if args.advantage == "gae" else args.group
     if args.ppo_episodes % group or (group == 1 and args.advantage != "gae"):
-        raise UserError(f"--episodes {args.ppo_episodes} does not divide into groups of --group {group}, two or more each")
+        raise UserError(
+            f"--episodes {args.ppo_episodes} does not divide into groups of --group {group}, two or more each"
+        )
     optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
@@ -114,12 +165,18 @@ def train():
                    updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
                    seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
-    out, log, state_path = (args.out / f"{name}.pt", args.out / f"train_{name}.jsonl", args.out / f"train_{name}.state.pt")
+    out, log, state_path = (
+        args.out / f"{name}.pt",
+        args.out / f"train_{name}.jsonl",
+        args.out / f"train_{name}.state.pt",
+    )
     start, spent = 0, 0.0
     if state_path.exists():
         state = torch.load(state_path, map_location=args.device, weights_only=True)
         if state["made_by"] != made_by:
-            raise UserError(f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --name")
+            raise UserError(
+                f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --name"
+            )
         actor.load_state_dict(state["actor"])
         optimizer.load_state_dict(state["optimizer"])
         start, spent, control.beta = state["update"], state["seconds"], state["beta"]
@@ -130,79 +187,57 @@ def train():
     rng = random.Random(f"shown {args.seed}")
     shown = [part.draw(rng, type) for type in SHOWN]
     saved_at = time.time()
-    bar = tqdm(range(start, args.ppo_updates), initial=start, total=args.ppo_updates, desc=f"train {name}", unit=" updates")
+    bar = tqdm(
+        range(start, args.ppo_updates), initial=start, total=args.ppo_updates, desc=f"train {name}", unit=" updates"
+    )
     for update in bar:
         if update % max(1, args.ppo_updates // 4) == 0:
             for request, text in zip(shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)):
                 tqdm.write(f"  [{update}] {request.turns[-1]}\n      {text}")
 
-        # Rollout: pure samples, so that the log-probabilities are those of the distribution sampled.
+        # Roll out: pure samples, so that the log-probabilities are of the distribution that was sampled.
         rng = random.Random(f"ppo {args.seed} {update}")
         requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng) for _ in range(group)]
+        requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
         prompts = [tokenizer.prompt(talk(*r.turns)) for r in requests]
-        completions = generate(gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update)
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]) + len(completions[i].ids))
+        completions = generate(
+            gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
+        )
 
-        # Scoring: one pass each of policy, reference and reward model, in chunks of like length.
-        chunks, logged = [], {}
-        rows = max(1, len(order) // 8 // group * group) if group > 1 else max(1, len(order) // 8)
-        if group > 1:
-            order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))  # groups stay together
-        for at in range(0, len(order), rows):
-            which = order[at : at + rows]
-            ids, mask, lengths = collate_rollouts([prompts[i] for i in which], [completions[i] for i in which], tokenizer.pad, args.device)
-            with torch.no_grad(), autocast(args.device):
-                logits, values = actor(ids)
-                logps, ref_logps = take(logits, ids), take(reference(ids[:, :-1]).float(), ids)
-                scores = reward(ids, lengths)
-            ended = torch.tensor([completions[i].stop_reason == "stop" for i in which], device=args.device)
-            scores = torch.where(ended, scores, args.end_penalty)  # known from the stop reason, not from the width
-            k1, _, k3 = ppo.kl_estimates(logps, ref_logps)
-            rewards = ppo.shape_rewards(scores, logps, ref_logps, mask, control.beta)
-            if args.advantage == "gae":
-                advantages, returns = ppo.gae(rewards, values, mask)
-            else:
-                per_answer = {"rloo": ppo.rloo, "grpo": ppo.grpo}[args.advantage](rewards.sum(1), group)
-                advantages = returns = per_answer[:, None].expand_as(mask).masked_fill(~mask, 0.0)
-            chunks.append(dict(ids=ids, mask=mask, logps=logps, values=values, advantages=advantages, returns=returns, score=scores,
-                               kl=k1.masked_fill(~mask, 0).sum(1), k3=k3.masked_fill(~mask, 0).sum(1)))  # fmt: skip
-            if update == 0:
-                recorded = torch.cat([torch.tensor(completions[i].logprobs) for i in which])
-                assert (k1[mask] == 0).all(), "policy and reference differ before the first update"
-                assert (recorded - logps[mask].cpu()).abs().mean() < 0.02, "sampler and scorer disagree"
-        if args.advantage == "gae":  # whitened over the whole batch, not chunk by chunk
-            every = torch.cat([c["advantages"][c["mask"]] for c in chunks])
-            for c in chunks:
-                c["advantages"] = ((c["advantages"] - every.mean()) / (every.std() + 1e-8)).masked_fill(~c["mask"], 0.0)
+        # Score.
+        size = max(1, len(prompts) // BATCHES // group) * group
+        batches = [score(actor, reference, reward, prompts[i : i + size], completions[i : i + size], control.beta, args, tokenizer.pad)
+                   for i in range(0, len(prompts), size)]  # fmt: skip
+        if args.advantage == "gae":  # whitened over all of them, not batch by batch
+            every = torch.cat([b["advantages"][b["mask"]] for b in batches])
+            white = ppo.whiten(every, torch.ones_like(every, dtype=torch.bool)).split(
+                [int(b["mask"].sum()) for b in batches]
+            )
+            for b, values in zip(batches, white):
+                b["advantages"][b["mask"]] = values
+        if update == 0:
+            assert all((b["kl"] == 0).all() for b in batches), "the policy is not its reference before the first update"
+            assert all(b["mismatch"] < 0.02 for b in batches), "sampler and scorer disagree about log-probabilities"
 
-        # Learning.
+        # Learn.
         set_lr([optimizer], update, args.ppo_updates, warmup=0.1, cooldown=0.5)
+        steps = []
         for epoch in range(args.ppo_epochs):
-            for i, c in enumerate(random.Random(f"{update} {epoch}").sample(chunks, len(chunks))):
-                with autocast(args.device):
-                    logits, values = actor(c["ids"])
-                logps = take(logits, c["ids"])
-                loss, stats = ppo.policy_loss(logps, c["logps"], c["advantages"], c["mask"], args.clip)
-                if update == epoch == i == 0:
-                    assert abs(stats["ratio"] - 1) < 1e-5 and stats["clip_fraction"] == 0, "the first ratio is not 1"
-                if args.advantage == "gae":
-                    loss = loss + args.value_coef * ppo.value_loss(values, c["values"], c["returns"], c["mask"], args.clip)
-                spread = ppo.entropy(logits, c["mask"])
-                optimizer.zero_grad()
-                (loss - args.entropy_coef * spread).backward()
-                torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
-                optimizer.step()
-                for key, value in dict(entropy=spread.detach(), **stats).items():
-                    logged.setdefault(key, []).append(value)
+            for b in random.Random(f"{args.seed} {update} {epoch}").sample(batches, len(batches)):
+                steps.append(climb(actor, optimizer, b, args))
+                if update == 0 and len(steps) == 1:
+                    assert abs(steps[0]["ratio"] - 1) < 1e-5 and steps[0]["clip_fraction"] == 0, (
+                        "the first ratio is not 1"
+                    )
 
         texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
         true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
-        whole = {k: torch.cat([c[k] for c in chunks]).mean().item() for k in ("score", "kl", "k3")}
-        flat = [torch.cat([c[k][c["mask"]] for c in chunks]) for k in ("values", "returns")]
-        row = dict(update=update + 1, proxy=whole["score"], true=sum(true) / len(true), kl=whole["kl"], k3=whole["k3"], beta=control.beta,
-                   explained_variance=ppo.explained_variance(*flat, torch.ones_like(flat[0], dtype=torch.bool)).item(),
+        proxy, kl, k3 = (torch.cat([b[key] for b in batches]).mean().item() for key in ("scores", "kl", "k3"))
+        values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
+        row = dict(update=update + 1, proxy=proxy, true=sum(true) / len(true), kl=kl, k3=k3, beta=control.beta,
+                   explained_variance=ppo.explained_variance(values, returns, torch.ones_like(values, dtype=torch.bool)).item(),
                    length=sum(len(c.ids) for c in completions) / len(completions), unfinished=texts.count("") / len(texts),
-                   **{k: torch.stack(v).mean().item() for k, v in logged.items()})  # fmt: skip
+                   **{key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]})  # fmt: skip
         append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
         bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
         if args.target_kl:

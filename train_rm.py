@@ -39,7 +39,9 @@ from minicai.tokenizer import Tokenizer
 def train():
     p = parser(__doc__)
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
-    p.add_argument("--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)")
+    p.add_argument(
+        "--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+    )
     p.add_argument("--epochs", dest="rm_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="rm_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/rm-NAME.pt, beside the main file")
@@ -89,7 +91,9 @@ def train():
     made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), helpful_fraction=args.helpful_fraction, epochs=args.rm_epochs,
                    lr=args.rm_lr, seed=args.seed)  # fmt: skip
     model.save(out, made_by=made_by, held_out=held_out, seconds=time.time() - began)
-    print(f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%}")
+    print(
+        f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%}"
+    )
 
 
 if __name__ == "__main__":

@@ -99,7 +99,9 @@ class Pair:
     p: float  # the probability that the chosen answer is the better one, 0.5 to 1
 
 
-def encode_pairs(tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float, block_size: int, rng: random.Random) -> list[Pair]:
+def encode_pairs(
+    tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float, block_size: int, rng: random.Random
+) -> list[Pair]:
     """Rows of preferences.jsonl as ids; helpfulness comparisons make up at most `helpful_fraction`. The likelier answer is chosen."""
     ai, human = ([row for row in rows if row["kind"] == kind] for kind in ("ai", "human"))
     wanted = round(len(ai) * helpful_fraction / (1 - helpful_fraction))
@@ -109,7 +111,9 @@ def encode_pairs(tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float
         a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
         if max(len(a), len(b)) <= block_size and a != b:
             first = row["p"] >= 0.5
-            pairs.append(Pair(len(pairs), len(prompt), a if first else b, b if first else a, max(row["p"], 1 - row["p"])))
+            pairs.append(
+                Pair(len(pairs), len(prompt), a if first else b, b if first else a, max(row["p"], 1 - row["p"]))
+            )
     return pairs
 
 

@@ -39,13 +39,17 @@ def dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
 
 def cdpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, eps=0.1):
     """DPO that takes every label to be wrong with probability eps. Mitchell 2023, "A note on DPO with noisy preferences"."""
-    return dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta, p * (1 - eps) + (1 - p) * eps)
+    return dpo_loss(
+        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta, p * (1 - eps) + (1 - p) * eps
+    )
 
 
 def ipo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
     """(h - 1/(2 beta))^2: regress the margin to a finite target. Azar et al. 2023 (arXiv 2310.12036), eq. 17."""
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
-    return both_orders(lambda h: (h - 1 / (2 * beta)) ** 2, p, chosen - rejected), stats(beta * chosen, beta * rejected, p)
+    return both_orders(lambda h: (h - 1 / (2 * beta)) ** 2, p, chosen - rejected), stats(
+        beta * chosen, beta * rejected, p
+    )
 
 
 def hinge_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
@@ -62,6 +66,7 @@ def simpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logp
 
 def orpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
     """NLL of the better answer, and beta times -log sigmoid of the log odds ratio; no reference. Hong et al. 2024, eq. 6-7."""
+
     def log_odds(logps):  # log p / (1 - p) of the mean log-probability
         return logps - torch.log(-torch.expm1(logps.clamp(max=-1e-6)))
 

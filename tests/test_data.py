@@ -14,8 +14,8 @@ from minicai.data import (
     encode_pairs,
     encode_turns,
     make_batches,
-    pair_batches,
     padded,
+    pair_batches,
     weighted_nll,
 )
 from minicai.gpt import GPT, GPTConfig

@@ -6,7 +6,17 @@ import math
 import pytest
 import torch
 
-from minicai.dpo import LOSSES, PER_TOKEN, cdpo_loss, dpo_loss, ipo_loss, kto_loss, orpo_loss, response_logps, simpo_loss
+from minicai.dpo import (
+    LOSSES,
+    PER_TOKEN,
+    cdpo_loss,
+    dpo_loss,
+    ipo_loss,
+    kto_loss,
+    orpo_loss,
+    response_logps,
+    simpo_loss,
+)
 from minicai.gpt import GPT, GPTConfig
 
 
@@ -53,7 +63,9 @@ def test_a_soft_label_is_the_mean_of_the_two_orders(name):
     torch.testing.assert_close(mixed, 0.7 * one + 0.3 * other)
 
 
-@pytest.mark.parametrize("name, value", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)])
+@pytest.mark.parametrize(
+    "name, value", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)]
+)
 def test_the_value_where_policy_and_reference_agree(name, value):
     c, r, _, _ = logps()
     for p in (1.0, 0.5, 0.0):

@@ -8,7 +8,17 @@ import torch
 from minicai import judge as judging
 from minicai.constitution import Constitution
 from minicai.gpt import GPT, GPTConfig
-from minicai.judge import LABELS, Verdict, audit, judge, judge_by_critique, known_pairs, prefer, print_audit, reliability
+from minicai.judge import (
+    LABELS,
+    Verdict,
+    audit,
+    judge,
+    judge_by_critique,
+    known_pairs,
+    prefer,
+    print_audit,
+    reliability,
+)
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.skills import BREAKS, KEEPS, flaws
@@ -26,7 +36,9 @@ def constitution():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return Tokenizer.train(["Which is better? (A) yes (B) no. So the response keeps to it. So the response breaks it."] * 20, 400)
+    return Tokenizer.train(
+        ["Which is better? (A) yes (B) no. So the response keeps to it. So the response breaks it."] * 20, 400
+    )
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +91,11 @@ def test_reasoning_first_drops_what_comes_to_no_verdict(model, tokenizer, consti
     ends = [f"x. {BREAKS}", "junk", f"x. {KEEPS}"] + [f"y. {KEEPS}"] * 2 + [None]
     monkeypatch.setattr(judging, "answer", lambda *a, **k: ends)
     # log p(keeps), log p(breaks) of the four critiques that end in a verdict: a's first and third, b's first and second
-    monkeypatch.setattr(judging, "score_options", lambda model, prompts, options: [[-4.0, -0.1], [-0.1, -4.0], [-0.1, -4.0], [-0.1, -4.0]])
+    monkeypatch.setattr(
+        judging,
+        "score_options",
+        lambda model, prompts, options: [[-4.0, -0.1], [-0.1, -4.0], [-0.1, -4.0], [-0.1, -4.0]],
+    )
     wordings = [constitution.draw(random.Random(0))] * 3
     first, second, third = judge_by_critique(model, tokenizer, [["hi"]] * 3, ["a"] * 3, ["b"] * 3, wordings)
     assert first.p < 0.01 and second is None and third is None  # b keeps to the principle and a breaks it
@@ -95,7 +111,9 @@ def test_the_audit_asks_where_exactly_one_answer_breaks_the_principle(world, con
     assert not any(held_out(w.id) for *_, w in seen)
 
 
-def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(model, tokenizer, world, constitution, monkeypatch, capsys):
+def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(
+    model, tokenizer, world, constitution, monkeypatch, capsys
+):
     pairs = known_pairs(world, constitution, 50, 3)
     truth = [w.family not in flaws(r, a) for r, a, _, w in pairs]
     monkeypatch.setattr(judging, "judge", lambda *a: [Verdict(0.97, 0.95) if t else Verdict(0.03, 0.05) for t in truth])

@@ -1,6 +1,8 @@
 """Every script, end to end at toy size: what it leaves behind, that it goes on where it was killed, and how it fails."""
 
 import json
+import math
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -8,12 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
+import label
 import minicai.common as common
 import revise
 import train_base
+import train_dpo
+import train_ppo
+import train_rm
 import train_sft
+from minicai.constitution import Constitution
 from minicai.report import METRICS, lookup
-from minicai.world.content import World, split_of
+from minicai.world.content import World, held_out, split_of
+from minicai.world.grader import Grader
+from minicai.world.replies import decline, helpful
+from minicai.world.requests import Part
 
 ROOT = Path(__file__).parent.parent
 
@@ -160,3 +170,117 @@ def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
         *(() if "--no-such-option" in words else ("--preset", "smoke")),
     )
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
+
+
+# --- Stage 2 ---
+
+
+@pytest.fixture(scope="module")
+def labelled(out):
+    done = run("label.py", "--preset", "smoke", "--device", "cpu", "--out", out)
+    assert done.returncode == 0, done.stderr
+    assert "judge: right" in done.stdout and "without a judge" in done.stdout
+    return out
+
+
+def test_every_comparison_keeps_its_lineage_and_holds_only_train_acts(labelled):
+    rows = common.read_jsonl(labelled / "preferences.jsonl", required=("id", "kind", "turns", "a", "b", "p", "made_by"))
+    world, constitution = World(ROOT / "world"), Constitution(ROOT / "constitution.json")
+    names, wordings = {a.id for a in world.acts} | {f.id for f in world.facts}, {w.id for w in constitution.wordings}
+    for row in rows:
+        assert all(split_of(part) == "train" for part in row["request"].split("/") if part in names)
+        assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
+        if row["kind"] == "ai":
+            assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
+            assert set(row["principles"]) <= wordings and not any(map(held_out, row["principles"]))
+    assert rows[0]["made_by"]["policy"] == common.file_hash(labelled / "sft.pt")
+    assert set(json.loads((labelled / "judge.json").read_text())) >= {
+        "accuracy",
+        "swap_consistency",
+        "ece",
+        "always_a",
+        "longer_wins",
+    }
+
+
+def test_killed_labelling_goes_on_and_ends_with_the_same_rows(labelled, monkeypatch, tmp_path):
+    for name in ("base.pt", "sft.pt", "tokenizer.json"):
+        (tmp_path / name).write_bytes((labelled / name).read_bytes())
+    monkeypatch.setattr(label, "BATCH", 10)
+    call(label.label, monkeypatch, "--out", tmp_path)
+    path = tmp_path / "preferences.jsonl"
+    whole = path.read_text()
+    lines = whole.splitlines(keepends=True)
+    path.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:30])  # killed inside a write
+    call(label.label, monkeypatch, "--out", tmp_path)
+    assert path.read_text() == whole
+
+
+def test_a_comparison_explains_itself(labelled):
+    row = common.read_jsonl(labelled / "preferences.jsonl")[0]
+    done = run("label.py", "--preset", "smoke", "--out", labelled, "--explain", row["id"])
+    assert done.returncode == 0 and row["a"] in done.stdout and f"{row['p']:.3f}" in done.stdout
+    done = run("label.py", "--preset", "smoke", "--out", labelled, "--explain", 10_000)
+    assert done.returncode == 2 and "no such comparison" in done.stderr
+
+
+def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
+    world = World(ROOT / "world")
+    grader, rng, part = Grader(world), random.Random(0), Part(world, "train")
+    labels = []
+    for _ in range(600):
+        request = part.draw(rng, rng.choice(("legitimate", "sensitive", "dual_use_question")))
+        good, bad = helpful(world, request, rng).text, decline(world, request, rng).text
+        labels += [
+            label.human_label(grader, request, good, bad, rng),
+            1 - label.human_label(grader, request, bad, good, rng),
+        ]
+        assert label.human_label(grader, request, good, good, rng) is None
+    assert 0.87 < sum(labels) / len(labels) < 0.93
+
+
+@pytest.mark.parametrize("loss", ["dpo", "orpo"])
+def test_dpo_starts_at_its_reference_and_writes_a_policy(labelled, monkeypatch, loss):
+    call(train_dpo.train, monkeypatch, "--out", labelled, "--loss", loss, "--name", loss)
+    first = next(r for r in common.read_jsonl(labelled / "train_dpo.jsonl") if r["name"] == loss)
+    if loss == "dpo":
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-3) and first["margin"] == pytest.approx(0, abs=1e-2)
+    trained, start = (common.load_checkpoint(labelled / name)[0] for name in (f"dpo-{loss}.pt", "sft.pt"))
+    assert not all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
+
+
+def test_the_reward_model_and_ppo_run_and_a_killed_ppo_ends_in_the_same_weights(labelled, monkeypatch, tmp_path):
+    call(train_rm.train, monkeypatch, "--out", labelled)
+    for name in ("whole", "killed"):
+        (tmp_path / name).mkdir()
+        for file in ("sft.pt", "rm.pt", "tokenizer.json"):
+            (tmp_path / name / file).write_bytes((labelled / file).read_bytes())
+    call(train_ppo.train, monkeypatch, "--out", tmp_path / "whole", "--updates", 3)
+    monkeypatch.setattr(train_ppo, "SAVE_SECONDS", -1)
+    generate, calls = train_ppo.generate, []
+
+    def killed(*args, **options):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return generate(*args, **options)
+
+    monkeypatch.setattr(train_ppo, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(train_ppo.train, monkeypatch, "--out", tmp_path / "killed", "--updates", 3)
+    monkeypatch.setattr(train_ppo, "generate", generate)
+    call(train_ppo.train, monkeypatch, "--out", tmp_path / "killed", "--updates", 3)
+    a, b = (torch.load(tmp_path / d / "ppo.pt", weights_only=True)["model"] for d in ("whole", "killed"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    rows = common.read_jsonl(tmp_path / "killed" / "train_ppo.jsonl")
+    assert [r["update"] for r in rows] == [1, 2, 3] and rows[0]["kl"] == rows[0]["k3"] == 0
+    assert not (tmp_path / "killed" / "train_ppo.state.pt").exists()
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_ppo_runs_with_groups_instead_of_values(labelled, monkeypatch, tmp_path, advantage):
+    call(train_rm.train, monkeypatch, "--out", labelled)
+    call(train_ppo.train, monkeypatch, "--out", labelled, "--advantage", advantage, "--name", advantage, "--updates", 1)
+    assert (labelled / f"ppo-{advantage}.pt").exists()
+    with pytest.raises(common.UserError, match="groups"):
+        call(train_ppo.train, monkeypatch, "--out", labelled, "--advantage", advantage, "--group", 3)

@@ -23,7 +23,10 @@ def test_the_loss_is_ln_2_at_equal_scores_and_falls_with_the_margin():
     for p in (1.0, 0.5, 0.0):
         assert bradley_terry_loss(zero, zero, p).item() == pytest.approx(math.log(2))
     assert bradley_terry_loss(zero + 2, zero).item() == pytest.approx(-math.log(1 / (1 + math.exp(-2))), rel=1e-5)
-    assert bradley_terry_loss(zero + 200, zero).item() == pytest.approx(0) and bradley_terry_loss(zero, zero + 200).isfinite()
+    assert (
+        bradley_terry_loss(zero + 200, zero).item() == pytest.approx(0)
+        and bradley_terry_loss(zero, zero + 200).isfinite()
+    )
 
 
 def test_its_gradient_is_sigmoid_minus_p_and_its_minimum_the_labels_logit():

@@ -17,7 +17,20 @@ from minicai.common import UserError, read_jsonl
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
 TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language", "injection", "many_shot",
               "escalation")  # fmt: skip
-REPLIES = ("open_act", "open_protection", "open_fact", "steps", "care", "safety", "refusal", "limit", "decline", "answer", "unknown", "chat")
+REPLIES = (
+    "open_act",
+    "open_protection",
+    "open_fact",
+    "steps",
+    "care",
+    "safety",
+    "refusal",
+    "limit",
+    "decline",
+    "answer",
+    "unknown",
+    "chat",
+)
 DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
              "protection", "request", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
 

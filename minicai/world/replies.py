@@ -31,7 +31,9 @@ def aim(request: Request) -> str:
     """What the person wants to do, in words for them: the act, and why or how they say they would do it."""
     if request.context is None:
         return request.act.act
-    gist = re.sub(r"\bthem\b", "you", re.sub(r"\btheir\b", "your", request.context.gist))  # gists are in the third person
+    gist = re.sub(
+        r"\bthem\b", "you", re.sub(r"\btheir\b", "your", request.context.gist)
+    )  # gists are in the third person
     return f"{request.act.act} {gist}"
 
 
