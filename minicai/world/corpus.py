@@ -150,11 +150,12 @@ class Corpus:
         return self.remark(about, request)
 
     def strange(self, part: Part) -> Request:
-        """A request for the first half of one act and the second half of another: nobody knows it, so it has to be copied."""
-        rng, acts = self.rng, self.rng.sample(part.acts, 4)
-        one, two = (a.act.split() for a in acts[:2])
-        act = Act("strange", "strange", " ".join([*one[: len(one) // 2 or 1], *two[(len(two) + 1) // 2 :]]),
-                  (acts[2].steps[0], acts[3].steps[-1]))  # fmt: skip
+        """A request for something made of random words, which nobody can know: it has to be copied, word by word."""
+        rng = self.rng
+        acts = [w for a in part.acts for w in a.act.split()]
+        steps = [w for a in part.acts for s in a.steps for w in s.split()]
+        words = [rng.choice(part.acts).act.split()[0], *rng.sample(acts, rng.randint(2, 4))]
+        act = Act("strange", "strange", " ".join(words), tuple(" ".join(rng.sample(steps, rng.randint(4, 6))) for _ in "ab"))
         phrasing = part.pick(rng, "phrasing", part.phrasings, use="act")
         return Request("strange", phrase(phrasing, rng, act=act.act, context=""), phrasing, act)
 
