@@ -1,7 +1,8 @@
 """Stage 2 data: the fine-tuned model answers every prompt twice, and the base model judges which answer is better.
 
-    python label.py                        # CPU preset: about 3 minutes
+    python label.py
     python label.py --label hard           # or clamp; the default keeps the judge's probability
+    python label.py --judge direct         # without reasoning first, as the paper begins
     python label.py --explain 17           # print comparison 17 of OUT/preferences.jsonl: the answers, the principle, the judge
 
 reads   OUT/sft.pt (answers), OUT/base.pt (judges), OUT/tokenizer.json, constitution.json, world/
@@ -72,7 +73,7 @@ def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording
     """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
     flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
     asked = ([r["turns"] for r, _ in flat], [r["a"] for r, _ in flat], [r["b"] for r, _ in flat], [w for _, w in flat])
-    verdicts = iter((judge_by_critique if args.cot else judge)(base, tokenizer, *asked))
+    verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
     labelled = []
     for row, ws in zip(rows, wordings):
         found = [v for v in (next(verdicts) for _ in ws) if v is not None]
@@ -115,7 +116,8 @@ def label():
     p.add_argument(
         "--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)"
     )
-    p.add_argument("--cot", action="store_true", help="let the judge reason first; goes with --label clamp")
+    p.add_argument("--judge", choices=("critique", "direct"), default="critique",
+                   help="compare by critiques of both answers, or at once by (A) and (B) (default: critique)")  # fmt: skip
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; half as many more are for the person")
     p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
@@ -131,13 +133,13 @@ def label():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
-    report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.cot)
+    report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.judge == "critique")
     write_json(args.out / "judge.json", report)
     print_audit(report)
 
     made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
-                   cot=args.cot, temperature=args.temperature)  # fmt: skip
+                   how=args.judge, temperature=args.temperature)  # fmt: skip
     done = []
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished

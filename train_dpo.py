@@ -1,13 +1,13 @@
 """Stage 2 training without a reward model: DPO, or a sibling of it, on the labels in preferences.jsonl (DPO-CAI).
 
-    python train_dpo.py                      # CPU preset: about a minute
+    python train_dpo.py
     python train_dpo.py --loss ipo --name ipo
     python train_dpo.py --helpful-fraction 0 --name harmless-only     # what the helpfulness half is worth
 
 reads   OUT/sft.pt (start and reference), OUT/tokenizer.json, OUT/preferences.jsonl
 writes  OUT/dpo.pt (OUT/dpo-NAME.pt with --name); log in OUT/train_dpo.jsonl
 
-The losses are in minicai/dpo.py. The reference's log-probabilities are computed once, before training. It takes a minute, so a
+The losses are in minicai/dpo.py. The reference's log-probabilities are computed once, before training. It is short, so a
 killed run starts again. Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.
 """
 

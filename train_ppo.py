@@ -1,6 +1,6 @@
 """Stage 2 with a reward model: PPO with a KL penalty to the fine-tuned model (RL-CAI).
 
-    python train_ppo.py                          # CPU preset: about 4 minutes
+    python train_ppo.py
     python train_ppo.py --beta 0 --name greedy   # no penalty: watch the true reward fall while the proxy rises
     python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
 
