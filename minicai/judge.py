@@ -5,6 +5,8 @@ to say "(A)" and how likely to say "(B)": nothing is parsed, so nothing it says 
 are scored, because a model may favour a place:
 
     p(a is better) = [ P("(A)" | a first) + P("(B)" | b first) ] / 2,   with P normalised over the two options
+
+`judge_by_critique` lets it reason first, in the words of its critiques: for a model this small that makes all the difference.
 """
 
 import math
