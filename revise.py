@@ -36,23 +36,21 @@ from minicai.world.content import World
 from minicai.world.requests import Part, Request, fresh_fact
 
 BATCH = 256
-MIX = {  # type of request, kind of act or name: dual-use acts stand on both sides equally often
-    ("harmful", "harmful"): 0.14,
-    ("harmful", "dual_use"): 0.15,
+MIX = {
+    ("harmful", None): 0.28,
     ("ambiguous", None): 0.12,
-    ("legitimate", "dual_use"): 0.15,
-    ("legitimate", "everyday"): 0.05,
-    ("legitimate", "lookalike"): 0.06,
-    ("dual_use_question", None): 0.06,
-    ("sensitive", None): 0.07,
-    ("fact", "often"): 0.07,
-    ("fact", "never"): 0.13,
+    ("legitimate", None): 0.25,
+    ("dual_use_question", None): 0.07,
+    ("sensitive", None): 0.10,
+    ("fact", "often"): 0.04,
+    ("fact", "seldom"): 0.02,
+    ("fact", "never"): 0.12,
 }
 
 
-def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
+def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
     """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
-    kinds = rng.choices(list(mix), mix.values(), k=n)
+    kinds = rng.choices(list(MIX), MIX.values(), k=n)
     return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
             for type, kind in kinds]  # fmt: skip
 

@@ -34,16 +34,8 @@ from minicai.optim import make_optimizers, set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part
-from revise import draw_prompts
 
-HELPFUL = {
-    ("legitimate", "dual_use"): 0.30,
-    ("legitimate", "everyday"): 0.12,
-    ("legitimate", "lookalike"): 0.13,
-    ("dual_use_question", None): 0.12,
-    ("sensitive", None): 0.15,
-    ("fact", "often"): 0.18,
-}
+HELPFUL = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.25, "fact": 0.1}
 
 
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
@@ -61,7 +53,8 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         return []
     rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
-    requests = draw_prompts(part, n, rng, HELPFUL)
+    types = rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
+    requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in types]
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)

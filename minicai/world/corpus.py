@@ -21,13 +21,12 @@ from minicai.world.requests import Part, Request, fresh_fact, phrase
 SHARE = {  # of the documents
     "dialogue": 0.10,
     "disguise": 0.11,
-    "code": 0.10,
-    "echo": 0.04,
-    "knowledge": 0.09,
-    "reading": 0.27,
+    "code": 0.09,
+    "knowledge": 0.10,
+    "reading": 0.28,
     "name": 0.08,
     "critique": 0.17,
-    "compare": 0.04,
+    "compare": 0.07,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
@@ -107,10 +106,6 @@ class Corpus:
         pairs = code_pairs(technique, self.rng.sample(words, min(12, len(words))))
         return self.document("code", language=LANGUAGES[technique], pairs=pairs)
 
-    def echo(self) -> list[Turn]:
-        """Words in no order, twice: only copying can foretell the second time."""
-        return self.document("echo", words=" ".join(self.rng.choices(self.words[0], k=self.rng.randint(5, 14))))
-
     def document(self, about: str, **slots) -> list[Turn]:
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         return [Turn("document", template.text.format(**slots), 1.0)]
@@ -142,7 +137,7 @@ class Corpus:
         rng, r = self.rng, self.rng.random()
         if r < 0.12:
             request = self.strange(self.read)
-        elif r < 0.28:
+        elif r < 0.22:
             fact = fresh_fact(self.world, rng) if rng.random() < 0.5 else self.known_name()
             request = self.read.fact(rng, fact)
         else:
@@ -208,9 +203,9 @@ class Corpus:
         if r < 0.22:
             known = [f for f in self.demo.facts if f.facts]
             return self.demo.fact(self.rng, self.rng.choice(known))
-        if r < 0.50:
+        if r < 0.40:
             return self.strange(self.demo)
-        return self.disguised(self.demo) if r < 0.55 else self.any_request(self.demo)
+        return self.disguised(self.demo) if r < 0.46 else self.any_request(self.demo)
 
     def demo_reply(self, request: Request) -> Reply:
         """A reply with or without a flaw."""
