@@ -1,6 +1,6 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset, about 27 minutes on 2 cores
+    python pipeline.py                       # CPU preset, about half an hour on 2 cores
     python pipeline.py --preset smoke        # half a minute, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
