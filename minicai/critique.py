@@ -51,7 +51,7 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
         critiques = answer(model, tokenizer, so_far, temperature, seed, progress)
         so_far = [[*turns, text or ""] for turns, text in zip(so_far, critiques)]
     so_far = [[*turns, REVISION_REQUEST.format(wording.revision)] for turns, wording in zip(so_far, wordings)]
-    revisions = answer(model, tokenizer, so_far, temperature, seed + 1, progress)
+    revisions = answer(model, tokenizer, so_far, temperature, seed, progress)
     if critique:
         revisions = [r if c is not None else None for c, r in zip(critiques, revisions)]
     return critiques, revisions

@@ -87,6 +87,14 @@ def test_principles_are_drawn_evenly_and_with_replacement():
     assert any(a.principle == b.principle for a, b in zip(drawn, drawn[1:]))
 
 
+def test_one_principle_can_be_asked_for():
+    constitution, rng = Constitution(), random.Random(0)
+    for name in constitution.principles:
+        assert {constitution.draw(rng, principle=name).principle for _ in range(20)} == {name}
+    with pytest.raises(UserError, match="no-such"):
+        constitution.draw(rng, principle="no-such")
+
+
 def test_training_draws_seen_wordings_and_the_exam_held_out_ones():
     constitution, rng = Constitution(), random.Random(0)
     assert not any(held_out(constitution.draw(rng).id) for _ in range(300))
