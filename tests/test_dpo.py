@@ -157,7 +157,10 @@ def test_all_losses_share_one_signature_and_unknown_names_are_errors():
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    return GPT(GPTConfig(32, 2, 2, 2, 16, 32, 32)).eval()
+    model = GPT(GPTConfig(32, 2, 2, 2, 16, 32, 32)).double().eval()
+    for parameter in model.parameters():  # at the initial scale all tokens are about equally likely, which would hide mistakes
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
 
 
 def rows(prompts, responses, width, fill=0):
@@ -175,12 +178,31 @@ def test_response_logps_are_the_sum_over_the_response_alone(model):
     for i, (p, r) in enumerate(zip(prompts, responses)):
         logp = model(torch.tensor([p + r]))[0].log_softmax(-1)
         expected = sum(logp[len(p) + k - 1, token] for k, token in enumerate(r))
-        torch.testing.assert_close(got[i], expected)
-        torch.testing.assert_close(mean[i], expected / len(r))
+        torch.testing.assert_close(got[i], expected.float())
+        torch.testing.assert_close(mean[i], (expected / len(r)).float())
 
 
-def test_pads_and_prompt_targets_do_not_count(model):
+class Fixed(torch.nn.Module):
+    """A model whose logits are given, so that their gradient can be read."""
+
+    def __init__(self, logits):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, ids):
+        return self.logits[:, : ids.shape[1]]
+
+
+def test_only_the_logits_that_predict_the_response_have_a_gradient():
+    ids, mask = rows([[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]], 9)
+    logits = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    response_logps(Fixed(logits), ids, mask).sum().backward()
+    columns = [row.any(-1).nonzero().flatten().tolist() for row in logits.grad != 0]
+    assert columns == [[2, 3], [0, 1, 2, 3]]  # one before each token of the response; prompt and pads have none
+
+
+def test_what_a_pad_holds_and_how_many_there_are_changes_nothing(model):
     prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
     clean, poisoned = (response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31))
     assert torch.equal(clean, poisoned)
-    assert torch.allclose(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5)
+    torch.testing.assert_close(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0)

@@ -5,6 +5,7 @@ import math
 import random
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -241,10 +242,11 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
 def test_dpo_starts_at_its_reference_and_writes_a_policy(labelled, monkeypatch, loss):
+    monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())  # in bfloat16 it holds to three digits only
     call(train_dpo.train, monkeypatch, "--out", labelled, "--loss", loss, "--name", loss)
     first = next(r for r in common.read_jsonl(labelled / "train_dpo.jsonl") if r["name"] == loss)
     if loss == "dpo":
-        assert first["loss"] == pytest.approx(math.log(2), abs=1e-3) and first["margin"] == pytest.approx(0, abs=1e-2)
+        assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["margin"] == 0
     trained, start = (common.load_checkpoint(labelled / name)[0] for name in (f"dpo-{loss}.pt", "sft.pt"))
     assert not all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
 
