@@ -18,7 +18,6 @@ import torch
 from tqdm import tqdm
 
 from minicai.common import (
-    UserError,
     append_jsonl,
     autocast,
     file_hash,
@@ -26,11 +25,10 @@ from minicai.common import (
     main,
     parser,
     positive,
-    read_jsonl,
     save_checkpoint,
     setup,
 )
-from minicai.data import collate_pairs, encode_pairs, pair_batches
+from minicai.data import collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
 from minicai.optim import set_lr
 from minicai.tokenizer import Tokenizer
@@ -48,18 +46,13 @@ def train():
     p.add_argument("--lr", dest="dpo_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/dpo-NAME.pt, beside the main file")
     args = setup(p)
-    if not 0 <= args.helpful_fraction < 1:
-        raise UserError(f"--helpful-fraction {args.helpful_fraction}: give a share from 0 to below 1")
     began = time.time()
     path = args.data or args.out / "preferences.jsonl"
-    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
-    pairs = encode_pairs(
-        tokenizer, rows, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}")
+    pairs = read_pairs(
+        path, tokenizer, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}")
     )
-    if not pairs:
-        raise UserError(f"{path} holds no comparison; run label.py")
     per_token = args.loss in PER_TOKEN
 
     def logps(batch):

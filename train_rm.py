@@ -26,10 +26,9 @@ from minicai.common import (
     main,
     parser,
     positive,
-    read_jsonl,
     setup,
 )
-from minicai.data import collate_pairs, encode_pairs, pair_batches
+from minicai.data import collate_pairs, pair_batches, read_pairs
 from minicai.metrics import ece
 from minicai.optim import set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
@@ -46,15 +45,12 @@ def train():
     p.add_argument("--lr", dest="rm_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/rm-NAME.pt, beside the main file")
     args = setup(p)
-    if not 0 <= args.helpful_fraction < 1:
-        raise UserError(f"--helpful-fraction {args.helpful_fraction}: give a share from 0 to below 1")
     began = time.time()
     path = args.data or args.out / "preferences.jsonl"
-    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
-    pairs = encode_pairs(tokenizer, rows, args.helpful_fraction, gpt.config.block_size, rng)
+    pairs = read_pairs(path, tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
     rng.shuffle(pairs)
     held, pairs = pairs[: len(pairs) // 10], pairs[len(pairs) // 10 :]
     if not held:

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from minicai.common import UserError, read_jsonl
 from minicai.gpt import GPT
 from minicai.tokenizer import Tokenizer, talk
 
@@ -114,6 +115,17 @@ def encode_pairs(
             pairs.append(
                 Pair(len(pairs), len(prompt), a if first else b, b if first else a, max(row["p"], 1 - row["p"]))
             )
+    return pairs
+
+
+def read_pairs(path, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random) -> list[Pair]:
+    """The comparisons of a file. Raises UserError when there are none, or the fraction is out of range."""
+    if not 0 <= helpful_fraction < 1:
+        raise UserError(f"--helpful-fraction {helpful_fraction}: give a share from 0 to below 1")
+    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
+    pairs = encode_pairs(tokenizer, rows, helpful_fraction, block_size, rng)
+    if not pairs:
+        raise UserError(f"{path} holds no comparison; run label.py")
     return pairs
 
 

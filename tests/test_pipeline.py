@@ -164,6 +164,8 @@ def test_chat_answers_and_shows_the_critique(out):
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
     (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),
     (("pipeline.py", "--no-such-option",), "unrecognized arguments"),
+    (("train_dpo.py", "--out", "{out}", "--helpful-fraction", "1"), "share from 0 to below 1"),
+    (("train_rm.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
     done = run(
