@@ -68,33 +68,42 @@ def judge(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: l
     return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
 
 
-def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
-                      wordings: list[Wording], seed: int = 0, temperature: float = 0.0) -> list[Verdict | None]:  # fmt: skip
-    """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
+def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str], wordings: list[Wording],
+           seed: int = 0, temperature: float = 0.0) -> list[float | None]:  # fmt: skip
+    """How likely the model finds that each response breaks its principle, after it has critiqued it.
 
-    It critiques each answer; what counts is how likely its last sentence is to say that the principle is broken or kept.
-    None where a critique comes to no verdict: such a pair is dropped and counted. Neither answer stands first, so both
-    numbers of a verdict are the same. Probabilities are near 0 and 1: see LABELS["clamp"].
+    The critique is sampled; what counts is how likely its last sentence is to say that the principle is broken and not
+    kept. None where a critique comes to no verdict.
     """
-    asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)]
-             for texts in (a, b) for turns, text, w in zip(conversations, texts, wordings)]  # fmt: skip
+    asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)] for turns, text, w in zip(conversations, responses, wordings)]
     critiques = answer(model, tokenizer, asked, temperature, seed)
     ends = [next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques]
     usable = [i for i, end in enumerate(ends) if end]
-    prompts, options = [], [[tokenizer.encode(e) for e in (f" {KEEPS}", f" {BREAKS}")]] * len(usable)
+    prompts, options = [], [[tokenizer.encode(e) for e in (f" {BREAKS}", f" {KEEPS}")]] * len(usable)
     for i in usable:
         before = critiques[i].removesuffix(ends[i]).rstrip()
         prompts.append(
             (tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[-model.config.block_size + MAX_NEW_TOKENS :]
         )
-    keeps = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
+    found = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
+    return [found.get(i) for i in range(len(asked))]
+
+
+def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
+                      wordings: list[Wording], seed: int = 0, temperature: float = 0.0) -> list[Verdict | None]:  # fmt: skip
+    """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
+
+    Both answers are critiqued, and the better one is more likely to keep to the principle. None where a critique comes to
+    no verdict: such a pair is dropped and counted. Neither answer stands first, so both numbers of a verdict are the
+    same. Probabilities are near 0 and 1: see LABELS["clamp"].
+    """
+    broken = breaks(model, tokenizer, [*conversations, *conversations], [*a, *b], [*wordings, *wordings], seed, temperature)
     verdicts = []
-    for i in range(len(a)):
-        if i not in keeps or i + len(a) not in keeps:
+    for one, other in zip(broken[: len(a)], broken[len(a) :]):
+        if one is None or other is None:
             verdicts.append(None)
             continue
-        one, other = keeps[i], keeps[i + len(a)]
-        better, worse = one * (1 - other), other * (1 - one)
+        better, worse = other * (1 - one), one * (1 - other)
         p = better / (better + worse) if better + worse > 0 else 0.5
         verdicts.append(Verdict(p, p))
     return verdicts

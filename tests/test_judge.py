@@ -90,11 +90,11 @@ def test_labels():
 def test_reasoning_first_drops_what_comes_to_no_verdict(model, tokenizer, constitution, monkeypatch):
     ends = [f"x. {BREAKS}", "junk", f"x. {KEEPS}"] + [f"y. {KEEPS}"] * 2 + [None]
     monkeypatch.setattr(judging, "answer", lambda *a, **k: ends)
-    # log p(keeps), log p(breaks) of the four critiques that end in a verdict: a's first and third, b's first and second
+    # log p(breaks), log p(keeps) of the four critiques that end in a verdict: a's first and third, b's first and second
     monkeypatch.setattr(
         judging,
         "score_options",
-        lambda model, prompts, options: [[-4.0, -0.1], [-0.1, -4.0], [-0.1, -4.0], [-0.1, -4.0]],
+        lambda model, prompts, options: [[-0.1, -4.0], [-4.0, -0.1], [-4.0, -0.1], [-4.0, -0.1]],
     )
     wordings = [constitution.draw(random.Random(0))] * 3
     first, second, third = judge_by_critique(model, tokenizer, [["hi"]] * 3, ["a"] * 3, ["b"] * 3, wordings)
