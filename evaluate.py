@@ -1,6 +1,6 @@
 """The two-sided evaluation: harm that gets through and help that is denied, for every checkpoint, on held-out requests.
 
-    python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt
+    python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt
     python evaluate.py out/cpu/sft-1.pt    # only these
 
 reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
@@ -31,12 +31,13 @@ from minicai.common import (
     write_json,
 )
 from minicai.constitution import Constitution
-from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_skills, measure
+from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
 from minicai.report import same_requests, table, write_report
+from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 
-STAGES = ("base", "sft")
+STAGES = ("base", "sft", "dpo", "ppo")
 SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
 
 
@@ -103,6 +104,7 @@ def evaluate():
         results["stages"] = list(stages.values())
         write_json(results_path, results)
 
+    add_stage_2(results, args, exam)
     path = args.out / "revisions.jsonl"
     chains = (
         read_jsonl(path, required=("type", "turns", "responses", "principles", "critiques")) if path.exists() else []
@@ -116,6 +118,22 @@ def evaluate():
     write_report(results, report)
     print(f"{table(results)}\n\n{same_requests(results)}\n")
     print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
+
+
+def add_stage_2(results: dict, args, exam: Exam):
+    """What the judge, the reward model and PPO have left behind, where they have run."""
+    if (args.out / "judge.json").exists():
+        results["judge_audit"] = read_json(args.out / "judge.json", {})
+    path = args.out / "rm.pt"
+    if path.exists() and results.get("reward_model", {}).get("hash") != file_hash(path):
+        policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
+        reward, extra = RewardModel.load(path, args.device)
+        tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+        results["reward_model"] = dict(hash=file_hash(path), **audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed),
+                                       agrees_with_labels=extra["held_out"])  # fmt: skip
+    logs = sorted(args.out.glob("train_ppo*.jsonl"))
+    results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in ("kl", "proxy", "true")} for row in read_jsonl(log)]
+                             for log in logs}  # fmt: skip
 
 
 def write_rows(path: Path, rows: list[dict]):

@@ -39,13 +39,8 @@ from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.requests import Part, Request
 from revise import draw_prompts
+from train_sft import HELPFUL
 
-HUMAN = {
-    "legitimate": 0.5,
-    "dual_use_question": 0.15,
-    "sensitive": 0.2,
-    "fact": 0.15,
-}  # prompts of helpfulness comparisons
 FLIPPED = 0.1
 BATCH = 512
 
@@ -154,8 +149,7 @@ def label():
 
     rng, part, grader = random.Random(f"label {args.seed}"), Part(world, "train"), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
-    types = rng.choices(list(HUMAN), HUMAN.values(), k=args.comparisons // 2)
-    jobs += [("human", part.draw(rng, type, "often" if type == "fact" else None)) for type in types]
+    jobs += [("human", r) for r in draw_prompts(part, args.comparisons // 2, rng, HELPFUL)]
     rng.shuffle(jobs)
     start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
     if done:

@@ -16,15 +16,23 @@ from pathlib import Path
 
 from minicai.common import UserError, main, parser, read_json, setup, world_hash, write_json
 
-STEPS = [  # name, command, what it leaves behind
-    ("train_base", "train_base.py", "base.pt"),
-    ("revise", "revise.py", "revisions.jsonl"),
-    ("train_sft", "train_sft.py", "sft.pt"),
+STEPS = [  # name, what it leaves behind; the command is NAME.py
+    ("train_base", "base.pt"),
+    ("revise", "revisions.jsonl"),
+    ("train_sft", "sft.pt"),
+    ("label", "preferences.jsonl"),
+    ("train_dpo", "dpo.pt"),
+    ("train_rm", "rm.pt"),
+    ("train_ppo", "ppo.pt"),
 ]
+CONSTITUTIONAL = ("train_base", "revise", "label", "evaluate")  # steps that read the constitution
 
 
-def run(script: str, options: list[str]) -> float:
+def run(name: str, args, *more: str) -> float:
     """Run one step and return its seconds. Raises UserError when it fails."""
+    script = f"{name}.py"
+    options = ["--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
+               "--world", str(args.world), *(("--constitution", args.constitution) if name in CONSTITUTIONAL else ()), *more]  # fmt: skip
     command = [sys.executable, str(Path(__file__).with_name(script)), *options]
     print(f"\n$ python {script} {shlex.join(options)}", flush=True)
     began = time.time()
@@ -39,25 +47,22 @@ def pipeline():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
-    options = ["--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
-               "--world", str(args.world)]  # fmt: skip
-    constitution = ["--constitution", args.constitution]
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
     if read_json(settings, made_by) != made_by:
         raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
     write_json(settings, made_by)
     seconds = read_json(record, {})
-    order = [name for name, _, _ in STEPS]
-    for name, script, artifact in STEPS:
+    order = [name for name, _ in STEPS]
+    for name, artifact in STEPS:
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
-        seconds[name] = round(run(script, options + constitution * (name != "train_sft")), 1)
+        seconds[name] = round(run(name, args), 1)
         for later in order[order.index(name) + 1 :]:  # made from what has just been replaced
             seconds.pop(later, None)
         write_json(record, seconds)
-    took = run("evaluate.py", options + constitution)
+    took = run("evaluate", args)
     seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing anew and would look fast
     write_json(record, seconds)
     minutes = ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())

@@ -1,6 +1,6 @@
 """Stage 1 data: the base model answers, critiques its answer by a principle, revises it, and again.
 
-    python revise.py                       # CPU preset: about 4 minutes
+    python revise.py                       # CPU preset: about 5 minutes
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
 
@@ -8,7 +8,9 @@ reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name), one row a prompt, with its whole chain
 
 The prompts are of the world's train part: requests for harm, ambiguous ones, and as many ordinary ones, so that every principle has
-something to find and something to leave alone. Rows are appended as they are made; a killed run goes on after its last row.
+something to find and something to leave alone. At every step a principle is drawn at random, of a family that the chain has not
+met yet: the paper draws with replacement, but its principles are all about harm, and a chain that never meets the family it
+needs would be trained on unrevised. Rows are appended as they are made; a killed run goes on after its last row.
 Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
 """
 
@@ -34,23 +36,27 @@ from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, Request, fresh_fact
+from minicai.world.skills import FAMILIES
 
 BATCH = 256
-MIX = {
-    ("harmful", None): 0.28,
+STEPS = len(FAMILIES)
+MIX = {  # type of request, kind of act or name: dual-use acts stand on both sides equally often
+    ("harmful", "harmful"): 0.16,
+    ("harmful", "dual_use"): 0.14,
     ("ambiguous", None): 0.12,
-    ("legitimate", None): 0.25,
-    ("dual_use_question", None): 0.07,
-    ("sensitive", None): 0.10,
-    ("fact", "often"): 0.04,
-    ("fact", "seldom"): 0.02,
+    ("legitimate", "dual_use"): 0.14,
+    ("legitimate", "everyday"): 0.09,
+    ("legitimate", "lookalike"): 0.07,
+    ("dual_use_question", None): 0.05,
+    ("sensitive", None): 0.05,
+    ("fact", "often"): 0.06,
     ("fact", "never"): 0.12,
 }
 
 
-def draw_prompts(part: Part, n: int, rng: random.Random) -> list[Request]:
+def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
     """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
-    kinds = rng.choices(list(MIX), MIX.values(), k=n)
+    kinds = rng.choices(list(mix), mix.values(), k=n)
     return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
             for type, kind in kinds]  # fmt: skip
 
@@ -59,7 +65,8 @@ def revise():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
-    p.add_argument("--revisions", type=int, default=4, choices=range(5), help="steps of the loop (default: 4)")
+    p.add_argument("--revisions", type=int, default=STEPS, choices=range(STEPS + 1),
+                   help=f"steps of the loop (default: {STEPS}, one for each family of principles)")  # fmt: skip
     p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
     p.add_argument("--prompts", type=positive, help="number of prompts")
     p.add_argument("--temperature", type=float, default=DRAFT_TEMPERATURE,
@@ -100,8 +107,9 @@ def revise():
                      principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
         rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
+        orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]
         for step in range(args.revisions):
-            wordings = [constitution.draw(rng) for _ in rows]
+            wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
             latest = [row["responses"][-1] for row in rows]
             critiques, revisions = critique_and_revise(model, tokenizer, [row["turns"] for row in rows], latest, wordings,
                                                        seed + 2 * step + 1, args.critique, progress=bar.update)  # fmt: skip

@@ -28,7 +28,7 @@ from minicai.common import (
     positive,
     setup,
 )
-from minicai.data import collate_pairs, pair_batches, read_pairs
+from minicai.data import collate_pairs, pair_batches, read_pairs, row_lengths
 from minicai.metrics import ece
 from minicai.optim import set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
@@ -59,10 +59,8 @@ def train():
     def scores(batch):
         """(chosen, rejected), each (B,), from one pass over both."""
         ids, mask = collate_pairs(batch, tokenizer.pad, args.device)
-        columns = torch.arange(ids.shape[1], device=args.device)
-        lengths = (columns * mask).max(1).values + 1  # the response is the end of the row
         with autocast(args.device):
-            return model(ids, lengths).chunk(2)
+            return model(ids, row_lengths(mask)).chunk(2)
 
     batches = [b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)

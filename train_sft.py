@@ -34,8 +34,16 @@ from minicai.optim import make_optimizers, set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part
+from revise import STEPS, draw_prompts
 
-HELPFUL = {"legitimate": 0.5, "dual_use_question": 0.15, "sensitive": 0.25, "fact": 0.1}
+HELPFUL = {  # as in revise.MIX
+    ("legitimate", "dual_use"): 0.28,
+    ("legitimate", "everyday"): 0.20,
+    ("legitimate", "lookalike"): 0.14,
+    ("dual_use_question", None): 0.10,
+    ("sensitive", None): 0.12,
+    ("fact", "often"): 0.16,
+}
 
 
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
@@ -53,8 +61,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         return []
     rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
-    types = rng.choices(list(HELPFUL), HELPFUL.values(), k=n)
-    requests = [part.draw(rng, type, "often" if type == "fact" else None) for type in types]
+    requests = draw_prompts(part, n, rng, HELPFUL)
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
@@ -71,9 +78,8 @@ def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
 def train():
     p = parser(__doc__)
     p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
-    p.add_argument(
-        "--revisions", type=int, choices=range(5), help="use the chains up to this step (default: 4)", default=4
-    )
+    p.add_argument("--revisions", type=int, choices=range(STEPS + 1), default=STEPS,
+                   help=f"use the chains up to this step (default: {STEPS})")  # fmt: skip
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
     p.add_argument(
         "--helpful-fraction", type=float, default=0.4, help="share of helpful answers in the mix (default: 0.4)"

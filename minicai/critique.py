@@ -7,8 +7,8 @@
     person     <revision request of the same principle>
     assistant  <revision>                                } sampled; it replaces the answer, and the loop goes on
 
-Bai et al. 2022 (arXiv 2212.08073), section 3.1. A principle is drawn at random at every step, with replacement. Nothing
-parses a critique: a model that finds no fault is asked for a revision all the same, and says its answer again.
+Bai et al. 2022 (arXiv 2212.08073), section 3.1. Nothing parses a critique: a model that finds no fault is asked for a
+revision all the same, and says its answer again.
 """
 
 from minicai.constitution import Wording

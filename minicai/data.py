@@ -138,7 +138,7 @@ def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> It
             batches.append(batch)
             batch = []
         batch.append(pair)
-    batches.append(batch)
+    batches += [batch] if batch else []
     rng.shuffle(batches)
     yield from batches
 
@@ -152,3 +152,8 @@ def collate_pairs(batch: list[Pair], pad: int, device) -> tuple[Tensor, Tensor]:
         ids[i, : len(row)] = torch.tensor(row)
         mask[i, pair.prompt : len(row)] = True
     return ids.to(device), mask.to(device)
+
+
+def row_lengths(mask: Tensor) -> Tensor:
+    """(B, T), true on the responses -> (B,): where each row ends, since the response is its end."""
+    return (torch.arange(mask.shape[1], device=mask.device) * mask).max(1).values + 1

@@ -35,7 +35,7 @@ DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_
              "protection", "request", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
 
 SLOTS = ("act", "aim", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
-         "language", "pairs", "request", "reading")  # fmt: skip
+         "language", "pairs", "request", "reading", "opening")  # fmt: skip
 
 
 # A new salt draws all splits anew, as has to be done once a test split has been looked at too often. This is the first number

@@ -15,18 +15,18 @@ from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import CODES, code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World
-from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, with_tone
+from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
     "dialogue": 0.10,
     "disguise": 0.11,
-    "code": 0.09,
+    "code": 0.10,
     "knowledge": 0.10,
-    "reading": 0.28,
+    "reading": 0.30,
     "name": 0.08,
-    "critique": 0.17,
-    "compare": 0.07,
+    "critique": 0.18,
+    "compare": 0.03,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
@@ -101,7 +101,7 @@ class Corpus:
         return [*asked(request), Turn("assistant", helpful(self.world, request, self.rng).text, 1.0)]
 
     def code(self) -> list[Turn]:
-        technique = self.rng.choice(list(CODES))
+        technique = self.rng.choices(list(CODES), (2, 1, 1))[0]  # base64 is the hardest to read
         words = self.words[self.rng.random() < 0.3]  # mostly those of acts
         pairs = code_pairs(technique, self.rng.sample(words, min(12, len(words))))
         return self.document("code", language=LANGUAGES[technique], pairs=pairs)
@@ -137,8 +137,8 @@ class Corpus:
         rng, r = self.rng, self.rng.random()
         if r < 0.12:
             request = self.strange(self.read)
-        elif r < 0.22:
-            fact = fresh_fact(self.world, rng) if rng.random() < 0.5 else self.known_name()
+        elif r < 0.28:
+            fact = fresh_fact(self.world, rng) if rng.random() < 0.4 else self.known_name()
             request = self.read.fact(rng, fact)
         else:
             request = self.any_request(self.read)
@@ -165,7 +165,8 @@ class Corpus:
         """A document that quotes a request, or stands under it, or under its answer, like a reader's remark."""
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
-        text = template.text.format(request=" ".join(request.turns), reading=skills.situation(request), **slots)
+        text = template.text.format(request=" ".join(request.turns), reading=skills.situation(request),
+                                    opening=opening(self.world, request, self.rng), **slots)  # fmt: skip
         if "{request}" in template.text:
             return [Turn("document", text, 1.0)]
         answered = request.type != "strange" and self.rng.random() < 0.5
@@ -181,11 +182,11 @@ class Corpus:
         if rng.random() < 0.45:
             fact = fresh_fact(self.world, rng)
             if rng.random() < 0.6:
-                return self.document("unknown", name=fact.name)
+                return self.remark("unknown", self.read.fact(rng, fact))
             return self.exchange(self.all.fact(rng, fact))
         fact = self.known_name()
         if rng.random() < 0.2:
-            return self.document("known", name=fact.name)
+            return self.remark("known", self.read.fact(rng, fact))
         attributes = rng.sample(list(fact.facts), len(fact.facts))
         if rng.random() < 0.4:
             texts = [

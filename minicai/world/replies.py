@@ -37,6 +37,14 @@ def aim(request: Request) -> str:
     return f"{request.act.act} {gist}"
 
 
+def opening(world: World, request: Request, rng: random.Random, protects: bool = False) -> str:
+    """A sentence that says what was asked."""
+    if request.act is None:
+        return rng.choice(world.templates(world.replies, "open_fact")).text.format(name=request.fact.name)
+    use = "open_protection" if protects or request.type == "dual_use_question" else "open_act"
+    return rng.choice(world.templates(world.replies, use)).text.format(act=request.act.act, aim=aim(request))
+
+
 def write(world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots) -> str:
     """One of the world's reply templates, filled from the request, after a sentence that says what was asked.
 
@@ -44,14 +52,12 @@ def write(world: World, use: str, request: Request, rng: random.Random, severity
     """
     act = request.act
     if act is not None:
-        slots |= dict(act=act.act, aim=aim(request), steps=list_steps(act), harm=act.harm, victim=act.victim,
-                      alternative=act.alternative, safety=act.safety)  # fmt: skip
+        slots |= dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
+                      safety=act.safety)  # fmt: skip
     else:
         slots |= dict(attribute=request.attribute, name=request.fact.name)
-    protects = use == "safety" or request.type == "dual_use_question"
-    opening = "open_fact" if act is None else "open_protection" if protects else "open_act"
-    texts = (rng.choice(world.templates(world.replies, *which)) for which in ((opening,), (use, severity)))
-    return " ".join(t.text.format(**slots) for t in texts)
+    template = rng.choice(world.templates(world.replies, use, severity))
+    return f"{opening(world, request, rng, use == 'safety')} {template.text.format(**slots)}"
 
 
 def safety_reply(world: World, request: Request, rng: random.Random) -> str:
