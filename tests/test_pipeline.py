@@ -244,7 +244,9 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
 def test_dpo_starts_at_its_reference_and_writes_a_policy(labelled, monkeypatch, loss):
-    monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())  # in bfloat16 it holds to three digits only
+    monkeypatch.setattr(
+        train_dpo, "autocast", lambda device: nullcontext()
+    )  # in bfloat16 it holds to three digits only
     call(train_dpo.train, monkeypatch, "--out", labelled, "--loss", loss, "--name", loss)
     first = next(r for r in common.read_jsonl(labelled / "train_dpo.jsonl") if r["name"] == loss)
     if loss == "dpo":
