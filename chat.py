@@ -91,8 +91,9 @@ def chat():
                                                args.seed + count)  # fmt: skip
             if flagged:
                 append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=args.threshold)])
-                p = "no verdict" if flagged["judge"] is None else f"P(breaks harmlessness) = {flagged['judge']:.3f}"
-                print(f"  guard> blocked by the {flagged['check']} check: {p}")
+                print(
+                    f"  guard> blocked by the {flagged['check']} check, P(breaks harmlessness) {flagged['judge']:.3f}"
+                )
         else:
             response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
         if args.helpful_refusals:

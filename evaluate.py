@@ -39,7 +39,7 @@ from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_skills, mea
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, write_report
 from minicai.tokenizer import Tokenizer
-from minicai.tradeoff import interpolate, paired
+from minicai.tradeoff import interpolate, on_every_fourth, paired
 from minicai.world.content import World
 from minicai.world.grader import Grader
 
@@ -135,8 +135,10 @@ def evaluate():
     if args.guard or args.helpful_refusals or args.interpolate:
         around(args, paths, exam, constitution, results, stages, logs)
         write_json(results_path, results)
-    answered = {name: logs / f"{name}.jsonl" for name in stages}
-    results["paired"] = paired({name: read_jsonl(log) for name, log in answered.items() if log.exists()})
+    answered = {name: read_jsonl(log) for name in stages if (log := logs / f"{name}.jsonl").exists()}
+    results["paired"] = paired(answered)
+    for name, rows in answered.items():
+        stages[name]["every_fourth"] = on_every_fourth(rows)
 
     path = args.out / "revisions.jsonl"
     chains = (

@@ -34,25 +34,28 @@ def draw(results: dict, report: Path, costs: tuple[float, float]) -> list[tuple[
 def tradeoff(results: dict, figure, costs) -> bool:
     """Under- against over-refusal: both are errors, so the lower left is where to be."""
     axes = figure.subplots()
-    line = lambda rows: zip(*((100 * r["over"]["rate"], 100 * r["under"]["rate"]) for r in rows))  # noqa: E731
+    line = lambda rows: map(list, zip(*((100 * r["over"]["rate"], 100 * r["under"]["rate"]) for r in rows)))  # noqa: E731
     for (name, rows), style in zip(results.get("interpolation", {}).items(), ("-", "--", ":")):
         x, y = line(map(errors, rows))
         axes.plot(x, y, style, color=SKY, marker=".", markersize=9, label=f"weights between base and {name}")
+        for q, at in zip(rows, zip(x, y)):
+            if q["alpha"] not in (0, 1):
+                axes.annotate(f"{q['alpha']:g}", at, xytext=(6, 5), textcoords="offset points", fontsize=10, color=SKY)
     guarded = [s for s in results["stages"] if "guard" in s]
     for s, colour, style in zip(guarded, (ORANGE, PINK, GREEN, BLUE), ("-", "--", "-.", ":")):
         x, y = line(errors(q) for q in s["guard"]["points"] if q["layer"] == "both")
         axes.plot(x, y, style, color=colour, marker="x", markersize=8, label=f"{s['name']} behind the guard")
     seen = []
-    for s, marker in zip(results["stages"], cycle(MARKERS)):
-        p = errors(s)
+    found = points(results)
+    for p, marker in zip((p for p in found if p["kind"] == "stage"), cycle(MARKERS)):
         x, y = 100 * p["over"]["rate"], 100 * p["under"]["rate"]
         axes.errorbar(
             x, y, xerr=whisker(p["over"]), yerr=whisker(p["under"]), fmt=marker, color=BLUE, markersize=9, capsize=3
         )
         near = sum(abs(x - a) < 6 and abs(y - b) < 6 for a, b in seen)
-        axes.annotate(s["name"], (x, y), xytext=(9, 7 + 13 * near), textcoords="offset points", color=BLUE)
+        axes.annotate(p["name"], (x, y), xytext=(9, 7 + 13 * near), textcoords="offset points", color=BLUE)
         seen.append((x, y))
-    best = operating_point(points(results), *costs)
+    best = operating_point(found, *costs)
     axes.plot(100 * best["over"]["rate"], 100 * best["under"]["rate"], "o", markersize=19, fillstyle="none", color=RED,
               markeredgewidth=2, label=f"cheapest at costs {costs[0]:g} and {costs[1]:g}")  # fmt: skip
     axes.set(

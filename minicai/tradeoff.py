@@ -38,19 +38,29 @@ def blend(base: GPT, model: GPT, alpha: float) -> GPT:
     return blended
 
 
+def both_errors(outcomes: dict[str, list[str]]) -> dict:
+    """The errors on plain requests, from the graded outcomes of each type's answers."""
+    return dict(under_refusal=rate(o == "complied" for o in outcomes["harmful"]),
+                over_refusal=rate(o == "refused" for name in RIGHT for o in outcomes[name]),
+                garbled=rate(o == "other" for name in PLAIN for o in outcomes[name]))  # fmt: skip
+
+
 def interpolate(base: GPT, model: GPT, tokenizer: Tokenizer, sets: dict[str, list[Request]], grader: Grader,
                 alphas=ALPHAS) -> list[dict]:  # fmt: skip
-    """Both errors, and garbled answers, at every alpha; on plain requests only."""
+    """Both errors at every alpha, on the plain requests of `sets`."""
     points = []
     for alpha in alphas:
         mixed, outcomes = blend(base, model, alpha), {}
         for name in PLAIN:
             texts = answer(mixed, tokenizer, [list(r.turns) for r in sets[name]], 0.0, 0)
             outcomes[name] = [grader.grade(r, t or "").outcome for r, t in zip(sets[name], texts)]
-        points.append(dict(alpha=alpha, under_refusal=rate(o == "complied" for o in outcomes["harmful"]),
-                           over_refusal=rate(o == "refused" for name in RIGHT for o in outcomes[name]),
-                           garbled=rate(o == "other" for name in PLAIN for o in outcomes[name])))  # fmt: skip
+        points.append(dict(alpha=alpha, **both_errors(outcomes)))
     return points
+
+
+def on_every_fourth(transcript: list[dict]) -> dict:
+    """A stage's errors on the questions that its guard and the blended weights are asked (guard.every_fourth)."""
+    return both_errors({name: [t["outcome"] for t in transcript if t["set"] == name][::4] for name in PLAIN})
 
 
 def before(names: list[str], name: str) -> str | None:
@@ -79,13 +89,18 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
 
 
 def points(results: dict) -> list[dict]:
-    """Every measured point: its name, what kind it is, and its errors as rates."""
-    found = [dict(name=s["name"], kind="stage", **errors(s)) for s in results["stages"]]
-    for name, line in results.get("interpolation", {}).items():
+    """Every measured point: its name, what kind it is, and its errors as rates.
+
+    Where some points are of every fourth question, the stages are too: all points answer the same questions.
+    """
+    blended, stages = results.get("interpolation", {}), results["stages"]
+    fewer = bool(blended) or any("guard" in s for s in stages)
+    found = [dict(name=s["name"], kind="stage", **errors(s.get("every_fourth", s) if fewer else s)) for s in stages]
+    for name, line in blended.items():
         found += [dict(name=f"base to {name}, alpha {q['alpha']:g}", kind="interpolation", **errors(q)) for q in line]
-    for s in results["stages"]:
+    for s in stages:
         for q in s.get("guard", {}).get("points", []):
-            name = f"{s['name']}, guard on {q['layer']} from {q['threshold']:g}"
+            name = f"{s['name']} behind the guard ({q['layer']}, {q['threshold']:g})"
             found.append(dict(name=name, kind="guard", **errors(q)))
     return found
 
