@@ -28,7 +28,11 @@ from minicai.world.skills import DOES
 REFUSAL = "I'm sorry, but I can't help with that."
 INSTEAD = " Instead,"  # what a refusal goes on with, to hear of another way
 OFFERS_NOTHING = f"The response {DOES['decline']}."  # in the critic's words; other refusals offer another way
-LAYERS = {"input": ("input",), "output": ("output",), "both": ("input", "output")}  # the checks that are on
+LAYERS = {
+    "output": ("output",),
+    "input": ("input",),
+    "both": ("input", "output"),
+}  # the checks that are on; cheapest first
 # The critic is seldom unsure, so the thresholds go by its odds.
 THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 0.99999, 0.999999)
 

@@ -22,7 +22,7 @@ def draw(results: dict, report: Path, costs: tuple[float, float]) -> list[tuple[
     plt.rcParams.update({"font.size": 12, "axes.spines.top": False, "axes.spines.right": False, "lines.linewidth": 2})
     drawn = []
     for name, caption, picture in PICTURES:
-        figure = plt.figure(figsize=(8, 5), layout="constrained")
+        figure = plt.figure(figsize=(10, 5.5), layout="constrained")
         if picture(results, figure, costs):
             path = report.with_name(f"{report.stem}-{name}.png")
             figure.savefig(path, dpi=110)
@@ -32,45 +32,46 @@ def draw(results: dict, report: Path, costs: tuple[float, float]) -> list[tuple[
 
 
 def tradeoff(results: dict, figure, costs) -> bool:
-    """Under- against over-refusal: both are errors, so the lower left is where to be."""
-    axes = figure.subplots()
-    line = lambda rows: map(list, zip(*((100 * r["over"]["rate"], 100 * r["under"]["rate"]) for r in rows)))  # noqa: E731
-    for (name, rows), style in zip(results.get("interpolation", {}).items(), ("-", "--", ":")):
-        x, y = line(map(errors, rows))
-        axes.plot(x, y, style, color=SKY, marker=".", markersize=9, label=f"weights between base and {name}")
-        for q, at in zip(rows, zip(x, y)):
-            if q["alpha"] not in (0, 1):
-                axes.annotate(f"{q['alpha']:g}", at, xytext=(6, 5), textcoords="offset points", fontsize=10, color=SKY)
-    guarded = [s for s in results["stages"] if "guard" in s]
-    for s, colour, style in zip(guarded, (ORANGE, PINK, GREEN, BLUE), ("-", "--", "-.", ":")):
-        x, y = line(errors(q) for q in s["guard"]["points"] if q["layer"] == "both")
-        axes.plot(x, y, style, color=colour, marker="x", markersize=8, label=f"{s['name']} behind the guard")
-    seen = []
+    """Under- against over-refusal: both are errors, so the lower left is where to be. On the right, that corner enlarged."""
     found = points(results)
-    for p, marker in zip((p for p in found if p["kind"] == "stage"), cycle(MARKERS)):
-        x, y = 100 * p["over"]["rate"], 100 * p["under"]["rate"]
-        axes.errorbar(
-            x, y, xerr=whisker(p["over"]), yerr=whisker(p["under"]), fmt=marker, color=BLUE, markersize=9, capsize=3
-        )
-        near = sum(abs(x - a) < 6 and abs(y - b) < 6 for a, b in seen)
-        axes.annotate(p["name"], (x, y), xytext=(9, 7 + 13 * near), textcoords="offset points", color=BLUE)
-        seen.append((x, y))
-    best = operating_point(found, *costs)
-    axes.plot(100 * best["over"]["rate"], 100 * best["under"]["rate"], "o", markersize=19, fillstyle="none", color=RED,
-              markeredgewidth=2, label=f"cheapest at costs {costs[0]:g} and {costs[1]:g}")  # fmt: skip
-    axes.set(
-        xlabel="over-refusal: harmless requests refused (%)",
-        ylabel="under-refusal: harmful requests\ncomplied with (%)",
+    stages = [p for p in found if p["kind"] == "stage"]
+    xy = lambda rows: zip(*([100 * (r[k]["rate"] or 0.0) for k in ("over", "under")] for r in rows))  # noqa: E731
+    for axes in (whole := figure.subplots(1, 2)):
+        for (name, rows), style in zip(results.get("interpolation", {}).items(), cycle(("-", "--", ":", "-."))):
+            x, y = xy(map(errors, rows))
+            axes.plot(x, y, style, color=SKY, marker=".", markersize=8, label=f"weights from base (0) to {name} (1)")
+            for q, *at in zip(rows, x, y):
+                if all(abs(at[0] - ends[0]) + abs(at[1] - ends[1]) > 8 for ends in ((x[0], y[0]), (x[-1], y[-1]))):
+                    axes.annotate(f"{q['alpha']:g}", at, xytext=(6, 4), textcoords="offset points", fontsize=10)
+        guarded = [s for s in results["stages"] if "guard" in s]
+        for s, colour, style in zip(guarded, cycle((ORANGE, PINK, GREEN, BLUE)), cycle(("-", "--", "-.", ":"))):
+            x, y = xy(errors(q) for q in s["guard"]["points"] if q["layer"] == "both")
+            axes.plot(x, y, style, color=colour, marker="x", markersize=6, label=f"{s['name']} behind both checks")
+        for p, marker, colour in zip(stages, cycle(MARKERS), cycle((BLACK, BLUE, RED, GREEN, PINK, ORANGE))):
+            ((x,), (y,)) = xy([p])
+            axes.errorbar(x, y, xerr=whisker(p["over"]), yerr=whisker(p["under"]), fmt=marker, color=colour, markersize=9,
+                          elinewidth=0.7, label=p["name"])  # fmt: skip
+        ((x,), (y,)) = xy([best := operating_point(found, *costs)])
+        axes.plot(x, y, "o", markersize=20, fillstyle="none", color=RED, markeredgewidth=1.5)
+        axes.set_xlabel("over-refusal: harmless requests refused (%)")
+        axes.grid(alpha=0.25)
+    whole[0].set_ylabel("under-refusal: harmful requests helped (%)")
+    whole[0].set(xlim=(-3, None), ylim=(-4, 106))
+    across, up = (max((100 * (p[k]["rate"] or 0.0) for p in (best, *stages[1:])), default=0) for k in ("over", "under"))
+    whole[1].set(xlim=(-1, 1.3 * across + 4), ylim=(-1, 1.3 * up + 4))
+    figure.suptitle(
+        f"circle: the cheapest point, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
+        fontsize=12,
     )
-    axes.set_xlim(left=-2)
-    axes.set_ylim(-4, 108)
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=11)
+    handles, labels = whole[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
     return True
 
 
 def whisker(rate: dict) -> list[list[float]]:
-    """The interval as matplotlib wants it: the distances below and above."""
+    """The interval as matplotlib wants it: the distances below and above, in points."""
+    if rate["rate"] is None:
+        return [[0], [0]]
     return [[100 * max(0.0, rate["rate"] - rate["lo"])], [100 * max(0.0, rate["hi"] - rate["rate"])]]
 
 
@@ -97,18 +98,15 @@ def reliability(results: dict, figure, costs) -> bool:
     bins = [b for b in (results.get("judge_audit") or {}).get("reliability", []) if b["n"]]
     if not bins:
         return False
-    axes, rates = figure.subplots(), [100 * b["rate"] for b in bins]
+    axes = figure.subplots()
     axes.plot((0, 100), (0, 100), ":", color=BLACK, label="calibrated")
-    bars = [[100 * max(0.0, b["rate"] - b["lo"]) for b in bins], [100 * max(0.0, b["hi"] - b["rate"]) for b in bins]]
-    axes.errorbar(
-        [50 * (b["low"] + b["high"]) for b in bins], rates, yerr=bars, fmt="o-", color=BLUE, capsize=3, label="judge"
-    )
-    for b, r in zip(bins, rates):
-        axes.annotate(
-            b["n"], (50 * (b["low"] + b["high"]), r), xytext=(7, -14), textcoords="offset points", fontsize=10
-        )
+    x, y = [50 * (b["low"] + b["high"]) for b in bins], [100 * b["rate"] for b in bins]
+    bars = [[side for (side,) in sides] for sides in zip(*(whisker(b) for b in bins))]
+    axes.errorbar(x, y, yerr=bars, fmt="o-", color=BLUE, capsize=3, label="judge")
+    for at, height, b in zip(x, y, bins):
+        axes.annotate(b["n"], (at, height), xytext=(7, -14), textcoords="offset points", fontsize=10)
     axes.set(xlabel="the judge's P(first answer is better) (%), with n", ylabel="first answer is better (%)", xlim=(0, 100),
-             ylim=(-4, 104))  # fmt: skip
+             ylim=(-8, 104))  # fmt: skip
     axes.grid(alpha=0.25)
     axes.legend(frameon=False)
     return True

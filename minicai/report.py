@@ -129,7 +129,7 @@ def filter_text(results: dict) -> str:
 
 
 def p_value(p: float) -> str:
-    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}"
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" + ", may be chance" * (p >= 0.05)
 
 
 def story(results: dict) -> str:
@@ -180,6 +180,12 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
             f"of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {percent(best['under'])} + {costs[1]:g} x {percent(best['over'])} "
             f"= {100 * price(best):.1f}."]  # fmt: skip
     plain = operating_point([p for p in found if p["kind"] == "stage"], *costs)
+    if best["kind"] == "guard":
+        q, off, seconds = best["point"], best["guard"]["off"], best["guard"]["seconds"]
+        checks = {"both": ("input", "output")}.get(q["layer"], (q["layer"],))
+        times = 1 + sum(seconds[check] for check in checks) / max(seconds["answer"], 1e-9)
+        text.append(f"What it pays beside that: an exchange takes {times:.1f} times as long, and of the ambiguous requests {percent(q['ambiguous_handled'])} % "
+                    f"are handled, against {percent(off['ambiguous_handled'])} % without the guard.")  # fmt: skip
     if best["kind"] != "stage":
         text.append(
             f"Of the stages alone, without a guard or blended weights, it is {where(plain)}, at {100 * price(plain):.1f}."
@@ -205,7 +211,7 @@ def pictures(results: dict, path: Path, costs: tuple[float, float]) -> str:
 
         return "\n\n".join(f"![{caption}]({file.name})" for caption, file in draw(results, path, costs))
     except ImportError:
-        return "(No pictures, for matplotlib is not installed: `pip install matplotlib`, then `python evaluate.py --report`.)"
+        return "(No pictures: matplotlib is not installed. `pip install -r requirements-extras.txt`, then `python evaluate.py --report`.)"
 
 
 def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
@@ -244,7 +250,9 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
         rows += [[f"{b['low']:.1f} to {b['high']:.1f}", interval(b)] for b in bins]
         text.append("## Reliability of the judge\n\n" + markdown(rows))
     for name, rows in (results.get("ppo_curves") or {}).items():
-        table = [["KL", "proxy", "true"]] + [[f"{r[k]:.3f}" for k in ("kl", "proxy", "true")] for r in rows]
+        table = [["KL", "proxy", "true"]] + [
+            [f"{r[k]:.3f}" for k in ("kl", "proxy", "true")] for r in rows[:: max(1, len(rows) // 10)]
+        ]
         text.append(f"## Reward against KL, {name}\n\n" + markdown(table))
     return text
 

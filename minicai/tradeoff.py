@@ -17,7 +17,7 @@ from minicai.world.content import TECHNIQUES
 from minicai.world.grader import Grader
 from minicai.world.requests import Request
 
-ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 TRAINED_FROM = {"dpo": "sft", "ppo": "sft"}  # the other stages start from the one before them
 PAIRED = {  # what is compared question by question: the sets, and the outcome that counts
     "under_refusal": (("harmful",), "complied"),
@@ -99,9 +99,11 @@ def points(results: dict) -> list[dict]:
     for name, line in blended.items():
         found += [dict(name=f"base to {name}, alpha {q['alpha']:g}", kind="interpolation", **errors(q)) for q in line]
     for s in stages:
-        for q in s.get("guard", {}).get("points", []):
+        if "guard" not in s:
+            continue
+        for q in s["guard"]["points"]:
             name = f"{s['name']} behind the guard ({q['layer']}, {q['threshold']:g})"
-            found.append(dict(name=name, kind="guard", **errors(q)))
+            found.append(dict(name=name, kind="guard", point=q, guard=s["guard"], **errors(q)))
     return found
 
 
