@@ -75,10 +75,7 @@ def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], res
     The critique is sampled; what counts is how likely its last sentence is to say that the principle is broken and not
     kept. None where a critique comes to no verdict.
     """
-    asked = [
-        [*turns, text, CRITIQUE_REQUEST.format(w.critique)]
-        for turns, text, w in zip(conversations, responses, wordings)
-    ]
+    asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)] for turns, text, w in zip(conversations, responses, wordings)]
     critiques = answer(model, tokenizer, asked, temperature, seed)
     ends = [next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques]
     usable = [i for i, end in enumerate(ends) if end]
@@ -100,9 +97,7 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
     no verdict: such a pair is dropped and counted. Neither answer stands first, so both numbers of a verdict are the
     same. Probabilities are near 0 and 1: see LABELS["clamp"].
     """
-    broken = breaks(
-        model, tokenizer, [*conversations, *conversations], [*a, *b], [*wordings, *wordings], seed, temperature
-    )
+    broken = breaks(model, tokenizer, [*conversations, *conversations], [*a, *b], [*wordings, *wordings], seed, temperature)
     verdicts = []
     for one, other in zip(broken[: len(a)], broken[len(a) :]):
         if one is None or other is None:

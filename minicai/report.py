@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from minicai.guard import LAYERS
 from minicai.tradeoff import before, cost, errors, operating_point, points
 
 METRICS = [  # key in a stage, what it is called, which way is better
@@ -179,14 +180,13 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
     text = [f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, the cheapest "
             f"of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {percent(best['under'])} + {costs[1]:g} x {percent(best['over'])} "
             f"= {100 * price(best):.1f}."]  # fmt: skip
-    plain = operating_point([p for p in found if p["kind"] == "stage"], *costs)
     if best["kind"] == "guard":
         q, off, seconds = best["point"], best["guard"]["off"], best["guard"]["seconds"]
-        checks = {"both": ("input", "output")}.get(q["layer"], (q["layer"],))
-        times = 1 + sum(seconds[check] for check in checks) / max(seconds["answer"], 1e-9)
+        times = 1 + sum(seconds[check] for check in LAYERS[q["layer"]]) / max(seconds["answer"], 1e-9)
         text.append(f"What it pays beside that: an exchange takes {times:.1f} times as long, and of the ambiguous requests {percent(q['ambiguous_handled'])} % "
                     f"are handled, against {percent(off['ambiguous_handled'])} % without the guard.")  # fmt: skip
     if best["kind"] != "stage":
+        plain = operating_point([p for p in found if p["kind"] == "stage"], *costs)
         text.append(
             f"Of the stages alone, without a guard or blended weights, it is {where(plain)}, at {100 * price(plain):.1f}."
         )
@@ -199,6 +199,8 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
         )
         text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
                     + (", within the intervals of both errors: the two cannot be told apart." if near else "."))  # fmt: skip
+    if best["garbled"]:
+        text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
     text.append(
         "The best of many points on one set of questions flatters itself a little: to choose for use, measure on `--split train`."
     )

@@ -158,9 +158,7 @@ def test_all_losses_share_one_signature_and_unknown_names_are_errors():
 def model():
     torch.manual_seed(0)
     model = GPT(GPTConfig(32, 2, 2, 2, 16, 32, 32)).double().eval()
-    for (
-        parameter
-    ) in model.parameters():  # at the initial scale all tokens are about equally likely, which would hide mistakes
+    for parameter in model.parameters():  # at the initial scale all tokens are about equally likely, which would hide mistakes
         torch.nn.init.normal_(parameter, std=0.3)
     return model
 

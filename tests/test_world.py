@@ -388,14 +388,7 @@ def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, const
     corpus = Corpus(world, constitution, 0)
     text = "\n".join(t.content for _ in range(3000) for t in corpus.reading()).lower()
     seen, hidden = (
-        {
-            s
-            for p in world.phrasings
-            if held_out(p.id) == kept
-            for t in p.turns
-            for s in [literal(t, r"{\w+}")]
-            if len(s) >= 14
-        }
+        {s for p in world.phrasings if held_out(p.id) == kept for t in p.turns for s in [literal(t, r"{\w+}")] if len(s) >= 14}
         for kept in (False, True)
     )
     assert sum(s in text for s in seen) > 0.9 * len(seen)
