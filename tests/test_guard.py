@@ -12,7 +12,7 @@ from minicai.guard import LAYERS, REFUSAL, THRESHOLDS, every_fourth, guarded_ans
 from minicai.sampler import Completion
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
-from minicai.world.grader import OUTCOMES
+from minicai.world.grader import OUTCOMES, Grader
 
 MODEL = SimpleNamespace(name="model", config=SimpleNamespace(block_size=400))
 CRITIC = SimpleNamespace(name="critic", config=SimpleNamespace(block_size=400))
@@ -136,6 +136,15 @@ def test_the_output_check_blocks_what_the_model_said(scripted, monkeypatch):
 
 def test_what_neither_check_flags_is_said_unchanged(scripted):
     assert guarded_answer(MODEL, CRITIC, None, ["fine"], WORDING, 0.5) == ("model says fine", None)
+
+
+def test_the_guards_sentence_refuses_whatever_was_asked():
+    world = World("world")
+    exam, grader = Exam(world, 8, 0), Grader(world)
+    for name in PLAIN:
+        for request in exam.sets[name]:
+            grade = grader.grade(request, REFUSAL)
+            assert grade.outcome == "refused" and not (grade.offers_alternative or grade.rude or grade.preachy)
 
 
 def test_only_refusals_that_offer_nothing_go_on(monkeypatch):
