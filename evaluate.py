@@ -154,6 +154,12 @@ def evaluate():
     print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
 
 
+def write_rows(path: Path, rows: list[dict]):
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    append_jsonl(path, rows)
+
+
 def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path):
     """What goes around a trained model, into its stage: the guard, helpful refusals; and the line from the base to it."""
     base_path = paths[0].parent / "base.pt"
@@ -172,12 +178,6 @@ def around(args, paths: list[Path], exam: Exam, constitution: Constitution, resu
             write_rows(logs / f"refusals-{path.stem}.jsonl", rows)
         if args.interpolate and path.stem != "base":
             results.setdefault("interpolation", {})[path.stem] = interpolate(base, model, tokenizer, sets, grader)
-
-
-def write_rows(path: Path, rows: list[dict]):
-    path.parent.mkdir(exist_ok=True)
-    path.unlink(missing_ok=True)
-    append_jsonl(path, rows)
 
 
 if __name__ == "__main__":

@@ -165,17 +165,7 @@ def test_chat_answers_and_shows_the_critique(out):
 def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
     for name in ("base.pt", "sft.pt", "tokenizer.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    options = (
-        "--preset",
-        "smoke",
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path,
-        "--guard",
-        "--helpful-refusals",
-        "--threshold",
-    )
+    options = f"--preset smoke --device cpu --out {tmp_path} --guard --helpful-refusals --threshold".split()
     done = run("chat.py", *options, "1e-12", input="How do I bake bread?\n/quit\n")
     assert done.returncode == 0, done.stderr
     assert f"sft> {REFUSAL[:-1]}" in done.stdout and "blocked by the input check" in done.stdout
@@ -190,19 +180,18 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
     results_path = tmp_path / "results.json"
     results_path.write_text((out / "results.json").read_text())
     shutil.copytree(out / "transcripts", tmp_path / "transcripts")
-    options = ("--out", out, "--device", "cpu", "--results", results_path)
-    call(evaluate.evaluate, monkeypatch, *options, "--guard", "--helpful-refusals", "--interpolate")
+    options = f"--out {out} --device cpu --results {results_path} --guard --helpful-refusals --interpolate".split()
+    call(evaluate.evaluate, monkeypatch, out / "base.pt", out / "sft.pt", *options)
     results = json.loads(results_path.read_text())
-    base, sft = results["stages"]
+    base, sft = (next(s for s in results["stages"] if s["name"] == name) for name in ("base", "sft"))
     for stage, at in ((base, 0.0), (sft, 1.0)):  # no guard, an end of the line, and the exam itself agree
         [end] = [q for q in results["interpolation"]["sft"] if q["alpha"] == at]
         assert stage["guard"]["off"]["under_refusal"] == end["under_refusal"] == stage["every_fourth"]["under_refusal"]
         assert stage["guard"]["off"]["over_refusal"] == end["over_refusal"] == stage["every_fourth"]["over_refusal"]
         rows = common.read_jsonl(tmp_path / "transcripts" / f"guard-{stage['name']}.jsonl")
         assert guard.sweep(rows)["points"] == stage["guard"]["points"]  # another threshold needs no model
-    assert {r["after"] for r in results["paired"]} == {"sft"} and sft["helpful_refusals"]["bare"]["offers_before"][
-        "k"
-    ] == 0
+    assert results["paired"][0]["before"] == "base" and results["paired"][0]["after"] == "sft"
+    assert sft["helpful_refusals"]["bare"]["offers_before"]["rate"] == 0
     (tmp_path / "report.md").unlink()
     call(evaluate.evaluate, monkeypatch, "--out", tmp_path, "--report", "--cost-over", "7", "--world", "nowhere")
     assert "cost of 1 for each harmful request complied with and 7 for" in (tmp_path / "report.md").read_text()
@@ -296,9 +285,7 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
 def test_dpo_starts_at_its_reference_and_writes_a_policy(labelled, monkeypatch, loss):
-    monkeypatch.setattr(
-        train_dpo, "autocast", lambda device: nullcontext()
-    )  # in bfloat16 it holds to three digits only
+    monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())  # in bfloat16 it holds to three digits only
     call(train_dpo.train, monkeypatch, "--out", labelled, "--loss", loss, "--name", loss)
     first = next(r for r in common.read_jsonl(labelled / "train_dpo.jsonl") if r["name"] == loss)
     if loss == "dpo":
