@@ -3,17 +3,21 @@
     python chat.py                                # the newest stage in OUT
     python chat.py --checkpoint out/cpu/base.pt   # the helpful-only base
     python chat.py --show-critique                # see each answer criticised and revised by the base model
+    python chat.py --guard --helpful-refusals     # the base model checks each exchange, and adds a safe alternative to refusals
 
 The conversation goes on until you say /new (forget it) or /quit. A small model knows only its small world: try
 "How do I bake bread?", "I want to pick a lock. They are away this week.", or a name from world/facts.jsonl.
+
+writes  with --guard, OUT/guard.jsonl: a row for each flagged exchange (turns, response, judge: P(breaks harmlessness), check)
 """
 
 import random
 from pathlib import Path
 
-from minicai.common import UserError, load_checkpoint, main, parser, setup
+from minicai.common import UserError, append_jsonl, load_checkpoint, main, parser, setup
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
+from minicai.guard import guarded_answer, helpful_refusals
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import FAMILIES
 
@@ -30,16 +34,32 @@ def chat():
         choices=FAMILIES,
         help="with --show-critique: principles of this family only (harmlessness, honesty, ...)",
     )
+    p.add_argument(
+        "--guard", action="store_true", help="the base model checks each request and each answer, and may block"
+    )
+    p.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="with --guard: block from this P(breaks harmlessness) on (default: 0.5)",
+    )
+    p.add_argument(
+        "--helpful-refusals", action="store_true", help="a refusal that offers nothing goes on with a safe alternative"
+    )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
+    if not 0 < args.threshold <= 1:
+        raise UserError(f"--threshold {args.threshold} is no probability above 0; give one up to 1, as 0.5")
     path = args.checkpoint or next(
         (args.out / n for n in ("sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt"
     )
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
-    if args.show_critique:
+    if args.show_critique or args.guard or args.helpful_refusals:
         critic, _ = load_checkpoint(path.parent / "base.pt", device=args.device)
         constitution = Constitution(args.constitution)
+    if args.guard or args.helpful_refusals:
+        harmless = constitution.draw(random.Random(args.seed), family="harmlessness")
     if args.temperature < 0:
         raise UserError(f"--temperature {args.temperature} is below 0; give 0 or more")
     rng, turns, count = random.Random(args.seed), [], 0
@@ -66,7 +86,19 @@ def chat():
         if not turns:
             continue
         count += 1
-        response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0] or "..."
+        if args.guard:
+            response, flagged = guarded_answer(model, critic, tokenizer, turns, harmless, args.threshold, args.temperature,
+                                               args.seed + count)  # fmt: skip
+            if flagged:
+                append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=args.threshold)])
+                print(
+                    f"  guard> blocked by the {flagged['check']} check, P(breaks harmlessness) {flagged['judge']:.3f}"
+                )
+        else:
+            response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
+        if args.helpful_refusals:
+            [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless)
+        response = response or "..."
         print(f"{path.stem}> {response}")
         if args.show_critique:
             wording = constitution.draw(rng, family=args.family)

@@ -2,14 +2,18 @@
 
     python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt
     python evaluate.py out/cpu/sft-1.pt    # only these
+    python evaluate.py --guard --helpful-refusals --interpolate    # and what goes around a model, on a quarter of the questions
+    python evaluate.py --report --cost-over 3                      # nothing is measured: the report anew, from results.json
 
 reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
-writes  OUT/results.json, OUT/report.md, OUT/transcripts/STAGE.jsonl (every question with its answer and grade)
+writes  OUT/results.json, OUT/report.md with pictures where matplotlib is installed, OUT/transcripts/STAGE.jsonl (every
+        question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
 
 Decoding is greedy. Rates have Wilson 95 % intervals. A stage already in results.json is not measured again unless its
 checkpoint changed; when the exam, the world or the constitution changed, everything is.
 """
 
+import random
 import subprocess
 from pathlib import Path
 
@@ -32,10 +36,13 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
+from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, write_report
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
+from minicai.tradeoff import interpolate, on_every_fourth, paired
 from minicai.world.content import World
+from minicai.world.grader import Grader
 
 STAGES = ("base", "sft", "dpo", "ppo")
 SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
@@ -66,13 +73,34 @@ def evaluate():
         "--exam-seed", type=int, default=0, help="seed of the questions, the same for every model (default: 0)"
     )
     p.add_argument("--results", type=Path, help="where to write (default: OUT/results.json)")
+    p.add_argument("--guard", action="store_true", help="also sweep the thresholds of a guard around each checkpoint")
+    p.add_argument(
+        "--helpful-refusals", action="store_true", help="also measure the transform that makes refusals helpful"
+    )
+    p.add_argument(
+        "--interpolate", action="store_true", help="also measure weights between OUT/base.pt and each checkpoint"
+    )
+    p.add_argument("--report", action="store_true", help="only write the report anew from the results")
+    p.add_argument("--cost-under", type=float, default=1, help="cost of a harmful request complied with (default: 1)")
+    p.add_argument("--cost-over", type=float, default=1, help="cost of a harmless request refused (default: 1)")
     args = setup(p)
+    results_path = args.results or args.out / "results.json"
+    report = results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
+    costs = args.cost_under, args.cost_over
+    if min(costs) < 0:
+        raise UserError(f"--cost-under {costs[0]:g} and --cost-over {costs[1]:g} cannot be below 0; give 0 or more")
+    if args.report:
+        results = read_json(results_path, {})
+        if not results.get("stages"):
+            raise UserError(f"{results_path} holds no results; run evaluate.py without --report")
+        write_report(results, report, costs)
+        print(report)
+        return
     paths = args.checkpoints or find_checkpoints(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
     world, constitution = World(args.world), Constitution(args.constitution)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
-    results_path = args.results or args.out / "results.json"
     logs = results_path.with_name(
         "transcripts" if results_path.stem == "results" else f"transcripts-{results_path.stem}"
     )
@@ -102,9 +130,18 @@ def evaluate():
                 )
             write_rows(logs / "skills.jsonl", rows)
         results["stages"] = list(stages.values())
+        results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
         write_json(results_path, results)
 
     add_stage_2(results, args, exam)
+    if args.guard or args.helpful_refusals or args.interpolate:
+        around(args, paths, exam, constitution, results, stages, logs)
+        write_json(results_path, results)
+    answered = {name: read_jsonl(log) for name in stages if (log := logs / f"{name}.jsonl").exists()}
+    results["paired"] = paired(answered)
+    for name, rows in answered.items():
+        stages[name]["every_fourth"] = on_every_fourth(rows)
+
     path = args.out / "revisions.jsonl"
     chains = (
         read_jsonl(path, required=("type", "turns", "responses", "principles", "critiques")) if path.exists() else []
@@ -114,8 +151,7 @@ def evaluate():
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
-    report = results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
-    write_report(results, report)
+    write_report(results, report, costs)
     print(f"{table(results)}\n\n{same_requests(results)}\n")
     print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
 
@@ -140,6 +176,26 @@ def write_rows(path: Path, rows: list[dict]):
     path.parent.mkdir(exist_ok=True)
     path.unlink(missing_ok=True)
     append_jsonl(path, rows)
+
+
+def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path):
+    """What goes around a trained model, into its stage: the guard, helpful refusals; and the line from the base to it."""
+    base_path = paths[0].parent / "base.pt"
+    base, _ = load_checkpoint(base_path, device=args.device)
+    wording = constitution.draw(random.Random(args.seed), family="harmlessness")
+    sets, grader, drafted = every_fourth(exam), Grader(exam.world), None
+    for path in tqdm(paths, desc="guard, refusals, interpolation", unit=" checkpoints"):
+        model, _ = load_checkpoint(path, device=args.device)
+        tokenizer, stage = Tokenizer.load(path.parent / "tokenizer.json"), stages[path.stem]
+        if args.guard:
+            rows, seconds, drafted = guard_rows(model, base, tokenizer, sets, grader, wording, drafted)
+            stage["guard"] = dict(wording=wording.id, seconds=seconds, **sweep(rows))
+            write_rows(logs / f"guard-{path.stem}.jsonl", rows)
+        if args.helpful_refusals:
+            stage["helpful_refusals"], rows = measure_refusals(model, base, tokenizer, sets, grader, wording)
+            write_rows(logs / f"refusals-{path.stem}.jsonl", rows)
+        if args.interpolate and path.stem != "base":
+            results.setdefault("interpolation", {})[path.stem] = interpolate(base, model, tokenizer, sets, grader)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+from minicai.guard import LAYERS
+from minicai.tradeoff import before, cost, errors, operating_point, points
+
 METRICS = [  # key in a stage, what it is called, which way is better
     ("under_refusal", "under-refusal: harmful requests complied with", "low"),
     ("over_refusal", "over-refusal: harmless requests refused", "low"),
@@ -126,8 +129,152 @@ def filter_text(results: dict) -> str:
             f"through and blocks {percent(f['over_refusal'])} of the harmless ones")  # fmt: skip
 
 
-def write_report(results: dict, path: Path):
-    """Everything in results.json that a person would read."""
+def p_value(p: float) -> str:
+    return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" + ", may be chance" * (p >= 0.05)
+
+
+def story(results: dict) -> str:
+    """How each stage moved the two errors, in words."""
+    names, lines = [s["name"] for s in results["stages"]], []
+    tests = {(row["after"], row["metric"]): row for row in results.get("paired", [])}
+    for stage in results["stages"]:
+        under, over = (100 * (errors(stage)[side]["rate"] or 0.0) for side in ("under", "over"))
+        start = before(names, stage["name"])
+        if start is None:
+            lines.append(
+                f"* **{stage['name']}** is where it starts: under-refusal {under:.1f}, over-refusal {over:.1f}."
+            )
+            continue
+        was = errors(results["stages"][names.index(start)])
+        moved = [now - 100 * (was[side]["rate"] or 0.0) for side, now in (("under", under), ("over", over))]
+        said = []
+        for metric, now, by in zip(("under_refusal", "over_refusal"), (under, over), moved):
+            test = tests.get((stage["name"], metric))
+            sure = f" ({p_value(test['p'])})" if test else ""
+            said.append(
+                f"{metric.replace('_', '-')} {'unchanged at' if abs(by) < 0.05 else 'down to' if by < 0 else 'up to'} {now:.1f}{sure}"
+            )
+        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*moved)}")
+    return "\n".join(lines)
+
+
+def verdict(under: float, over: float) -> str:
+    """What a move by so many points of each error is."""
+    if abs(under) < 0.05 and abs(over) < 0.05:
+        return "Neither error moved."
+    if under <= 0 and over <= 0:
+        return "Better on one side and worse on neither: the curve itself moved."
+    if under >= 0 and over >= 0:
+        return "Worse on one side and better on neither."
+    if under < 0:
+        return f"A trade along the curve: {-under:.1f} points less harm let through for {over:.1f} points more help denied."
+    return f"A trade along the curve: {-over:.1f} points less help denied for {under:.1f} points more harm let through."
+
+
+def choice(results: dict, costs: tuple[float, float]) -> str:
+    """The operating point for these costs, and why this one."""
+    found = points(results)
+    best = operating_point(found, *costs)
+    price = lambda p: cost(p, *costs)  # noqa: E731
+    where = lambda p: f"{p['name']} (under-refusal {interval(p['under'])}; over-refusal {interval(p['over'])})"  # noqa: E731
+    text = [f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, the cheapest "
+            f"of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {percent(best['under'])} + {costs[1]:g} x {percent(best['over'])} "
+            f"= {100 * price(best):.1f}."]  # fmt: skip
+    if best["kind"] == "guard":
+        q, off, seconds = best["point"], best["guard"]["off"], best["guard"]["seconds"]
+        times = 1 + sum(seconds[check] for check in LAYERS[q["layer"]]) / max(seconds["answer"], 1e-9)
+        text.append(f"What it pays beside that: an exchange takes {times:.1f} times as long, and of the ambiguous requests {percent(q['ambiguous_handled'])} % "
+                    f"are handled, against {percent(off['ambiguous_handled'])} % without the guard.")  # fmt: skip
+    if best["kind"] != "stage":
+        plain = operating_point([p for p in found if p["kind"] == "stage"], *costs)
+        text.append(
+            f"Of the stages alone, without a guard or blended weights, it is {where(plain)}, at {100 * price(plain):.1f}."
+        )
+    others = [p for p in found if p["kind"] == best["kind"] and p is not best]
+    if others:
+        second = operating_point(others, *costs)
+        near = all(
+            second[side]["lo"] <= best[side]["hi"] and best[side]["lo"] <= second[side]["hi"]
+            for side in ("under", "over")
+        )
+        text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
+                    + (", within the intervals of both errors: the two cannot be told apart." if near else "."))  # fmt: skip
+    if best["garbled"]:
+        text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
+    text.append(
+        "The best of many points on one set of questions flatters itself a little: to choose for use, measure on `--split train`."
+    )
+    return " ".join(text)
+
+
+def pictures(results: dict, path: Path, costs: tuple[float, float]) -> str:
+    try:
+        from minicai.plots import draw
+
+        return "\n\n".join(f"![{caption}]({file.name})" for caption, file in draw(results, path, costs))
+    except ImportError:
+        return "(No pictures: matplotlib is not installed. `pip install -r requirements-extras.txt`, then `python evaluate.py --report`.)"
+
+
+def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
+    """The sections on the trade-off: how it moved, the operating point, and every curve as a table."""
+    text = ["## The trade-off\n\n" + story(results), "### Operating point\n\n" + choice(results, costs)]
+    if results.get("paired"):
+        rows = [["the same questions, before and after", "n", "no longer", "newly", "McNemar"]]
+        rows += [[f"{r['after']} against {r['before']}: {r['metric']}", str(r["n"]), str(r["fell"]), str(r["rose"]), p_value(r["p"])]
+                 for r in results["paired"]]  # fmt: skip
+        text.append("### Paired\n\n" + markdown(rows))
+    for name, line in results.get("interpolation", {}).items():
+        rows = [["alpha", "under-refusal", "over-refusal", "garbled"]]
+        rows += [
+            [f"{q['alpha']:g}", *(interval(q[k]) for k in ("under_refusal", "over_refusal", "garbled"))] for q in line
+        ]
+        text.append(f"### Weights between base (0) and {name} (1)\n\n" + markdown(rows))
+    for s in results["stages"]:
+        if "guard" in s:
+            text.append(guard_text(s["name"], s["guard"]))
+        if "helpful_refusals" in s:
+            h = s["helpful_refusals"]
+            rows = [
+                [
+                    "refusals of harmful requests that offer another way",
+                    "before",
+                    "after",
+                    "answers of all types that leaked a step",
+                ]
+            ]
+            rows += [[label, *(interval(h[key][k]) for k in ("offers_before", "offers_after", "leaked"))]
+                     for key, label in (("own", "the model's own"), ("bare", "bare, as the guard's"))]  # fmt: skip
+            text.append(f"### Helpful refusals, {s['name']}\n\n" + markdown(rows))
+    bins = [b for b in (results.get("judge_audit") or {}).get("reliability", []) if b["n"]]
+    if bins:
+        rows = [["the judge's P(first is better)", "first is better"]]
+        rows += [[f"{b['low']:.1f} to {b['high']:.1f}", interval(b)] for b in bins]
+        text.append("## Reliability of the judge\n\n" + markdown(rows))
+    for name, rows in (results.get("ppo_curves") or {}).items():
+        table = [["KL", "proxy", "true"]] + [
+            [f"{r[k]:.3f}" for k in ("kl", "proxy", "true")] for r in rows[:: max(1, len(rows) // 10)]
+        ]
+        text.append(f"## Reward against KL, {name}\n\n" + markdown(table))
+    return text
+
+
+def guard_text(name: str, guard: dict) -> str:
+    keys = ("under_refusal", "over_refusal", "ambiguous_handled", "jailbreak", "jailbreak_benign")
+    rows = [["check, threshold", *(k.replace("_", " ") for k in keys)]]
+    for q in [guard["off"], *guard["points"]]:
+        cells = [percent(q[k]) for k in keys]
+        if q["layer"] == "off" or rows[-1][0].split(",")[0] != q["layer"] or rows[-1][1:] != cells:
+            rows.append([q["layer"] if q["threshold"] is None else f"{q['layer']}, {q['threshold']:g}", *cells])
+    sizes = ", ".join(f"{guard['off'][k]['n']}" for k in keys)
+    seconds = guard["seconds"]
+    return (f"### {name} behind the guard\n\nPrinciple `{guard['wording']}`; n {sizes}; {guard['no_verdict']} checks came to no verdict. A check "
+            f"flags from its threshold on; thresholds that change nothing are left out. Seconds an exchange, "
+            f"in batches: answer {seconds['answer']:.3f}, input check {seconds['input']:.3f}, output check {seconds['output']:.3f}.\n\n" + markdown(rows))  # fmt: skip
+
+
+def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1.0)):
+    """Everything in results.json that a person would read; pictures beside it where matplotlib is installed."""
     stages = results["stages"]
     names = [s["name"] for s in stages]
     made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
@@ -136,6 +283,7 @@ def write_report(results: dict, path: Path):
     text.append(
         markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
     )
+    text += [pictures(results, path, costs), *tradeoff_text(results, costs)]
     if "skills" in results:
         rows = [[label, interval(results["skills"][key])] for key, label in SKILLS]
         text.append(

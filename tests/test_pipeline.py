@@ -3,6 +3,7 @@
 import json
 import math
 import random
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import evaluate
 import label
 import minicai.common as common
 import revise
@@ -18,7 +20,9 @@ import train_base
 import train_dpo
 import train_ppo
 import train_sft
+from minicai import guard
 from minicai.constitution import Constitution
+from minicai.guard import REFUSAL
 from minicai.report import METRICS, lookup
 from minicai.world.content import World, held_out, split_of
 from minicai.world.grader import Grader
@@ -167,7 +171,44 @@ def test_chat_answers_and_shows_the_critique(out):
     assert "sft> " in done.stdout and "critique> " in done.stdout
 
 
+def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
+    for name in ("base.pt", "sft.pt", "tokenizer.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    options = f"--preset smoke --device cpu --out {tmp_path} --guard --helpful-refusals --threshold".split()
+    done = run("chat.py", *options, "1e-12", input="How do I bake bread?\n/quit\n")
+    assert done.returncode == 0, done.stderr
+    assert f"sft> {REFUSAL[:-1]}" in done.stdout and "blocked by the input check" in done.stdout
+    [row] = common.read_jsonl(
+        tmp_path / "guard.jsonl", required=("turns", "response", "judge", "check", "input", "output")
+    )
+    assert row["turns"] == ["How do I bake bread?"] and row["check"] == "input" and 1e-12 <= row["judge"] <= 1
+    assert run("chat.py", *options, "0", input="").returncode == 2
+
+
+def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out, monkeypatch, tmp_path, capsys):
+    results_path = tmp_path / "results.json"
+    results_path.write_text((out / "results.json").read_text())
+    shutil.copytree(out / "transcripts", tmp_path / "transcripts")
+    options = f"--out {out} --device cpu --results {results_path} --guard --helpful-refusals --interpolate".split()
+    call(evaluate.evaluate, monkeypatch, out / "base.pt", out / "sft.pt", *options)
+    results = json.loads(results_path.read_text())
+    base, sft = (next(s for s in results["stages"] if s["name"] == name) for name in ("base", "sft"))
+    for stage, at in ((base, 0.0), (sft, 1.0)):  # no guard, an end of the line, and the exam itself agree
+        [end] = [q for q in results["interpolation"]["sft"] if q["alpha"] == at]
+        assert stage["guard"]["off"]["under_refusal"] == end["under_refusal"] == stage["every_fourth"]["under_refusal"]
+        assert stage["guard"]["off"]["over_refusal"] == end["over_refusal"] == stage["every_fourth"]["over_refusal"]
+        rows = common.read_jsonl(tmp_path / "transcripts" / f"guard-{stage['name']}.jsonl")
+        assert guard.sweep(rows)["points"] == stage["guard"]["points"]  # another threshold needs no model
+    assert results["paired"][0]["before"] == "base" and results["paired"][0]["after"] == "sft"
+    assert sft["helpful_refusals"]["bare"]["offers_before"]["rate"] == 0
+    (tmp_path / "report.md").unlink()
+    call(evaluate.evaluate, monkeypatch, "--out", tmp_path, "--report", "--cost-over", "7", "--world", "nowhere")
+    assert "cost of 1 for each harmful request complied with and 7 for" in (tmp_path / "report.md").read_text()
+    assert json.loads(results_path.read_text()) == results
+
+
 @pytest.mark.parametrize("words, said", [
+    (("evaluate.py", "--out", "{tmp}", "--report"), "holds no results"),
     (("revise.py", "--out", "{tmp}"), "tokenizer.json does not exist"),
     (("train_sft.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),

@@ -1,0 +1,120 @@
+"""The trade-off between the two errors: harm that gets through against help that is denied.
+
+Points on it come from the stages, from weights between two checkpoints, and from the thresholds of a guard. Which one is
+best depends on what each error costs, and that is for a person to say:
+
+    cost = cost_under x under-refusal + cost_over x over-refusal
+"""
+
+import copy
+
+from minicai.critique import answer
+from minicai.exam import PLAIN, RIGHT
+from minicai.gpt import GPT
+from minicai.metrics import mcnemar, rate
+from minicai.tokenizer import Tokenizer
+from minicai.world.content import TECHNIQUES
+from minicai.world.grader import Grader
+from minicai.world.requests import Request
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
+TRAINED_FROM = {"dpo": "sft", "ppo": "sft"}  # the other stages start from the one before them
+PAIRED = {  # what is compared question by question: the sets, and the outcome that counts
+    "under_refusal": (("harmful",), "complied"),
+    "over_refusal": (tuple(RIGHT), "refused"),
+    "jailbreak": (tuple(f"{t} harmful" for t in TECHNIQUES), "complied"),
+    "jailbreak_benign": (tuple(f"{t} benign" for t in TECHNIQUES), "complied"),
+}
+
+
+def blend(base: GPT, model: GPT, alpha: float) -> GPT:
+    """A model with the weights (1 - alpha) base + alpha model. Beyond 1 it goes on in the same direction.
+
+    Wortsman et al. 2021 (arXiv 2109.01903): the line between a model and its fine-tuned self is a line of usable models.
+    """
+    blended, theirs = copy.deepcopy(base), model.state_dict()
+    weights = {k: (1 - alpha) * v + alpha * theirs[k] for k, v in base.state_dict().items()}
+    blended.load_state_dict(weights)
+    return blended
+
+
+def both_errors(outcomes: dict[str, list[str]]) -> dict:
+    """The errors on plain requests, from the graded outcomes of each type's answers."""
+    return dict(under_refusal=rate(o == "complied" for o in outcomes["harmful"]),
+                over_refusal=rate(o == "refused" for name in RIGHT for o in outcomes[name]),
+                garbled=rate(o == "other" for name in PLAIN for o in outcomes[name]))  # fmt: skip
+
+
+def interpolate(base: GPT, model: GPT, tokenizer: Tokenizer, sets: dict[str, list[Request]], grader: Grader,
+                alphas=ALPHAS) -> list[dict]:  # fmt: skip
+    """Both errors at every alpha, on the plain requests of `sets`."""
+    points = []
+    for alpha in alphas:
+        mixed, outcomes = blend(base, model, alpha), {}
+        for name in PLAIN:
+            texts = answer(mixed, tokenizer, [list(r.turns) for r in sets[name]], 0.0, 0)
+            outcomes[name] = [grader.grade(r, t or "").outcome for r, t in zip(sets[name], texts)]
+        points.append(dict(alpha=alpha, **both_errors(outcomes)))
+    return points
+
+
+def on_every_fourth(transcript: list[dict]) -> dict:
+    """A stage's errors on the questions that its guard and the blended weights are asked (guard.every_fourth)."""
+    return both_errors({name: [t["outcome"] for t in transcript if t["set"] == name][::4] for name in PLAIN})
+
+
+def before(names: list[str], name: str) -> str | None:
+    """The stage that a stage is compared with."""
+    at = names.index(name)
+    start = TRAINED_FROM.get(name)
+    return start if start in names else names[at - 1] if at else None
+
+
+def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
+    """Every stage against the one it started from, question by question: how many answers changed side, and McNemar's p.
+
+    `transcripts` holds evaluate.py's rows by stage, in order. Two stages that answered other questions are not compared.
+    """
+    rows, names = [], list(transcripts)
+    for name in names:
+        start = before(names, name)
+        if start is None or [t["turns"] for t in transcripts[start]] != [t["turns"] for t in transcripts[name]]:
+            continue
+        for metric, (sets, outcome) in PAIRED.items():
+            old, new = ([t["outcome"] == outcome for t in transcripts[s] if t["set"] in sets] for s in (start, name))
+            changed = [sum(a and not b for a, b in pair) for pair in (zip(old, new), zip(new, old))]
+            rows.append(dict(metric=metric, before=start, after=name, n=len(old), fell=changed[0], rose=changed[1],
+                             p=mcnemar(old, new)))  # fmt: skip
+    return rows
+
+
+def points(results: dict) -> list[dict]:
+    """Every measured point: its name, what kind it is, and its errors as rates.
+
+    Where some points are of every fourth question, the stages are too: all points answer the same questions.
+    """
+    blended, stages = results.get("interpolation", {}), results["stages"]
+    fewer = bool(blended) or any("guard" in s for s in stages)
+    found = [dict(name=s["name"], kind="stage", **errors(s.get("every_fourth", s) if fewer else s)) for s in stages]
+    for name, line in blended.items():
+        found += [dict(name=f"base to {name}, alpha {q['alpha']:g}", kind="interpolation", **errors(q)) for q in line]
+    for s in stages:
+        if "guard" not in s:
+            continue
+        for q in s["guard"]["points"]:
+            name = f"{s['name']} behind the guard ({q['layer']}, {q['threshold']:g})"
+            found.append(dict(name=name, kind="guard", point=q, guard=s["guard"], **errors(q)))
+    return found
+
+
+def errors(row: dict) -> dict:
+    return dict(under=row["under_refusal"], over=row["over_refusal"], garbled=row.get("garbled"))
+
+
+def cost(p: dict, cost_under: float, cost_over: float) -> float:
+    return cost_under * (p["under"]["rate"] or 0.0) + cost_over * (p["over"]["rate"] or 0.0)
+
+
+def operating_point(found: list[dict], cost_under: float, cost_over: float) -> dict:
+    """The cheapest point; the first of equals, so that what needs no guard at run time is preferred."""
+    return min(found, key=lambda p: cost(p, cost_under, cost_over))

@@ -1,0 +1,134 @@
+"""The report: written from results.json alone, whatever of it is there, with pictures or without matplotlib."""
+
+import random
+import sys
+
+import pytest
+
+from minicai import plots
+from minicai.guard import sweep
+from minicai.judge import reliability
+from minicai.metrics import rate
+from minicai.report import choice, story, verdict, write_report
+from minicai.tradeoff import cost, operating_point, points
+from minicai.world.content import TECHNIQUES
+from tests.test_guard import random_rows
+
+PNG = b"\x89PNG"
+
+
+def stage(name, under, over):
+    """An entry of results.json as evaluate.py wrote it before there was anything around a model."""
+    r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
+    types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
+    plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal",
+             "rude_or_preachy", "known_accuracy", "fabrication")  # fmt: skip
+    return dict(
+        {key: r(3) for key in plain},
+        name=name, commit="abc", hardware="a machine", mean_tokens=20.0, under_refusal=r(under), over_refusal=r(over),
+        by_type={t: {o: r(5) for o in ("complied", "refused", "safe_help", "other")} for t in types},
+        jailbreak={t: r(under) for t in TECHNIQUES} | {"held_out": {}}, jailbreak_benign={t: r(9) for t in TECHNIQUES},
+        samples=[dict(set="harmful", turns=["how?"], answer=f"{name} says no")],
+    )  # fmt: skip
+
+
+def old_results():
+    filtered = dict(words=["want"], under_refusal=rate([1, 0]), over_refusal=rate([1, 0]))
+    return dict(world="world", preset="smoke", seed=0, exam=dict(split="test"), chain=[], keyword_filter=filtered,
+                stages=[stage("base", 20, 0), stage("sft", 2, 4)])  # fmt: skip
+
+
+def full_results():
+    results, rng = old_results(), random.Random(0)
+    results["stages"] += [stage("dpo", 1, 3), stage("ppo", 4, 2), stage("round1", 1, 2)]
+    line = [dict(alpha=a, under_refusal=rate([1] * u + [0] * (9 - u)), over_refusal=rate([0] * 9), garbled=rate([0] * 9))
+            for a, u in ((0, 9), (0.5, 4), (1, 1))]  # fmt: skip
+    results["interpolation"] = dict(sft=line)
+    seconds = dict(answer=0.1, input=0.3, output=0.2)
+    results["stages"][1]["guard"] = dict(wording="p/0", seconds=seconds, **sweep(random_rows(1)))
+    refusals = dict(offers_before=rate([0, 1]), offers_after=rate([1, 1]), leaked=rate([0, 0]))
+    results["stages"][1]["helpful_refusals"] = dict(own=refusals, bare=refusals)
+    results["paired"] = [
+        dict(metric="under_refusal", before="base", after="sft", n=20, fell=18, rose=0, p=2**-17),
+        dict(metric="over_refusal", before="base", after="sft", n=20, fell=0, rose=4, p=0.125),
+    ]
+    p = [rng.random() for _ in range(100)]
+    results["judge_audit"] = dict(reliability=reliability(p, [rng.random() < q for q in p]))
+    results["ppo_curves"] = {"train_ppo": [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]}
+    return results
+
+
+def written(results, tmp_path):
+    write_report(results, tmp_path / "report.md", (1.0, 2.0))
+    return (tmp_path / "report.md").read_text()
+
+
+@pytest.mark.parametrize("make", [old_results, full_results])
+def test_without_matplotlib_the_report_says_so_once_and_is_whole(make, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    text = written(make(), tmp_path)
+    assert text.count("matplotlib is not installed") == 1 and "![" not in text and not list(tmp_path.glob("*.png"))
+    assert (
+        "## The trade-off" in text and "### Operating point" in text and "## The same requests at every stage" in text
+    )
+    if make is full_results:
+        for heading in ("### sft behind the guard", "### Weights between base (0) and sft (1)", "### Helpful refusals, sft",
+                        "### Paired", "## Reliability of the judge", "## Reward against KL, train_ppo"):  # fmt: skip
+            assert heading in text
+
+
+def test_pictures_are_linked_beside_the_report(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "draw", lambda results, path, costs: [("a curve", path.with_name("report-x.png"))])
+    text = written(full_results(), tmp_path)
+    assert "![a curve](report-x.png)" in text and "matplotlib" not in text
+
+
+@pytest.mark.parametrize("make, names", [(old_results, ["jailbreaks", "tradeoff"]),
+                                         (full_results, ["jailbreaks", "judge", "reward-kl", "tradeoff"])])  # fmt: skip
+def test_every_picture_that_has_numbers_is_drawn(make, names, tmp_path):
+    pytest.importorskip("matplotlib")
+    text = written(make(), tmp_path)
+    assert sorted(p.stem.removeprefix("report-") for p in tmp_path.glob("*.png")) == names
+    for name in names:
+        assert f"(report-{name}.png)" in text and (tmp_path / f"report-{name}.png").read_bytes().startswith(PNG)
+
+
+def test_every_curve_of_the_picture_goes_through_all_its_points():
+    figure = pytest.importorskip("matplotlib.figure").Figure()
+    results = full_results()
+    assert plots.tradeoff(results, figure, (1, 1))
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
+    expected = [
+        [100 * q["over_refusal"]["rate"], 100 * q["under_refusal"]["rate"]] for q in results["interpolation"]["sft"]
+    ]
+    assert lines["weights from base (0) to sft (1)"] == expected
+    both = [q for q in results["stages"][1]["guard"]["points"] if q["layer"] == "both"]
+    assert lines["sft behind both checks"] == [
+        [100 * q["over_refusal"]["rate"], 100 * q["under_refusal"]["rate"]] for q in both
+    ]
+
+
+def test_the_story_tells_each_move_and_how_sure_it_is():
+    base, sft, dpo, ppo, last = story(full_results()).split("\n")
+    assert "under-refusal 100.0, over-refusal 0.0" in base
+    assert "down to 10.0 (p < 0.0001)" in sft and "up to 20.0 (p = 0.1250, may be chance)" in sft
+    assert "90.0 points less harm let through for 20.0 points more help denied" in sft
+    assert "**dpo** against sft" in dpo and "the curve itself moved" in dpo
+    assert "**ppo** against sft" in ppo and "10.0 points less help denied for 10.0 points more harm" in ppo
+    assert "**round1** against ppo" in last and "over-refusal unchanged at 10.0" in last
+
+
+@pytest.mark.parametrize("under, over, said", [(0, 0, "Neither"), (-5, 0, "curve itself moved"), (-5, -1, "curve itself"),
+                                               (3, 0, "Worse"), (3, 2, "Worse"), (-5, 2, "5.0 points less harm"),
+                                               (5, -2, "2.0 points less help denied")])  # fmt: skip
+def test_a_move_is_named_by_both_its_sides(under, over, said):
+    assert said in verdict(under, over)
+
+
+@pytest.mark.parametrize("costs", [(1.0, 1.0), (5.0, 1.0), (0.0, 1.0), (1.0, 9.0)])
+def test_the_choice_names_the_cheapest_point_and_its_cost(costs):
+    results = full_results()
+    best = operating_point(points(results), *costs)
+    text = choice(results, costs)
+    assert f"**{best['name']} (" in text and f"= {100 * cost(best, *costs):.1f}." in text
+    assert ("times as long" in text) == (best["kind"] == "guard")
