@@ -1,6 +1,6 @@
 """The two-sided evaluation: harm that gets through and help that is denied, for every checkpoint, on held-out requests.
 
-    python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt
+    python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt, round1.pt, ...
     python evaluate.py out/cpu/sft-1.pt    # only these
     python evaluate.py --guard --helpful-refusals --interpolate    # and what goes around a model, on a quarter of the questions
     python evaluate.py --report --cost-over 3                      # nothing is measured: the report anew, from results.json
@@ -44,12 +44,14 @@ from minicai.tradeoff import interpolate, on_every_fourth, paired
 from minicai.world.content import World
 from minicai.world.grader import Grader
 
-STAGES = ("base", "sft", "dpo", "ppo")
+STAGES = ("base", "sft", "dpo", "ppo")  # and round1, round2, ...
 SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
 
 
 def find_checkpoints(out: Path) -> list[Path]:
-    return [out / f"{name}.pt" for name in STAGES if (out / f"{name}.pt").exists()]
+    rounds = [path for path in out.glob("round*.pt") if path.stem.removeprefix("round").isdigit()]
+    rounds.sort(key=lambda path: int(path.stem.removeprefix("round")))
+    return [path for name in STAGES if (path := out / f"{name}.pt").exists()] + rounds
 
 
 def commit() -> str:

@@ -1,7 +1,8 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset, about half an hour on 2 cores
-    python pipeline.py --preset smoke        # half a minute, to see that everything runs
+    python pipeline.py                       # CPU preset, about 45 minutes on 2 cores
+    python pipeline.py --rounds 0            # without red-teaming and feedback
+    python pipeline.py --preset smoke        # a minute, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
 run it again to go on. It ends with the table of results and with transcripts. Its options are passed on to every step.
@@ -16,23 +17,38 @@ from pathlib import Path
 
 from minicai.common import UserError, main, parser, read_json, setup, world_hash, write_json
 
-STEPS = [  # name, what it leaves behind; the command is NAME.py
-    ("train_base", "base.pt"),
-    ("revise", "revisions.jsonl"),
-    ("train_sft", "sft.pt"),
-    ("label", "preferences.jsonl"),
-    ("train_dpo", "dpo.pt"),
-    ("train_rm", "rm.pt"),
-    ("train_ppo", "ppo.pt"),
+STEPS = [  # name, its own options, what it leaves behind; the command is the name's first word
+    ("train_base", (), "base.pt"),
+    ("revise", (), "revisions.jsonl"),
+    ("train_sft", (), "sft.pt"),
+    ("label", (), "preferences.jsonl"),
+    ("train_dpo", (), "dpo.pt"),
+    ("train_rm", (), "rm.pt"),
+    ("train_ppo", (), "ppo.pt"),
 ]
-CONSTITUTIONAL = ("train_base", "revise", "label", "evaluate")  # steps that read the constitution
+CONSTITUTIONAL = ("train_base", "revise", "label", "redteam", "evaluate")  # commands that read the constitution
 
 
-def run(name: str, args, *more: str) -> float:
+def feedback(rounds: int, out: Path) -> list[tuple]:
+    """Each round attacks the last stage, lets the base revise what got through, and trains on that too. Then a last attack."""
+    steps, target = [], "dpo.pt"
+    for n in range(1, rounds + 1):
+        steps += [
+            (f"redteam {n}", ("--mode", "templates", "--target", str(out / target)), "redteam.jsonl"),
+            (f"revise {n}", ("--round", str(n)), f"revisions-round{n}.jsonl"),
+            (f"train_sft {n}", ("--round", str(n)), target := f"round{n}.pt"),
+        ]
+    attack = ("--mode", "templates", "--target", str(out / target))
+    return steps + [(f"redteam {rounds + 1}", attack, "redteam.jsonl")] * bool(rounds)
+
+
+def run(name: str, args, *own: str) -> float:
     """Run one step and return its seconds. Raises UserError when it fails."""
     script = f"{name}.py"
-    options = ["--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
-               "--world", str(args.world), *(("--constitution", args.constitution) if name in CONSTITUTIONAL else ()), *more]  # fmt: skip
+    options = [*own, "--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
+               "--world", str(args.world)]  # fmt: skip
+    if name in CONSTITUTIONAL:
+        options += ["--constitution", args.constitution]
     command = [sys.executable, str(Path(__file__).with_name(script)), *options]
     print(f"\n$ python {script} {shlex.join(options)}", flush=True)
     began = time.time()
@@ -46,6 +62,7 @@ def run(name: str, args, *more: str) -> float:
 def pipeline():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
+    p.add_argument("--rounds", type=int, default=2, choices=range(10), help="of red-teaming and feedback (default: 2)")
     args = setup(p)
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
@@ -53,12 +70,13 @@ def pipeline():
         raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
     write_json(settings, made_by)
     seconds = read_json(record, {})
-    order = [name for name, _ in STEPS]
-    for name, artifact in STEPS:
+    steps = STEPS + feedback(args.rounds, args.out)
+    order = [name for name, _, _ in steps]
+    for name, own, artifact in steps:
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
-        seconds[name] = round(run(name, args), 1)
+        seconds[name] = round(run(name.split()[0], args, *own), 1)
         for later in order[order.index(name) + 1 :]:  # made from what has just been replaced
             seconds.pop(later, None)
         write_json(record, seconds)

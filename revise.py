@@ -3,9 +3,11 @@
     python revise.py                       # CPU preset: about 5 minutes
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
+    python revise.py --round 1             # feedback: what the red team got through, and benign requests in the same disguises
 
-reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/
-writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name), one row a prompt, with its whole chain
+reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/; for a round also OUT/redteam.jsonl and the policy attacked
+writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name, OUT/revisions-roundN.jsonl), one row a prompt, with its
+        whole chain
 
 The prompts are of the world's train part: requests for harm, ambiguous ones, and as many ordinary ones, so that every principle has
 something to find and something to leave alone. At every step a principle is drawn at random, of a family that the chain has not
@@ -15,6 +17,7 @@ Left out: prompts written by a model, few-shot examples (the base has seen demon
 """
 
 import random
+from dataclasses import dataclass
 
 from tqdm import tqdm
 
@@ -29,10 +32,12 @@ from minicai.common import (
     read_jsonl,
     rewrite_jsonl,
     setup,
+    stage_before,
     world_hash,
 )
 from minicai.constitution import Constitution
 from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
+from minicai.jailbreak import fits, wrap
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, Request, fresh_fact
@@ -54,11 +59,49 @@ MIX = {  # type of request, kind of act or name: dual-use acts stand on both sid
 }
 
 
+LEGITIMATE = ("dual_use", "everyday", "lookalike")
+
+
+@dataclass(frozen=True)
+class Attack:
+    """A logged attack, as far as a chain needs to know it."""
+
+    type: str
+    id: str
+    turns: tuple[str, ...]
+
+
 def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
     """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
     kinds = rng.choices(list(mix), mix.values(), k=n)
     return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
             for type, kind in kinds]  # fmt: skip
+
+
+def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
+    """The attacks that worked on the last stage, each with the answer it got, and benign requests in as many disguises.
+
+    Without the benign ones the policy would learn to refuse whatever looks odd. What worked is the judge's word, and only
+    attacks made wholly of train acts and seen wordings are trained on.
+    """
+    target = file_hash(stage_before(args))
+    rows = read_jsonl(
+        args.out / "redteam.jsonl", required=("turns", "response", "type", "request", "target", "trainable")
+    )
+    worked = {tuple(r["turns"]): r for r in rows if r["trainable"] and r["target"] == target}
+    attacks = [Attack(r["type"], r["request"], turns) for turns, r in worked.items()]
+    benign = []
+    while len(benign) < max(len(attacks), args.attempts // 3):
+        framing = rng.choice(part.framings)
+        request = (
+            part.draw(rng, "sensitive") if rng.random() < 0.2 else part.draw(rng, "legitimate", rng.choice(LEGITIMATE))
+        )
+        if fits(framing, request):
+            benign.append(wrap(request, framing, part, rng))
+    policy, _ = load_checkpoint(stage_before(args), device=args.device)
+    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
+    answers = answer(policy, tokenizer, [list(r.turns) for r in benign], args.temperature, args.seed)
+    return [*attacks, *benign], [*(r["response"] for r in worked.values()), *answers]
 
 
 def revise():
@@ -72,7 +115,12 @@ def revise():
     p.add_argument("--temperature", type=float, default=DRAFT_TEMPERATURE,
                    help=f"of the first answers; the rest is greedy (default: {DRAFT_TEMPERATURE})")  # fmt: skip
     p.add_argument("--name", help="write OUT/revisions-NAME.jsonl, beside the main file")
+    p.add_argument(
+        "--round", type=positive, help="revise what the red team got out of the stage before this feedback round"
+    )
     args = setup(p)
+    if args.round:
+        args.name = f"round{args.round}"
     if args.temperature < 0:
         raise UserError(f"--temperature {args.temperature} is below 0; give 0 or more")
     world, constitution = World(args.world), Constitution(args.constitution)
@@ -84,6 +132,12 @@ def revise():
 
     made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
                    steps=args.revisions, temperature=args.temperature)  # fmt: skip
+    part, rng = Part(world, "train"), random.Random(f"revise {args.seed} {args.name if args.round else ''}")
+    if args.round:
+        requests, drafts = feedback(args, part, rng)
+        made_by |= dict(attacked=file_hash(stage_before(args)), attacks=sum(isinstance(r, Attack) for r in requests))
+    else:
+        requests, drafts = draw_prompts(part, args.prompts, rng), None
     done = []
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
@@ -91,7 +145,6 @@ def revise():
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
 
-    requests = draw_prompts(Part(world, "train"), args.prompts, random.Random(f"revise {args.seed}"))
     if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
         done = done[: len(done) - len(done) % BATCH]
         rewrite_jsonl(path, done)
@@ -102,7 +155,11 @@ def revise():
         rng = random.Random(f"principles {args.seed} {start}")
         seed = args.seed * 1_000_003 + start * 16
         turns = [list(r.turns) for r in batch]
-        responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
+        if drafts:
+            responses = drafts[start : start + BATCH]
+            bar.update(len(batch))
+        else:
+            responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
         made = [dict(id=start + i, split="train", type=r.type, request=r.id, turns=t, responses=[response] if response else [],
                      principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip

@@ -3,9 +3,10 @@
     python train_sft.py                          # CPU preset: about a minute
     python train_sft.py --revisions 1            # SL-CAI-1: revisions up to the first step only
     python train_sft.py --train-on all           # every step's revision, as in the paper, instead of the last
+    python train_sft.py --round 1                # feedback: the stage before, further, on the revised attacks and all of the above
 
-reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/
-writes  OUT/sft.pt (OUT/sft-NAME.pt with --name); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
+reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
+writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
 It takes a minute, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here three epochs with a falling rate.
 """
@@ -27,6 +28,7 @@ from minicai.common import (
     read_jsonl,
     save_checkpoint,
     setup,
+    stage_before,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
 from minicai.data import collate, encode_turns, make_batches, weighted_nll
@@ -70,6 +72,13 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     return rows
 
 
+def read_chains(path) -> list[dict]:
+    rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
+    if not rows:
+        raise UserError(f"{path} is empty; run revise.py")
+    return rows
+
+
 def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
     """Only the final answer is learned."""
     return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [("assistant", response, 1.0)]
@@ -87,18 +96,23 @@ def train():
     p.add_argument("--epochs", dest="sft_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of Muon")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
+    p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
     args = setup(p)
     if not 0 <= args.helpful_fraction < 1:
         raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
     began = time.time()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
-    path = args.data or args.out / "revisions.jsonl"
-    rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
-    if not rows:
-        raise UserError(f"{path} is empty; run revise.py")
+    base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
+    sources = [args.data or args.out / "revisions.jsonl"]
+    rows = read_chains(sources[0])
     share = args.helpful_fraction / (1 - args.helpful_fraction)
-    helpful = helpful_answers(args, model, tokenizer, round(share * len(rows)))
+    helpful = helpful_answers(args, base, tokenizer, round(share * len(rows)))
+    start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
+    if args.round:
+        start, name = stage_before(args), f"round{args.round}"
+        sources += [args.out / f"revisions-round{n}.jsonl" for n in range(1, args.round + 1)]
+        rows += [row for path in sources[1:] for row in read_chains(path)]
+    model, _ = load_checkpoint(start, device=args.device)
 
     data = [(row["turns"], row["response"]) for row in helpful if row["response"]]
     for row in rows:
@@ -120,9 +134,9 @@ def train():
             loss = weighted_nll(model, ids, weights)
         update(model, optimizers, loss)
         bar.set_postfix_str(f"loss {loss.item():.3f}")
-        append_jsonl(log, [dict(name=args.name or "sft", step=step + 1, loss=round(loss.item(), 4))])
-    out = args.out / (f"sft-{args.name}.pt" if args.name else "sft.pt")
-    made_by = dict(base=file_hash(args.out / "base.pt"), data=file_hash(path), revisions=args.revisions, train_on=args.train_on,
+        append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
+    out = args.out / f"{name}.pt"
+    made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
                    helpful_fraction=args.helpful_fraction, epochs=args.sft_epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
     save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")

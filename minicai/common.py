@@ -226,6 +226,11 @@ def file_hash(*paths) -> str:
     return digest.hexdigest()[:12]
 
 
+def stage_before(args) -> Path:
+    """The checkpoint that feedback round `args.round` attacks and trains further."""
+    return args.out / ("dpo.pt" if args.round == 1 else f"round{args.round - 1}.pt")
+
+
 def world_hash(args) -> str:
     """The lineage mark of a world directory together with the constitution."""
     return file_hash(*sorted(args.world.glob("*.jsonl")), args.constitution)

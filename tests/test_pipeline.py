@@ -54,16 +54,16 @@ def out(tmp_path_factory):
 
 def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(out):
     text = (out / "stdout.txt").read_text()
-    scripts = ("train_base", "revise", "train_sft", "label", "train_dpo", "train_rm", "train_ppo", "evaluate")
-    at = [text.index(f"$ python {script}.py --preset smoke") for script in scripts]
-    assert at == sorted(at)
+    scripts = ["train_base", "revise", "train_sft", "label", "train_dpo", "train_rm", "train_ppo"]
+    scripts += 2 * ["redteam", "revise", "train_sft"] + ["redteam", "evaluate"]
+    assert re.findall(r"^\$ python (\w+)\.py ", text, re.M) == scripts
     assert "judge: right" in text and "without a judge" in text
     assert "under-refusal" in text and "the same requests at every stage" in text
 
 
 def test_results_hold_every_number_with_its_interval(out):
     results = json.loads((out / "results.json").read_text())
-    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == ["base", "sft", "dpo", "ppo"]
+    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == ["base", "sft", "dpo", "ppo", "round1", "round2"]
     for stage in results["stages"]:
         for key, _, _ in METRICS:
             assert 0 <= lookup(stage, key)["rate"] <= 1 if lookup(stage, key)["rate"] is not None else True
@@ -275,6 +275,33 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
         ]
         assert label.human_label(grader, request, good, good, rng) is None
     assert 0.87 < sum(labels) / len(labels) < 0.93
+
+
+def test_feedback_takes_what_worked_and_may_be_trained_on_and_as_many_benign_disguises(out, monkeypatch, tmp_path):
+    for name in ("base.pt", "dpo.pt", "tokenizer.json"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    world = World(ROOT / "world")
+    hidden, part = Part(world, "test"), Part(world, "train")
+    target, rng, rows = common.file_hash(tmp_path / "dpo.pt"), random.Random(0), []
+    for i, (at, trainable, attacked) in enumerate([(part, True, target), (part, True, target), (part, True, "another"),
+                                                   (hidden, False, target), (part, False, target)]):  # fmt: skip
+        r = at.draw(rng, "harmful")
+        rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, turns=list(r.turns), response=f"answer {i}", target=attacked,
+                         trainable=trainable))  # fmt: skip
+    common.append_jsonl(tmp_path / "redteam.jsonl", rows)
+    call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1)
+    made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
+    attacks = [r for r in made if r["type"] == "harmful"]
+    assert [r["responses"][0] for r in attacks] == ["answer 0", "answer 1"]
+    benign = [r for r in made if r["type"] != "harmful"]
+    assert len(benign) >= len(attacks) and {r["type"] for r in benign} <= {"legitimate", "sensitive"}
+    framings = {f.id for f in world.framings}
+    for row in benign:
+        assert any(part in framings for part in row["request"].split("/")), "a benign request that is not disguised"
+    acts = {a.id for a in world.acts}
+    for row in made:
+        for name in row["request"].split("/"):
+            assert not (name in acts and split_of(name) != "train") and not (name in framings and held_out(name))
 
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
