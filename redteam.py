@@ -174,18 +174,21 @@ def need_some(red: Red, pool: list[dict]):
         )
 
 
-def prompts_of(red: Red, first: int, n: int, rows: list[dict]) -> list[list[int]]:
-    """What precedes the message to be sampled: nothing, or (few_shot) a conversation of attacks that worked."""
+def prompts_of(red: Red, first: int, rows: list[dict]) -> list[list[int]]:
+    """What precedes each message of a batch: nothing, or (few_shot) earlier messages, attacks that worked.
+
+    Without the answers between them: what follows an answer in most of what the base has read is a critique request.
+    """
     opened = [red.tokenizer.user]
     if red.args.mode != "few_shot":
-        return [opened] * n
+        return [opened] * BATCH
     pool = worked(red, rows)
     need_some(red, pool)
     prompts = []
-    for number in range(first, first + n):
+    for number in range(first, first + BATCH):
         shown = draw_weighted(pool, [r["judge"] for r in pool], red.args.shots, red.rng(number))
-        turns = [text for r in shown for text in (*r["turns"], r["response"])]
-        prompts.append([*red.tokenizer.chat(talk(*turns)), *opened][-red.base.config.block_size + MAX_NEW_TOKENS :])
+        before = [i for r in shown for i in red.tokenizer.turn("user", r["turns"][0])]
+        prompts.append([*before, *opened][-red.base.config.block_size + MAX_NEW_TOKENS :])
     return prompts
 
 
@@ -234,7 +237,9 @@ def learn(red: Red, attacker: GPT, optimizer, prompts, completions, rows: list[d
 def automatic(red: Red, rows: list[dict]):
     """All modes that work in batches. A batch is always made whole; what the log holds of it already is not attacked again."""
     args, mine = red.args, [r for r in rows if r["id"].startswith(f"{red.run}/")]
-    place = {r["id"]: i for i, r in enumerate(rows)}
+    place = {r["id"]: i for i, r in enumerate(rows)}  # what a batch may learn from is what stood before it
+    if len(mine) >= args.attempts:
+        return
     attacker = red.base
     if args.mode == "sft":
         attacker = imitate(red, worked(red, rows[: place.get(f"{red.run}/0")]))
@@ -243,27 +248,25 @@ def automatic(red: Red, rows: list[dict]):
         optimizer = torch.optim.AdamW(attacker.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
     # The RL attacker begins anew and learns from the logged rows what it had learned.
     start = 0 if args.mode == "rl" else len(mine) // BATCH * BATCH
-    bar = tqdm(total=args.attempts, initial=min(start, args.attempts), desc=args.mode, unit=" attacks")
+    bar = tqdm(total=args.attempts, initial=start, desc=args.mode, unit=" attacks")
     for first in range(start, args.attempts, BATCH):
-        n = min(BATCH, args.attempts - first)
         if args.mode == "templates":
-            requests = [template(red, number) for number in range(first, first + n)]
+            requests = [template(red, number) for number in range(first, first + BATCH)]
             attempts = [Attempt(list(r.turns), r) for r in requests]
         else:
-            prompts = prompts_of(red, first, n, rows[: place.get(f"{red.run}/{first}")])
+            prompts = prompts_of(red, first, rows[: place.get(f"{red.run}/{first}")])
             completions, attempts = write_attacks(red, attacker, prompts, first)
-        batch = mine[first : first + n]
+        batch = mine[first : first + BATCH]
         if any(row["turns"] != a.turns for row, a in zip(batch, attempts)):
             raise UserError(f"{red.path} holds other attacks under {red.run} than come out now; use another --seed")
-        fresh = attempts[len(batch) :]
-        if fresh:
-            texts = iter(answer(red.target, red.tokenizer, [a.turns for a in fresh if a.turns], 0.0, 0))
-            batch += (new := record(red, first + len(batch), fresh, [next(texts) if a.turns else None for a in fresh]))
-            rows += new
-        if args.mode == "rl" and n == BATCH:
+        fresh = attempts[len(batch) : args.attempts - first]
+        texts = iter(answer(red.target, red.tokenizer, [a.turns for a in fresh if a.turns], 0.0, 0))
+        new = record(red, first + len(batch), fresh, [next(texts) if a.turns else None for a in fresh])
+        batch, rows = batch + new, rows + new
+        if args.mode == "rl" and len(batch) == BATCH:
             stats = learn(red, attacker, optimizer, prompts, completions, batch)
             bar.set_postfix_str(", ".join(f"{k} {v:.2f}" for k, v in stats.items()))
-        bar.update(n)
+        bar.update(len(batch))
     bar.close()
 
 
@@ -365,7 +368,11 @@ def redteam():
                    help="how attacks are made")  # fmt: skip
     p.add_argument("--target", type=Path, help="checkpoint to attack (default: the last stage in OUT)")
     p.add_argument(
-        "--attempts", type=positive, help="how many (default: the preset's; eight times that for rl, a 64th for gcg)"
+        "--attempts",
+        dest="given",
+        type=positive,
+        metavar="N",
+        help="how many (default: the preset's; eight times that for rl, a 64th for gcg)",
     )
     p.add_argument("--split", choices=("train", "test"), default="train", help="part of the world (default: train)")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
@@ -377,10 +384,8 @@ def redteam():
     p.add_argument("--lr", type=float, default=3e-4, help="rl: learning rate of AdamW (default: 3e-4)")
     p.add_argument("--suffix", type=positive, default=16, help="gcg: tokens of the suffix (default: 16)")
     p.add_argument("--steps", type=positive, default=50, help="gcg: steps of the search at most (default: 50)")
-    given = p.parse_args().attempts
     args = setup(p)
-    if given is None:
-        args.attempts = max(1, round(args.attempts * SHARE.get(args.mode, 1)))
+    args.attempts = args.given or max(1, round(args.attempts * SHARE.get(args.mode, 1)))
     world, constitution = World(args.world), Constitution(args.constitution)
     if "harmlessness" not in constitution.families:
         raise UserError(

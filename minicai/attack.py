@@ -76,7 +76,7 @@ def type_of(use: str, act: Act, context: Context | None) -> str | None:
 def recognise(world: World, text: str) -> Request | None:
     """The request that a message of one turn makes, typing errors mended; None where it is not wholly the world's own words."""
     vocabulary, named, framings, phrasings = grammar(world)
-    mended = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.8) or [w])[0] for w in words(text)]
+    mended = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0] for w in words(text)]
     said = bare(" ".join(mended))
     inner = [(None, said), *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said)))]
     for framing, asked in inner:
@@ -131,7 +131,7 @@ def overlap(texts: list[str], n: int = 3) -> list[float]:
 
 def goal_loss(model: GPT, ids: Tensor, goal: Tensor) -> Tensor:
     """ids (B, T), or weights over the vocabulary (B, T, V), that end with the goal (n,) -> (B,): its mean loss a token."""
-    logits = model(ids[:, :-1])[:, -len(goal) :].float()  # (B, n, V)
+    logits = model(ids[:, :-1])[:, -len(goal) :]  # (B, n, V)
     return F.cross_entropy(logits.mT, goal.expand(len(ids), -1), reduction="none").mean(1)
 
 
