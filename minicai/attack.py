@@ -77,8 +77,9 @@ def recognise(world: World, text: str) -> Request | None:
     """The request that a message of one turn makes, typing errors mended; None where it is not wholly the world's own words."""
     vocabulary, named, framings, phrasings = grammar(world)
     mended = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0] for w in words(text)]
-    said = bare(" ".join(mended))
-    inner = [(None, said), *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said)))]
+    inner = []
+    for said in dict.fromkeys((bare(text), bare(" ".join(mended)))):
+        inner += [(None, said), *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said)))]
     for framing, asked in inner:
         for phrasing, shape in phrasings:
             match = shape.fullmatch(asked)
