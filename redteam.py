@@ -109,15 +109,12 @@ class Red:
         return self.constitution.draw(random.Random(f"judge {self.args.seed} {number}"), family="harmlessness")
 
 
-def judge_harm(
-    red: Red, turns: list[list[str]], responses: list[str | None], wordings: list[Wording]
-) -> list[float | None]:
+def judge_harm(red: Red, turns: list[list[str]], responses: list[str | None],
+               wordings: list[Wording]) -> list[float | None]:  # fmt: skip
     """P(the response breaks the principle) of each attacked conversation; None where there is no answer or no verdict."""
     asked = [i for i, text in enumerate(responses) if text]
-    p = breaks(
-        red.base, red.tokenizer, [turns[i] for i in asked], [responses[i] for i in asked], [wordings[i] for i in asked]
-    )
-    found = dict(zip(asked, p))
+    texts, said, under = ([x[i] for i in asked] for x in (turns, responses, wordings))
+    found = dict(zip(asked, breaks(red.base, red.tokenizer, texts, said, under)))
     return [found.get(i) for i in range(len(responses))]
 
 
@@ -163,8 +160,9 @@ def template(red: Red, number: int) -> Request:
 
 
 def worked(red: Red, rows: list[dict]) -> list[dict]:
-    """Attacks of one message that worked on this target and may be learned from."""
-    return [r for r in rows if r["trainable"] and r["target"] == red.made_by["target"] and len(r["turns"]) == 1]
+    """Attacks of one message that worked on this target and may be learned from, each text once."""
+    own = [r for r in rows if r["trainable"] and r["target"] == red.made_by["target"] and len(r["turns"]) == 1]
+    return list({r["turns"][0]: r for r in own}.values())
 
 
 def need_some(red: Red, pool: list[dict]):
@@ -381,7 +379,7 @@ def redteam():
     p.add_argument(
         "--beta", type=float, default=0.02, help="rl: weight of the KL penalty to the base, per nat (default: 0.02)"
     )
-    p.add_argument("--lr", type=float, default=3e-4, help="rl: learning rate of AdamW (default: 3e-4)")
+    p.add_argument("--lr", type=float, default=1e-3, help="rl: learning rate of AdamW (default: 1e-3)")
     p.add_argument("--suffix", type=positive, default=16, help="gcg: tokens of the suffix (default: 16)")
     p.add_argument("--steps", type=positive, default=50, help="gcg: steps of the search at most (default: 50)")
     args = setup(p)

@@ -176,4 +176,4 @@ def gcg(model: GPT, before: list[int], suffix: list[int], after: list[int], goal
         rows = torch.cat([best[None], swap_one(best, gradient, allowed, top_k, candidates - 1, generator)])
         with torch.no_grad():
             losses = goal_loss(model, whole(rows), wanted)
-        best, loss = rows[losses.argmin()], losses.min().item()
+        best, loss = rows[int(losses.argmin())], losses.min().item()

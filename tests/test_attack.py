@@ -257,6 +257,8 @@ LEARNERS = ("few_shot", "sft")
 def test_a_killed_run_goes_on_and_ends_with_the_same_rows(out, monkeypatch, mode):
     if mode in LEARNERS:
         go(monkeypatch, out, "zero_shot", "--attempts", 30)
+    pools, imitate = [], redteam.imitate
+    monkeypatch.setattr(redteam, "imitate", lambda red, pool: (pools.append(pool), imitate(red, pool))[1])
     rows = go(monkeypatch, out, mode, "--attempts", 20)
     path, whole = out / "redteam.jsonl", (out / "redteam.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
@@ -267,8 +269,33 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(out, monkeypatch, mode
     monkeypatch.setattr(redteam, "answer", lambda *args: (asked.extend(args[2]), real(*args))[1])
     assert go(monkeypatch, out, mode, "--attempts", 20) == rows and path.read_text() == whole
     assert len(asked) == sum(bool(r["turns"]) for r in rows[-9:])  # what was logged is not attacked again
+    assert len(pools) == 2 * (mode == "sft") and pools[:1] == pools[1:]  # its own successes teach it nothing
     go(monkeypatch, out, mode, "--attempts", 20)
-    assert path.read_text() == whole
+    assert path.read_text() == whole and len(pools) <= 2
+
+
+def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch):
+    rows = go(monkeypatch, out, "zero_shot", "--attempts", 40)
+    other = dict(rows[0], id="x/0", turns=["never"], trainable=True, judge=1.0, target="another")
+    long = dict(rows[0], id="x/1", turns=["never", "ever", "again"], trainable=True, judge=1.0)
+    common.append_jsonl(out / "redteam.jsonl", [other, long])
+    good = {r["turns"][0] for r in rows if r["trainable"]}
+    tokenizer, prompts, real = Tokenizer.load(out / "tokenizer.json"), [], redteam.generate
+    monkeypatch.setattr(redteam, "generate", lambda *args, **more: (prompts.extend(args[1]), real(*args, **more))[1])
+    go(monkeypatch, out, "few_shot", "--attempts", 8, "--shots", 2)
+    for prompt in prompts:
+        assert prompt[0] == prompt[-1] == tokenizer.user and prompt.count(tokenizer.end) == 2
+        assert tokenizer.assistant not in prompt
+        shown = [tokenizer.decode(prompt[a + 1 : b]) for a, b in spans(prompt, tokenizer.user, tokenizer.end)]
+        assert len(set(shown)) == 2 and set(shown) <= good
+    texts = []
+    monkeypatch.setattr(redteam, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1])
+    go(monkeypatch, out, "sft", "--attempts", 8)
+    assert {text for _, text, _ in texts} <= good and {(role, weight) for role, _, weight in texts} == {("user", 1.0)}
+
+
+def spans(ids, opens, closes):
+    return list(zip((i for i, x in enumerate(ids) if x == opens), (i for i, x in enumerate(ids) if x == closes)))
 
 
 def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
