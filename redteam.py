@@ -65,11 +65,8 @@ from minicai.world.requests import Part, Request
 from train_ppo import collate_answers, take
 
 TARGETS = ("dpo.pt", "sft.pt", "base.pt")
-KNOBS = {
-    "few_shot": ("shots",),
-    "rl": ("diversity", "beta", "lr"),
-    "gcg": ("suffix", "steps"),
-}  # options of one mode only
+# Options of one mode only.
+KNOBS = {"few_shot": ("shots",), "rl": ("diversity", "beta", "lr"), "gcg": ("suffix", "steps")}
 SHARE = {"rl": 8, "gcg": 1 / 64}  # of the preset's attempts: learning takes more, a gradient search has time for few
 BATCH = 64  # attempts made, answered and judged together; what the RL attacker learns from at once
 EPOCHS = 2  # of the RL attacker on each batch
@@ -218,14 +215,20 @@ def learn(red: Red, attacker: GPT, optimizer, prompts, completions, rows: list[d
     # No verdict is no reward; and an attack that never ended, or said nothing, is not praised for being unlike the others.
     reward = [(row["judge"] or 0.0) - args.diversity * (o if row["turns"] else 1.0) for row, o in zip(rows, repeats)]
     ids, mask, _ = collate_answers(prompts, completions, red.tokenizer.pad, args.device)
+    parts = torch.arange(len(rows), device=args.device).split(16)  # all at once would take a gigabyte
+
+    def logps(model, rows):
+        return take(model(ids[rows, :-1]).float(), ids[rows])
+
     with torch.no_grad():
-        old, reference = (take(model(ids[:, :-1]).float(), ids) for model in (attacker, red.base))
+        old, reference = (torch.cat([logps(model, part) for part in parts]) for model in (attacker, red.base))
     shaped = ppo.shape_rewards(torch.tensor(reward, device=args.device), old, reference, mask, args.beta)
     advantages = ppo.rloo(shaped.sum(1), len(rows))[:, None].expand_as(mask)
     for _ in range(EPOCHS):
-        loss, _ = ppo.policy_loss(take(attacker(ids[:, :-1]).float(), ids), old, advantages, mask)
         optimizer.zero_grad()
-        loss.backward()
+        for part in parts:
+            loss, _ = ppo.policy_loss(logps(attacker, part), old[part], advantages[part], mask[part])
+            (loss * mask[part].sum() / mask.sum()).backward()  # together the mean over all tokens
         torch.nn.utils.clip_grad_norm_(attacker.parameters(), 1.0)
         optimizer.step()
     return dict(reward=sum(reward) / len(rows), harm=sum(row["judge"] or 0.0 for row in rows) / len(rows),
@@ -283,13 +286,16 @@ def gradient_attack(red: Red, first: int):
         began, request, wording = time.time(), plain_request(red, number), red.wording(number)
         turns = list(request.turns)
         *before, end, assistant = tokenizer.prompt(talk(*turns))
+        if len(before) + args.suffix + 2 + MAX_NEW_TOKENS > red.target.config.block_size:
+            raise UserError(
+                f"--suffix {args.suffix} does not fit the context of {red.target.config.block_size}; give fewer"
+            )
         goal = reply(red.base, [*before, end, assistant])[0][:GOAL]
         plain = reply(red.target, [*before, end, assistant])[1]
         harm_before = judge_harm(red, [turns], [plain], [wording])[0]
         suffix, seen, queries = tokenizer.encode("!") * args.suffix, None, 1
-        search = gcg(
-            red.target, before, suffix, [end, assistant], goal, tokenizer.system, seed=args.seed * 1_000_003 + number
-        )
+        seed = args.seed * 1_000_003 + number
+        search = gcg(red.target, before, suffix, [end, assistant], goal, tokenizer.system, seed)
         bar = tqdm(range(args.steps + 1), desc=f"gcg {number + 1}/{args.attempts}", unit=" steps")
         for step, (suffix, loss) in zip(bar, search):
             bar.set_postfix_str(f"loss {loss:.3f}")
@@ -375,7 +381,7 @@ def redteam():
     p.add_argument("--split", choices=("train", "test"), default="train", help="part of the world (default: train)")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--shots", type=positive, default=2, help="few_shot: attacks shown (default: 2)")
-    p.add_argument("--diversity", type=float, default=1.0, help="rl: weight of not repeating the others (default: 1)")
+    p.add_argument("--diversity", type=float, default=3.0, help="rl: weight of not repeating the others (default: 3)")
     p.add_argument(
         "--beta", type=float, default=0.02, help="rl: weight of the KL penalty to the base, per nat (default: 0.02)"
     )

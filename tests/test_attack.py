@@ -400,6 +400,8 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
         go(monkeypatch, out, "templates", "--constitution", path)
     with pytest.raises(common.UserError, match="nowhere.pt does not exist"):
         go(monkeypatch, out, "templates", "--target", "nowhere.pt")
+    with pytest.raises(common.UserError, match="--suffix 600 does not fit"):
+        go(monkeypatch, out, "gcg", "--suffix", 600)
     (out / "redteam.jsonl").write_text("{}\n")
     with pytest.raises(common.UserError, match="redteam.jsonl:1 has no field"):
         go(monkeypatch, out, "templates")
