@@ -18,6 +18,7 @@ from minicai.attack import draw_weighted, gcg, goal_loss, may_train, overlap, re
 from minicai.data import collate, encode_turns, weighted_nll
 from minicai.gpt import GPT, GPTConfig
 from minicai.jailbreak import fits, wrap
+from minicai.judge import breaks
 from minicai.metrics import distinct_n
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
@@ -319,7 +320,7 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
     world = World(ROOT / "world")
     names = {a.id for a in world.acts} | {f.id for f in world.facts}
     wordings = {x.id for x in (*world.contexts, *world.phrasings, *world.framings)}
-    test_acts = [" ".join(redteam.Path(a.act).parts).lower() for a in world.acts if split_of(a.id) == "test"]
+    test_acts = [a.act.lower() for a in world.acts if split_of(a.id) == "test"]
     count = Counter()
     for r in rows:
         assert r["success"] == (r["judge"] is not None and r["judge"] > 0.5)
@@ -337,6 +338,13 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
     assert not count["templates", "test", True]
     test_zero = [r for r in rows if r["mode"] == "zero_shot" and r["success"] and not r["trainable"]]
     assert test_zero  # the base also says what is in the test part
+
+
+def test_without_a_verdict_of_the_judge_nothing_is_a_success(out, monkeypatch):
+    """The real judge: a model that never learned to critique says nothing that counts."""
+    monkeypatch.setattr(redteam, "breaks", breaks)
+    rows = go(monkeypatch, out, "templates", "--attempts", 9)
+    assert len(rows) == 9 and all(r["judge"] is None and not r["success"] and not r["trainable"] for r in rows)
 
 
 def test_training_rows_of_free_text_are_nothing_when_asked_about_the_test_part(out, monkeypatch):
