@@ -209,7 +209,10 @@ def imitate(red: Red, pool: list[dict]) -> GPT:
 
 
 def learn(red: Red, attacker: GPT, optimizer, prompts, completions, rows: list[dict]) -> dict:
-    """One policy-gradient update (RLOO) on a batch of attacks: up with those that did more harm and repeat others less."""
+    """One policy-gradient update (RLOO) on a batch of attacks: up with those that did more harm and repeat others less.
+
+    A text that always does harm pays until its share of the batch is about 1 / diversity: a weight of 1 prevents no collapse.
+    """
     args = red.args
     repeats = overlap([" ".join(row["turns"]) for row in rows])
     # No verdict is no reward; and an attack that never ended, or said nothing, is not praised for being unlike the others.
