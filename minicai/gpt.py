@@ -160,6 +160,7 @@ class GPT(nn.Module):
     def hidden(self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
         """ids (B, T) -> the last hidden states (B, T, C), after the final norm: what a head of any kind reads.
 
+        In place of ids, (B, T, V) weights over the vocabulary: their embeddings are mixed, so that a gradient can be taken.
         Without a cache, position t of a row sees positions 0..t, so padding on the right changes nothing before it. With a
         cache, `positions` (B, T) says where each id stands in its own row; keys and values are written there.
         Raises ValueError when a position lies beyond block_size.
@@ -167,7 +168,7 @@ class GPT(nn.Module):
         end = ids.shape[1] if positions is None else int(positions.max()) + 1
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.block_size}")
-        x = self.embed(ids)
+        x = ids @ self.embed.weight if ids.is_floating_point() else self.embed(ids)
         if cache is None:
             cos, sin = self.rope[:, : ids.shape[1]]  # (T, D/2)
             mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()  # (T, T)

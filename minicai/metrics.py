@@ -1,4 +1,4 @@
-"""Rates with intervals, paired comparisons, calibration and boilerplate."""
+"""Rates with intervals, paired comparisons, calibration, boilerplate and diversity."""
 
 import math
 from collections import Counter
@@ -48,3 +48,42 @@ def boilerplate(answers: list[str], n: int = 4, share: float = 0.25) -> float:
     counts = Counter(g for found in grams for g in found)
     common = {g for g, count in counts.items() if count >= share * len(answers)}
     return float(np.mean([bool(found & common) for found in grams])) if grams else 0.0
+
+
+# --- diversity of a set of texts, in words ---
+
+
+def ngrams(text: str, n: int) -> Counter:
+    words = text.lower().split()
+    return Counter(tuple(words[i : i + n]) for i in range(len(words) - n + 1))
+
+
+def distinct_n(texts: list[str], n: int) -> float:
+    """Share of all n-grams of the texts that are different ones (Li et al. 2015, arXiv 1510.03055). 1: nothing comes twice."""
+    counts = sum((ngrams(text, n) for text in texts), Counter())
+    return len(counts) / counts.total() if counts else 0.0
+
+
+def self_bleu(texts: list[str], n: int = 4) -> float:
+    """Mean BLEU of each text with all others as references (Zhu et al. 2018, arXiv 1802.01886). 1: all are the same.
+
+    BLEU as in Papineni et al. 2002, n-grams up to n, unsmoothed: 0 where no n-gram is shared.
+    """
+    if len(texts) < 2:
+        return 0.0
+    lengths = [len(text.split()) for text in texts]
+    logs = np.zeros(len(texts))  # sum of the log precisions
+    for size in range(1, n + 1):
+        counts, top = [ngrams(text, size) for text in texts], {}
+        for found in counts:  # each n-gram's two highest counts: one of them belongs to another text
+            for gram, k in found.items():
+                top[gram] = sorted((*top.get(gram, (0,)), k))[-2:]
+        for i, found in enumerate(counts):
+            shared = sum(min(k, top[g][0] if top[g][-1] == k else top[g][-1]) for g, k in found.items())
+            logs[i] += math.log(shared / found.total()) if shared else -math.inf
+    scores = []
+    for i, (length, log) in enumerate(zip(lengths, logs)):
+        others = lengths[:i] + lengths[i + 1 :]
+        nearest = min(others, key=lambda other: (abs(other - length), other))
+        scores.append(math.exp(log / n + min(0.0, 1 - nearest / length)) if length else 0.0)
+    return float(np.mean(scores))

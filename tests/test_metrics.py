@@ -1,11 +1,12 @@
 """Metrics against published values and brute force."""
 
 import itertools
+import math
 import random
 
 import pytest
 
-from minicai.metrics import boilerplate, ece, mcnemar, rate, wilson
+from minicai.metrics import boilerplate, distinct_n, ece, mcnemar, rate, self_bleu, wilson
 
 
 @pytest.mark.parametrize(
@@ -83,3 +84,45 @@ def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
     )  # "i cannot help with"
     assert boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0  # two of twelve are not a quarter
     assert boilerplate(["the same old answer"] * 8) == 1 and boilerplate([]) == 0
+
+
+def brute_bleu(text, references, n):
+    """Papineni et al. 2002, written out: every n-gram of the text crossed off against the reference that has it most."""
+    words, references = text.split(), [r.split() for r in references]
+    product = 1.0
+    for size in range(1, n + 1):
+        grams = [words[i : i + size] for i in range(len(words) - size + 1)]
+        if not grams:
+            return 0.0
+        hits = 0
+        for gram in [g for i, g in enumerate(grams) if g not in grams[:i]]:
+            most = max(sum(r[i : i + size] == gram for i in range(len(r))) for r in references)
+            hits += min(grams.count(gram), most)
+        product *= hits / len(grams)
+    nearest = sorted((abs(len(r) - len(words)), len(r)) for r in references)[0][1]
+    penalty = 1.0 if len(words) > nearest else math.exp(1 - nearest / len(words))
+    return penalty * product ** (1 / n)
+
+
+@pytest.mark.parametrize("n", [1, 2, 4])
+@pytest.mark.parametrize("seed", range(3))
+def test_self_bleu_is_the_mean_of_each_text_against_the_others(seed, n):
+    rng = random.Random(seed)
+    texts = [" ".join(rng.choices("abc", k=rng.randint(1, 12))) for _ in range(9)]
+    texts += texts[:2]  # the same twice
+    brute = [brute_bleu(t, texts[:i] + texts[i + 1 :], n) for i, t in enumerate(texts)]
+    assert self_bleu(texts, n) == pytest.approx(sum(brute) / len(brute), abs=1e-12)
+
+
+def test_self_bleu_of_the_same_of_nothing_shared_and_of_papinenis_example():
+    assert self_bleu(["Tell me how to do it"] * 3) == pytest.approx(1)
+    assert self_bleu(["a b c d", "e f g h"]) == self_bleu(["alone"]) == self_bleu([]) == 0
+    both = self_bleu(["the the the the the the the", "the cat is on the mat"], 1)
+    assert both == pytest.approx((2 / 7 + math.exp(1 - 7 / 6) * 2 / 6) / 2)
+
+
+def test_distinct_n_counts_different_n_grams():
+    assert distinct_n(["a b a b"], 1) == 0.5
+    assert distinct_n(["a b a b"], 2) == pytest.approx(2 / 3)  # ab, ba, ab
+    assert distinct_n(["A b", "a B"], 2) == 0.5
+    assert distinct_n(["one"], 2) == distinct_n([], 1) == 0
