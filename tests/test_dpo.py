@@ -2,10 +2,13 @@
 
 import inspect
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
 
+from minicai import dpo
 from minicai.dpo import (
     LOSSES,
     PER_TOKEN,
@@ -207,3 +210,20 @@ def test_what_a_pad_holds_and_how_many_there_are_changes_nothing(model):
     clean, poisoned = (response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31))
     assert torch.equal(clean, poisoned)
     torch.testing.assert_close(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0)
+
+
+def test_the_loss_that_the_readme_writes_works_as_it_stands():
+    code = re.search(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S)[1]
+    names = dict(vars(dpo), LOSSES=dict(dpo.LOSSES))
+    exec(code, names)
+    (added,) = names["LOSSES"].keys() - dpo.LOSSES.keys()
+    four = [
+        torch.tensor([-3.0, -5.0]),
+        torch.tensor([-4.0, -4.5]),
+        torch.tensor([-3.5, -4.0]),
+        torch.tensor([-4.0, -4.0]),
+    ]
+    h = 0.1 * ((four[0] - four[2]) - (four[1] - four[3]))
+    loss, _ = names["LOSSES"][added](*four, 0.1, 0.7)
+    expected = (0.7 * torch.log1p(torch.exp(1 - h)) + 0.3 * torch.log1p(torch.exp(1 + h))).mean()
+    assert loss.item() == pytest.approx(expected.item())

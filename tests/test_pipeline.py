@@ -63,7 +63,14 @@ def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(ou
 
 def test_results_hold_every_number_with_its_interval(out):
     results = json.loads((out / "results.json").read_text())
-    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == ["base", "sft", "dpo", "ppo", "round1", "round2"]
+    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == [
+        "base",
+        "sft",
+        "dpo",
+        "ppo",
+        "round1",
+        "round2",
+    ]
     for stage in results["stages"]:
         for key, _, _ in METRICS:
             assert 0 <= lookup(stage, key)["rate"] <= 1 if lookup(stage, key)["rate"] is not None else True
