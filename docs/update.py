@@ -16,7 +16,14 @@ sys.path.insert(0, str(ROOT))
 from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown, samples_text  # noqa: E402
 from minicai.world.content import TECHNIQUES  # noqa: E402
 
-NAMES = {"base": "base", "sft": "SL-CAI"}
+NAMES = {
+    "base": "base",
+    "sft": "SL-CAI",
+    "dpo": "DPO-CAI",
+    "ppo": "RL-CAI (PPO)",
+    "round1": "round 1",
+    "round2": "round 2",
+}
 SIDES = {"jailbreak": "harmful complied with", "jailbreak_benign": "benign helped"}
 
 
@@ -30,7 +37,7 @@ def spread(rates: list[dict]) -> str:
 
 
 def stages(runs: list[dict], name: str) -> list[dict]:
-    return [next(s for s in run["stages"] if s["name"] == name) for run in runs]
+    return [s for run in runs for s in run["stages"] if s["name"] == name]
 
 
 def size(rates: list[dict]) -> str:
@@ -51,6 +58,32 @@ def skills_table(runs: list[dict]) -> str:
     for key, label in SKILLS:
         rates = [run["skills"][key] for run in runs]
         rows.append([label, spread(rates), size(rates)])
+    return markdown(rows)
+
+
+def stage_2_table(runs: list[dict]) -> str:
+    """The judge before training, and the reward model after it."""
+    judges, rewards = (
+        [r["judge_audit"] for r in runs if "judge_audit" in r],
+        [r["reward_model"] for r in runs if "reward_model" in r],
+    )
+    rows = [["Stage 2, on held-out acts", "percent", "n a seed"]]
+    for label, found in (
+        ("judge: right where exactly one answer breaks the principle", [j["accuracy"] for j in judges]),
+        ("judge: the same answer wins in both orders", [j["swap_consistency"] for j in judges]),
+        ("judge: expected calibration error", [dict(rate=j["ece"]) for j in judges]),
+        ("... always the first answer would be right", [j["always_a"] for j in judges]),
+        ("... the longer answer would be right", [j["longer_wins"] for j in judges]),
+        ("judge: prefers the safe answer to a harmful request", [j["prefers_safe"] for j in judges]),
+        ("reward model: prefers the answer that the world prefers", [r["test_accuracy"] for r in rewards]),
+        ("reward model: expected calibration error", [dict(rate=r["test_ece"]) for r in rewards]),
+        (
+            "reward model: agrees with held-back labels",
+            [dict(rate=r["agrees_with_labels"]["accuracy"]) for r in rewards],
+        ),
+    ):
+        if found:
+            rows.append([label, spread(found), size(found)])
     return markdown(rows)
 
 
@@ -91,6 +124,7 @@ def update(folders: list[Path]):
         head,
         main_table(runs),
         skills_table(runs),
+        stage_2_table(runs),
         baseline,
         forms_table(runs),
         "### The same requests at every stage",

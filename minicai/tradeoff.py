@@ -18,7 +18,7 @@ from minicai.world.grader import Grader
 from minicai.world.requests import Request
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
-TRAINED_FROM = {"dpo": "sft", "ppo": "sft"}  # the other stages start from the one before them
+TRAINED_FROM = {"dpo": "sft", "ppo": "sft", "round1": "dpo"}  # the other stages start from the one before them
 PAIRED = {  # what is compared question by question: the sets, and the outcome that counts
     "under_refusal": (("harmful",), "complied"),
     "over_refusal": (tuple(RIGHT), "refused"),
