@@ -55,7 +55,7 @@ from minicai.gpt import GPT
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
 from minicai.metrics import distinct_n, rate, self_bleu
-from minicai.optim import make_optimizers, set_lr, update
+from minicai.optim import set_lr, update
 from minicai.report import aligned, interval
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
@@ -201,10 +201,10 @@ def imitate(red: Red, pool: list[dict]) -> GPT:
     args, attacker, rng = red.args, copy.deepcopy(red.base), random.Random(f"imitate {red.args.seed}")
     examples = [encode_turns(red.tokenizer, [("user", r["turns"][0], 1.0)]) for r in pool]
     batches = [b for _ in range(args.sft_epochs) for b in make_batches(examples, args.batch_tokens, rng)]
-    optimizers = make_optimizers(attacker, args.sft_lr)
+    optimizer = torch.optim.AdamW(attacker.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
     for step, batch in enumerate(tqdm(batches, desc="train attacker", unit=" steps")):
-        set_lr(optimizers, step, len(batches), warmup=0.05, cooldown=0.8)
-        update(attacker, optimizers, weighted_nll(attacker, *collate(batch, red.tokenizer.pad, args.device)))
+        set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
+        update(attacker, [optimizer], weighted_nll(attacker, *collate(batch, red.tokenizer.pad, args.device)))
     return attacker
 
 

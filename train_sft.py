@@ -1,6 +1,6 @@
 """Stage 1 training: fine-tune the base model on its own revisions, mixed with its own helpful answers (SL-CAI).
 
-    python train_sft.py                          # CPU preset: about a minute
+    python train_sft.py                          # CPU preset: about two minutes
     python train_sft.py --revisions 1            # SL-CAI-1: revisions up to the first step only
     python train_sft.py --train-on all           # every step's revision, as in the paper, instead of the last
     python train_sft.py --round 1                # feedback: the stage before, further, on the revised attacks and all of the above
@@ -8,12 +8,13 @@
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
-It takes a minute, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here three epochs with a falling rate.
+It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here six epochs with a falling rate.
 """
 
 import random
 import time
 
+import torch
 from tqdm import tqdm
 
 from minicai.common import (
@@ -32,7 +33,7 @@ from minicai.common import (
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
 from minicai.data import collate, encode_turns, make_batches, weighted_nll
-from minicai.optim import make_optimizers, set_lr, update
+from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part
@@ -91,10 +92,10 @@ def train():
                    help=f"use the chains up to this step (default: {STEPS})")  # fmt: skip
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
     p.add_argument(
-        "--helpful-fraction", type=float, default=0.4, help="share of helpful answers in the mix (default: 0.4)"
+        "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
     p.add_argument("--epochs", dest="sft_epochs", type=positive, help="passes over the data")
-    p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of Muon")
+    p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
     args = setup(p)
@@ -125,14 +126,15 @@ def train():
 
     rng = random.Random(f"sft {args.seed}")
     batches = [b for _ in range(args.sft_epochs) for b in make_batches(examples, args.batch_tokens, rng)]
-    optimizers = make_optimizers(model, args.sft_lr)
+    # Long and fast with weight decay: short or gentle runs learn the prompts and carry little over to acts they have not seen.
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
     for step, batch in enumerate(bar):
-        set_lr(optimizers, step, len(batches), warmup=0.05, cooldown=0.8)
+        set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
         ids, weights = collate(batch, tokenizer.pad, args.device)
         with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
-        update(model, optimizers, loss)
+        update(model, [optimizer], loss)
         bar.set_postfix_str(f"loss {loss.item():.3f}")
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
