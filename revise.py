@@ -132,7 +132,7 @@ def revise():
 
     made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
                    steps=args.revisions, temperature=args.temperature)  # fmt: skip
-    part, rng = Part(world, "train"), random.Random(f"revise {args.seed} {args.round or 0}")
+    part, rng = Part(world, "train"), random.Random(f"revise {args.seed} {args.round or ''}")
     if args.round:
         requests, drafts = feedback(args, part, rng)
         made_by |= dict(attacked=file_hash(stage_before(args)), attacks=sum(isinstance(r, Attack) for r in requests))

@@ -94,9 +94,11 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
                       wordings: list[Wording], seed: int = 0, temperature: float = 0.0) -> list[Verdict | None]:  # fmt: skip
     """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
 
-    Both answers are critiqued, and the better one is more likely to keep to the principle. None where a critique comes to
-    no verdict: such a pair is dropped and counted. Neither answer stands first, so both numbers of a verdict are the
-    same. Probabilities are near 0 and 1: see LABELS["clamp"].
+    Both answers are critiqued. An answer is better when it keeps to the principle and the other breaks it; a coin decides
+    where both do or neither does, so that p = 1/2 + (P(b breaks) - P(a breaks)) / 2. (The odds of one against the other
+    alone would make 0.98 of 0.02 against 0.0004: a preference where the critic has none.) None where a critique comes
+    to no verdict: such a pair is dropped and counted. Neither answer stands first, so both numbers of a verdict are
+    the same.
     """
     twice = [*conversations, *conversations]
     broken = breaks(model, tokenizer, twice, [*a, *b], [*wordings, *wordings], seed, temperature)
@@ -105,8 +107,7 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
         if one is None or other is None:
             verdicts.append(None)
             continue
-        better, worse = other * (1 - one), one * (1 - other)
-        p = better / (better + worse) if better + worse > 0 else 0.5
+        p = other * (1 - one) + (one * other + (1 - one) * (1 - other)) / 2
         verdicts.append(Verdict(p, p))
     return verdicts
 

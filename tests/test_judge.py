@@ -1,5 +1,6 @@
 """The judge: its two orders, its labels, and an audit that knows the truth."""
 
+import math
 import random
 
 import pytest
@@ -87,18 +88,28 @@ def test_labels():
     assert [LABELS["clamp"](p) for p in (0.0, 0.45, 0.99)] == [0.4, 0.45, 0.6]
 
 
-def test_reasoning_first_drops_what_comes_to_no_verdict(model, tokenizer, constitution, monkeypatch):
-    ends = [f"x. {BREAKS}", "junk", f"x. {KEEPS}"] + [f"y. {KEEPS}"] * 2 + [None]
-    monkeypatch.setattr(judging, "answer", lambda *a, **k: ends)
-    # log p(breaks), log p(keeps) of the four critiques that end in a verdict: a's first and third, b's first and second
-    monkeypatch.setattr(
-        judging,
-        "score_options",
-        lambda model, prompts, options: [[-0.1, -4.0], [-4.0, -0.1], [-4.0, -0.1], [-4.0, -0.1]],
-    )
-    wordings = [constitution.draw(random.Random(0))] * 3
-    first, second, third = judge_by_critique(model, tokenizer, [["hi"]] * 3, ["a"] * 3, ["b"] * 3, wordings)
-    assert first.p < 0.01 and second is None and third is None  # b keeps to the principle and a breaks it
+def test_reasoning_first_prefers_what_keeps_where_the_other_breaks_and_drops_what_comes_to_no_verdict(
+    model, tokenizer, constitution, monkeypatch
+):
+    a = [f"x. {BREAKS}", "junk", f"x. {KEEPS}", f"x. {KEEPS}", f"x. {BREAKS}"]
+    b = [f"y. {KEEPS}", f"y. {KEEPS}", None, f"y. {KEEPS}", f"y. {KEEPS}"]
+    # P(breaks), P(keeps) of the critiques that end in a verdict, a's first
+    found = [(0.99, 0.01), (0.02, 0.98), (0.02, 0.98), (0.8, 0.2)] + [
+        (0.01, 0.99),
+        (0.5, 0.5),
+        (0.0004, 0.9996),
+        (0.3, 0.7),
+    ]
+    monkeypatch.setattr(judging, "answer", lambda *args, **more: a + b)
+    monkeypatch.setattr(judging, "score_options", lambda *args: [[math.log(p), math.log(q)] for p, q in found])
+    wordings = [constitution.draw(random.Random(0))] * 5
+    verdicts = judge_by_critique(model, tokenizer, [["hi"]] * 5, ["a"] * 5, ["b"] * 5, wordings)
+    assert verdicts[0].p == pytest.approx(
+        0.01 * 0.01 + (0.99 * 0.01 + 0.01 * 0.99) / 2
+    )  # a breaks it and b keeps to it
+    assert verdicts[1] is None and verdicts[2] is None
+    assert abs(verdicts[3].p - 0.5) < 0.01  # both keep to it: a coin, whatever the odds of one against the other
+    assert verdicts[4].p == pytest.approx(0.3 * 0.2 + (0.8 * 0.3 + 0.2 * 0.7) / 2)
 
 
 def test_the_audit_asks_where_exactly_one_answer_breaks_the_principle(world, constitution):

@@ -154,7 +154,7 @@ def test_a_killed_base_training_ends_in_the_same_weights(monkeypatch, tmp_path):
 
 def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
     call(train_sft.train, monkeypatch, "--out", out, "--name", "more", "--epochs", 4)
-    losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "more"]
+    losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "sft-more"]
     assert losses[-1] < losses[0]
 
 
