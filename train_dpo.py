@@ -37,7 +37,7 @@ from minicai.tokenizer import Tokenizer
 def train():
     p = parser(__doc__)
     p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
-    p.add_argument("--beta", type=float, default=0.1, help="strength of the pull to the reference (default: 0.1)")
+    p.add_argument("--beta", type=float, default=0.3, help="strength of the pull to the reference (default: 0.3)")
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
         "--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
