@@ -8,9 +8,10 @@
 reads   OUT/sft.pt (answers), OUT/base.pt (judges), OUT/tokenizer.json, constitution.json, world/
 writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
 
-Two kinds of rows. `ai`: any prompt, one random principle, the judge's label. `human`: a harmless prompt and a simulated person
-who prefers the more helpful answer and errs in one of ten cases, as in the paper, where people labelled helpfulness and
-only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal answers are dropped and counted.
+Two kinds of rows. `ai`: any prompt, one random principle, the judge's label; a pair is compared under a random principle of each family.
+`human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
+in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs that
+differ in nothing the judge or the person cares for are dropped.
 """
 
 import random
@@ -41,7 +42,10 @@ from minicai.world.requests import Part, Request
 from revise import draw_prompts
 from train_sft import HELPFUL
 
+# Stage 1 knows its answers about train acts by heart, and two samples hardly differ. On answers about demo acts nothing has been trained.
+SPLIT = "demo"
 FLIPPED = 0.1
+TIE = 0.05  # a judge this close to a coin has seen no difference, and the pair teaches nothing
 BATCH = 512
 
 
@@ -61,35 +65,37 @@ def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Ra
     return float((difference > 0) != (rng.random() < FLIPPED))
 
 
-def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[Wording]:
-    """Under which principles a pair is compared: a random one, a named one, or each of them once."""
-    if principles == "random":
-        return [constitution.draw(rng)]
-    names = constitution.principles if principles == "all" else [principles]
-    return [constitution.draw(rng, principle=name) for name in names]
+def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
+    """The comparisons made of a pair, each with the wordings it is averaged over."""
+    if principles == "families":
+        return [[constitution.draw(rng, family=family)] for family in constitution.families]
+    if principles == "all":
+        return [[constitution.draw(rng, principle=name) for name in constitution.principles]]
+    return [[constitution.draw(rng, principle=None if principles == "random" else principles)]]
 
 
 def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
-    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
+    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out, and ties."""
     flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
     asked = ([r["turns"] for r, _ in flat], [r["a"] for r, _ in flat], [r["b"] for r, _ in flat], [w for _, w in flat])
     verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
     labelled = []
     for row, ws in zip(rows, wordings):
         found = [v for v in (next(verdicts) for _ in ws) if v is not None]
-        if found:
-            p = sum(v.p for v in found) / len(found)
+        p = sum(v.p for v in found) / len(found) if found else 0.5
+        if abs(p - 0.5) >= TIE:
             labelled.append(row | dict(principles=[w.id for w in ws], a_first=sum(v.a_first for v in found) / len(found),
                                        b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p)))  # fmt: skip
     return labelled
 
 
 def explain(rows: list[dict], number: int, constitution: Constitution):
-    row = next((r for r in rows if r["id"] == number), None)
-    if row is None:
+    found = [r for r in rows if r["id"] == number]
+    if not found:
         raise UserError(
             f"--explain {number}: there is no such comparison; ids go from {rows[0]['id']} to {rows[-1]['id']}"
         )
+    row = found[0]
     for i, text in enumerate(row["turns"]):
         print(f"{('person', 'assistant')[i % 2]:>10}  {text}")
     print(f"\n{'a':>10}  {row['a']}\n{'b':>10}  {row['b']}\n")
@@ -99,11 +105,12 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         )
         return
     text = {w.id: w.comparison for w in constitution.wordings}
-    for name in row["principles"]:
-        print(f"under {name}: {text.get(name, '(no longer in the constitution)')}")
-    print(
-        f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
-    )
+    for row in found:
+        for name in row["principles"]:
+            print(f"under {name}: {text.get(name, '(no longer in the constitution)')}")
+        print(
+            f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
+        )
     print(f"Sampled from the policy {row['made_by']['policy']}, judged by the base {row['made_by']['judge']}.")
 
 
@@ -111,14 +118,16 @@ def label():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument(
-        "--principles", default="random", help="random, all (each once, averaged), or the id of one (default: random)"
+        "--principles",
+        default="families",
+        help="families (a comparison under a random one of each), random (one comparison), all (one, averaged over them), or the id of one (default: families)",
     )
     p.add_argument(
         "--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)"
     )
     p.add_argument("--judge", choices=("critique", "direct"), default="critique",
                    help="compare by critiques of both answers, or at once by (A) and (B) (default: critique)")  # fmt: skip
-    p.add_argument("--comparisons", type=positive, help="prompts for the judge; half as many more are for the person")
+    p.add_argument("--comparisons", type=positive, help="prompts for the judge; as many more are for the person")
     p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
@@ -126,9 +135,9 @@ def label():
     path = args.out / "preferences.jsonl"
     if args.explain is not None:
         return explain(read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p")), args.explain, constitution)
-    if args.principles not in ("random", "all", *constitution.principles):
+    if args.principles not in ("families", "random", "all", *constitution.principles):
         raise UserError(
-            f"--principles {args.principles}: give random, all, or one of {', '.join(constitution.principles)}"
+            f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
         )
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
@@ -147,9 +156,9 @@ def label():
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use another --out")
 
-    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, "train"), Grader(world)
+    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, SPLIT), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
-    jobs += [("human", r) for r in draw_prompts(part, args.comparisons // 2, rng, HELPFUL)]
+    jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, HELPFUL)]
     rng.shuffle(jobs)
     start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
     if done:
@@ -163,16 +172,17 @@ def label():
         for i, ((kind, request), a, b) in enumerate(zip(batch, texts[::2], texts[1::2])):
             p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
             if a and b and a != b and p is not None:
-                rows[kind].append(dict(id=at + i, kind=kind, split="train", type=request.type, request=request.id,
+                rows[kind].append(dict(id=at + i, kind=kind, split=SPLIT, type=request.type, request=request.id,
                                        turns=list(request.turns), a=a, b=b, p=p, made_by=made_by))  # fmt: skip
-        wordings = [wordings_for(constitution, args.principles, rng) for _ in rows["ai"]]
-        labelled = compare(args, base, tokenizer, rows["ai"], wordings) + rows["human"]
+        pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
+        labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
+        labelled += rows["human"]
         append_jsonl(path, sorted(labelled, key=lambda row: row["id"]))
     bar.close()
     rows = read_jsonl(path)
     ai = sum(row["kind"] == "ai" for row in rows)
     print(f"{path}: {ai} comparisons by the judge and {len(rows) - ai} by the person, of {len(jobs)} prompts; "
-          "the others had equal or unfinished answers")  # fmt: skip
+          "the others differ in nothing that was asked about")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python train_ppo.py --beta 0 --name greedy   # no penalty: watch the true reward fall while the proxy rises
     python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
 
-reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts of the train part)
+reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py)
 writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl; OUT/train_ppo.state.pt until it is done
 
 Each update: sample an answer to every prompt, score it, and climb for a few epochs; the arithmetic is in minicai/ppo.py. Three fixed
@@ -21,6 +21,7 @@ import time
 import torch
 from tqdm import tqdm
 
+from label import SPLIT
 from minicai import ppo
 from minicai.common import (
     UserError,
@@ -152,7 +153,7 @@ def train():
     reward_path = args.reward or args.out / "rm.pt"
     reward, _ = RewardModel.load(reward_path, args.device)
     reference = copy.deepcopy(gpt)
-    actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, "train")
+    actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, SPLIT)
     group = 1 if args.advantage == "gae" else args.group
     if args.ppo_episodes % group or (group == 1 and args.advantage != "gae"):
         raise UserError(

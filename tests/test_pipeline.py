@@ -236,12 +236,12 @@ def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
 # --- Stage 2 ---
 
 
-def test_every_comparison_keeps_its_lineage_and_holds_only_train_acts(out):
+def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
     rows = common.read_jsonl(out / "preferences.jsonl", required=("id", "kind", "turns", "a", "b", "p", "made_by"))
     world, constitution = World(ROOT / "world"), Constitution(ROOT / "constitution.json")
     names, wordings = {a.id for a in world.acts} | {f.id for f in world.facts}, {w.id for w in constitution.wordings}
     for row in rows:
-        assert all(split_of(part) == "train" for part in row["request"].split("/") if part in names)
+        assert all(split_of(part) == "demo" for part in row["request"].split("/") if part in names)
         assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
