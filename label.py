@@ -10,8 +10,8 @@ writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit o
 
 Two kinds of rows. `ai`: any prompt, one random principle, the judge's label; a pair is compared under a random principle of each family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
-in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs that
-differ in nothing the judge or the person cares for are dropped.
+in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal
+answers are dropped, and training leaves out those between which the judge sees no difference.
 """
 
 import random
@@ -34,6 +34,7 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.critique import answer
+from minicai.data import tied
 from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
@@ -45,7 +46,6 @@ from train_sft import HELPFUL
 # Stage 1 knows its answers about train acts by heart, and two samples hardly differ. On answers about demo acts nothing has been trained.
 SPLIT = "demo"
 FLIPPED = 0.1
-TIE = 0.05  # a judge this close to a coin has seen no difference, and the pair teaches nothing
 BATCH = 512
 
 
@@ -75,15 +75,15 @@ def wordings_for(constitution: Constitution, principles: str, rng: random.Random
 
 
 def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
-    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out, and ties."""
+    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
     flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
     asked = ([r["turns"] for r, _ in flat], [r["a"] for r, _ in flat], [r["b"] for r, _ in flat], [w for _, w in flat])
     verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
     labelled = []
     for row, ws in zip(rows, wordings):
         found = [v for v in (next(verdicts) for _ in ws) if v is not None]
-        p = sum(v.p for v in found) / len(found) if found else 0.5
-        if abs(p - 0.5) >= TIE:
+        if found:
+            p = sum(v.p for v in found) / len(found)
             labelled.append(row | dict(principles=[w.id for w in ws], a_first=sum(v.a_first for v in found) / len(found),
                                        b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p)))  # fmt: skip
     return labelled
@@ -180,9 +180,9 @@ def label():
         append_jsonl(path, sorted(labelled, key=lambda row: row["id"]))
     bar.close()
     rows = read_jsonl(path)
-    ai = sum(row["kind"] == "ai" for row in rows)
-    print(f"{path}: {ai} comparisons by the judge and {len(rows) - ai} by the person, of {len(jobs)} prompts; "
-          "the others differ in nothing that was asked about")  # fmt: skip
+    ai = [row for row in rows if row["kind"] == "ai"]
+    print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
+          f"person, of {len(jobs)} prompts; the others had equal or unfinished answers")  # fmt: skip
 
 
 if __name__ == "__main__":

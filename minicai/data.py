@@ -100,11 +100,22 @@ class Pair:
     p: float  # the probability that the chosen answer is the better one, 0.5 to 1
 
 
+def tied(row: dict) -> bool:
+    """Whether the judge is so close to a coin that it has seen no difference."""
+    return abs(row["p"] - 0.5) < 0.05
+
+
 def encode_pairs(
     tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float, block_size: int, rng: random.Random
 ) -> list[Pair]:
-    """Rows of preferences.jsonl as ids; helpfulness comparisons make up at most `helpful_fraction`. The likelier answer is chosen."""
+    """Rows of preferences.jsonl as ids; helpfulness comparisons make up at most `helpful_fraction`. The likelier answer is chosen.
+
+    Ties are left out: most pairs break no principle or the same ones, and would drown the rest. Where there is hardly
+    anything else (a judge that has learned nothing) they stay, and teach nothing.
+    """
     ai, human = ([row for row in rows if row["kind"] == kind] for kind in ("ai", "human"))
+    decided = [row for row in ai if not tied(row)]
+    ai = decided if len(decided) >= 20 else ai
     wanted = round(len(ai) * helpful_fraction / (1 - helpful_fraction))
     pairs = []
     for row in ai + rng.sample(human, min(wanted, len(human))):

@@ -242,3 +242,13 @@ def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):
         for i, (pair, row) in enumerate([(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]):
             assert ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
             assert mask[i].nonzero().flatten().tolist() == list(range(pair.prompt, len(row)))
+
+
+def test_ties_are_left_out_unless_there_is_hardly_anything_else(tokenizer):
+    def row(i, p):
+        return dict(id=i, kind="ai", turns=["hi"], a=f"one {i}", b="two", p=p)
+
+    decided, ties = [row(i, 0.9 if i % 2 else 0.1) for i in range(20)], [row(i, 0.52) for i in range(20, 60)]
+    pairs = encode_pairs(tokenizer, ties[:20] + decided + ties[20:], 0.0, 512, random.Random(0))
+    assert len(pairs) == 20 and all(pair.p == pytest.approx(0.9) for pair in pairs)
+    assert len(encode_pairs(tokenizer, decided[:19] + ties, 0.0, 512, random.Random(0))) == 59

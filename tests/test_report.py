@@ -115,7 +115,7 @@ def test_the_story_tells_each_move_and_how_sure_it_is():
     assert "90.0 points less harm let through for 20.0 points more help denied" in sft
     assert "**dpo** against sft" in dpo and "the curve itself moved" in dpo
     assert "**ppo** against sft" in ppo and "10.0 points less help denied for 10.0 points more harm" in ppo
-    assert "**round1** against ppo" in last and "over-refusal unchanged at 10.0" in last
+    assert "**round1** against dpo" in last and "over-refusal down to 10.0" in last
 
 
 @pytest.mark.parametrize("under, over, said", [(0, 0, "Neither"), (-5, 0, "curve itself moved"), (-5, -1, "curve itself"),

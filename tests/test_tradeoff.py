@@ -116,7 +116,7 @@ def test_stages_that_answered_other_questions_are_not_compared():
 
 def test_both_optimisers_start_from_the_fine_tuned_model():
     names = ["base", "sft", "dpo", "ppo", "round1"]
-    assert [before(names, n) for n in names] == [None, "base", "sft", "sft", "ppo"]
+    assert [before(names, n) for n in names] == [None, "base", "sft", "sft", "dpo"]
     assert before(["base", "ppo"], "ppo") == "base"
 
 
