@@ -1,7 +1,7 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset, about 45 minutes on 2 cores
-    python pipeline.py --rounds 0            # without red-teaming and feedback
+    python pipeline.py                       # CPU preset, about an hour on 2 cores that do other things too
+    python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
     python pipeline.py --preset smoke        # a minute, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
@@ -62,7 +62,7 @@ def run(name: str, args, *own: str) -> float:
 def pipeline():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--rounds", type=int, default=2, choices=range(10), help="of red-teaming and feedback (default: 2)")
+    p.add_argument("--rounds", type=int, default=0, choices=range(10), help="of red-teaming and feedback (default: 0)")
     args = setup(p)
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))

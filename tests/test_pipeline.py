@@ -47,7 +47,7 @@ def call(script, monkeypatch, *options):
 def out(tmp_path_factory):
     """The smoke pipeline, run once."""
     path = tmp_path_factory.mktemp("smoke")
-    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--out", path)
+    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--rounds", 2, "--out", path)
     assert done.returncode == 0, done.stderr
     (path / "stdout.txt").write_text(done.stdout)
     return path
@@ -106,7 +106,7 @@ def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
 
 def test_a_second_run_does_nothing_again(out):
     before = {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}
-    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--out", out)
+    done = run("pipeline.py", "--preset", "smoke", "--device", "cpu", "--rounds", 2, "--out", out)
     assert done.returncode == 0 and "train_base: done before" in done.stdout and "exam for" not in done.stderr
     assert before == {p: p.stat().st_mtime_ns for p in out.glob("*.pt")}
 
