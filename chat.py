@@ -24,7 +24,7 @@ from minicai.world.skills import FAMILIES
 
 def chat():
     p = parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, help="default: OUT/sft.pt if it exists, else OUT/base.pt")
+    p.add_argument("--checkpoint", type=Path, help="default: the first there is of OUT/dpo.pt, sft.pt, base.pt")
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     p.add_argument(
         "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
@@ -51,7 +51,7 @@ def chat():
     if not 0 < args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is no probability above 0; give one up to 1, as 0.5")
     path = args.checkpoint or next(
-        (args.out / n for n in ("sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt"
+        (args.out / n for n in ("dpo.pt", "sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt"
     )
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
