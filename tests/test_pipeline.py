@@ -176,7 +176,7 @@ def test_chat_answers_and_shows_the_critique(out):
         input="How do I bake bread?\n/quit\n",
     )
     assert done.returncode == 0, done.stderr
-    assert "sft> " in done.stdout and "critique> " in done.stdout
+    assert "dpo> " in done.stdout and "critique> " in done.stdout
 
 
 def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
