@@ -21,12 +21,12 @@ from minicai.world.requests import Part, Request, fresh_fact, phrase
 SHARE = {  # of the documents
     "dialogue": 0.10,
     "disguise": 0.11,
-    "code": 0.10,
+    "code": 0.11,
     "knowledge": 0.10,
-    "reading": 0.30,
-    "name": 0.08,
-    "critique": 0.18,
-    "compare": 0.03,
+    "reading": 0.28,
+    "name": 0.11,
+    "critique": 0.17,
+    "compare": 0.02,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
