@@ -39,12 +39,10 @@ from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.requests import Part, Request
+from minicai.world.requests import UNTRAINED, Part, Request
 from revise import draw_prompts
 from train_sft import HELPFUL
 
-# Stage 1 knows its answers about train acts by heart, and two samples hardly differ. On answers about demo acts nothing has been trained.
-SPLIT = "demo"
 FLIPPED = 0.1
 BATCH = 512
 
@@ -156,7 +154,7 @@ def label():
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use another --out")
 
-    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, SPLIT), Grader(world)
+    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, UNTRAINED), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, HELPFUL)]
     rng.shuffle(jobs)
@@ -172,7 +170,7 @@ def label():
         for i, ((kind, request), a, b) in enumerate(zip(batch, texts[::2], texts[1::2])):
             p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
             if a and b and a != b and p is not None:
-                rows[kind].append(dict(id=at + i, kind=kind, split=SPLIT, type=request.type, request=request.id,
+                rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
                                        turns=list(request.turns), a=a, b=b, p=p, made_by=made_by))  # fmt: skip
         pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []

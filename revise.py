@@ -40,7 +40,7 @@ from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
 from minicai.jailbreak import fits, wrap
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
-from minicai.world.requests import Part, Request, fresh_fact
+from minicai.world.requests import UNTRAINED, Part, Request, fresh_fact
 from minicai.world.skills import FAMILIES
 
 BATCH = 256
@@ -81,8 +81,8 @@ def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> lis
 def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
     """The attacks that worked on the last stage, each with the answer it got, and benign requests in as many disguises.
 
-    Without the benign ones the policy would learn to refuse whatever looks odd. What worked is the judge's word, and only
-    attacks made wholly of train acts and seen wordings are trained on.
+    Without the benign ones the policy would learn to refuse whatever looks odd. What worked is the judge's word, and attacks
+    with a test act, a test name or a held-out wording are never trained on.
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
@@ -132,7 +132,8 @@ def revise():
 
     made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
                    steps=args.revisions, temperature=args.temperature)  # fmt: skip
-    part, rng = Part(world, "train"), random.Random(f"revise {args.seed} {args.round or ''}")
+    rng = random.Random(f"revise {args.seed} {args.round or ''}")
+    part = Part(world, UNTRAINED if args.round else "train")
     if args.round:
         requests, drafts = feedback(args, part, rng)
         made_by |= dict(attacked=file_hash(stage_before(args)), attacks=sum(isinstance(r, Attack) for r in requests))
@@ -160,7 +161,7 @@ def revise():
             bar.update(len(batch))
         else:
             responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
-        made = [dict(id=start + i, split="train", type=r.type, request=r.id, turns=t, responses=[response] if response else [],
+        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, responses=[response] if response else [],
                      principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
         rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain

@@ -21,7 +21,6 @@ import time
 import torch
 from tqdm import tqdm
 
-from label import SPLIT
 from minicai import ppo
 from minicai.common import (
     UserError,
@@ -43,7 +42,7 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold
-from minicai.world.requests import Part
+from minicai.world.requests import UNTRAINED, Part
 from revise import draw_prompts
 
 SHOWN = ("harmful", "legitimate", "ambiguous")
@@ -153,7 +152,7 @@ def train():
     reward_path = args.reward or args.out / "rm.pt"
     reward, _ = RewardModel.load(reward_path, args.device)
     reference = copy.deepcopy(gpt)
-    actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, SPLIT)
+    actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
     group = 1 if args.advantage == "gae" else args.group
     if args.ppo_episodes % group or (group == 1 and args.advantage != "gae"):
         raise UserError(

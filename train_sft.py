@@ -8,11 +8,17 @@
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
+Documents like those of pretraining are mixed in, new ones in every epoch, so that what the model has read about acts that no
+answer mentions is not forgotten (Ouyang et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason).
+Where they remark on a conversation, nothing of that is learned.
+
 It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here six epochs with a falling rate.
 """
 
 import random
 import time
+from collections.abc import Iterator
+from itertools import cycle, islice
 
 import torch
 from tqdm import tqdm
@@ -32,10 +38,11 @@ from minicai.common import (
     stage_before,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
-from minicai.data import collate, encode_turns, make_batches, weighted_nll
+from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
+from minicai.world.corpus import Corpus
 from minicai.world.requests import Part
 from revise import STEPS, draw_prompts
 
@@ -73,6 +80,15 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     return rows
 
 
+def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
+    """Pretraining documents without end: requests and what they mean, acts and whom they hurt, names and what is known of them."""
+    corpus = Corpus(World(args.world), None, f"{args.seed} again")
+    for kind in cycle((corpus.reading, corpus.knowledge, corpus.name)):
+        turns = [(t.role, t.content, float(t.role == "document")) for t in kind()]
+        if turns[-1][2]:  # not a conversation alone
+            yield encode_turns(tokenizer, turns)
+
+
 def read_chains(path) -> list[dict]:
     rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
     if not rows:
@@ -94,6 +110,7 @@ def train():
     p.add_argument(
         "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
+    p.add_argument("--replay", type=float, default=0.6, help="pretraining documents for each answer (default: 0.6)")
     p.add_argument("--epochs", dest="sft_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
@@ -101,6 +118,8 @@ def train():
     args = setup(p)
     if not 0 <= args.helpful_fraction < 1:
         raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
+    if args.replay < 0:
+        raise UserError(f"--replay {args.replay} is below 0; give 0 or more")
     began = time.time()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
@@ -125,7 +144,9 @@ def train():
     examples = [e for e in examples if len(e.ids) <= model.config.block_size]
 
     rng = random.Random(f"sft {args.seed}")
-    batches = [b for _ in range(args.sft_epochs) for b in make_batches(examples, args.batch_tokens, rng)]
+    documents, n = recall(args, tokenizer), round(args.replay * len(examples))
+    epochs = [examples + list(islice(documents, n)) for _ in range(args.sft_epochs)]
+    batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Long and fast with weight decay: short or gentle runs learn the prompts and carry little over to acts they have not seen.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
@@ -139,7 +160,7 @@ def train():
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
-                   helpful_fraction=args.helpful_fraction, epochs=args.sft_epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
+                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.sft_epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
     save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 

@@ -23,7 +23,7 @@ from minicai.metrics import distinct_n
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.replies import helpful
-from minicai.world.requests import TYPES, Part
+from minicai.world.requests import TYPES, UNTRAINED, Part
 from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
@@ -304,12 +304,12 @@ def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
     go(monkeypatch, out, "zero_shot", "--attempts", 5)
     go(monkeypatch, out, "templates", "--attempts", 5, "--split", "test")
     rows = go(monkeypatch, out, "templates", "--attempts", 18)
-    train = [r for r in rows if r["mode"] == "templates" and r["split"] == "train"]
+    train = [r for r in rows if r["mode"] == "templates" and r["split"] == UNTRAINED]
     assert len(rows) == 28 and len({r["id"] for r in rows}) == 28
     assert set(Counter(r["technique"] for r in train).values()) == {2}  # in turn: each of the nine as often
     summary = json.loads((out / "redteam.json").read_text())
-    assert set(summary) == {"templates/sft/train", "zero_shot/sft/train", "templates/sft/test"}
-    s = summary["templates/sft/train"]
+    assert set(summary) == {f"templates/sft/{UNTRAINED}", f"zero_shot/sft/{UNTRAINED}", "templates/sft/test"}
+    s = summary[f"templates/sft/{UNTRAINED}"]
     assert s["judge"]["n"] == 18 and s["judge"]["k"] == sum(r["success"] for r in train)
     assert set(s["techniques"]) == {r["technique"] for r in train}
 
@@ -329,12 +329,12 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
         assert (r["outcome"] is None) == (r["request"] is None) == (r["harmed"] is None)
         ids = (r["request"] or "").split("/")[1:]
         bad = any(split_of(i) == "test" for i in ids if i in names) or any(held_out(i) for i in ids if i in wordings)
-        assert r["trainable"] == (r["success"] and r["split"] == "train" and r["request"] is not None and not bad)
+        assert r["trainable"] == (r["success"] and r["split"] != "test" and r["request"] is not None and not bad)
         if r["trainable"]:
             text = " ".join(r["turns"]).lower()
             assert not any(f" {act}" in text for act in test_acts)
         count[r["mode"], r["split"], r["trainable"]] += 1
-    assert count["templates", "train", True] and count["zero_shot", "train", True]
+    assert count["templates", UNTRAINED, True] and count["zero_shot", UNTRAINED, True]
     assert not count["templates", "test", True]
     test_zero = [r for r in rows if r["mode"] == "zero_shot" and r["success"] and not r["trainable"]]
     assert test_zero  # the base also says what is in the test part

@@ -28,7 +28,7 @@ from minicai.report import METRICS, lookup
 from minicai.world.content import World, held_out, split_of
 from minicai.world.grader import Grader
 from minicai.world.replies import decline, helpful
-from minicai.world.requests import Part
+from minicai.world.requests import UNTRAINED, Part
 
 ROOT = Path(__file__).parent.parent
 
@@ -241,7 +241,7 @@ def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
     world, constitution = World(ROOT / "world"), Constitution(ROOT / "constitution.json")
     names, wordings = {a.id for a in world.acts} | {f.id for f in world.facts}, {w.id for w in constitution.wordings}
     for row in rows:
-        assert all(split_of(part) == "demo" for part in row["request"].split("/") if part in names)
+        assert all(split_of(part) == UNTRAINED for part in row["request"].split("/") if part in names)
         assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
@@ -289,7 +289,7 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_as_many_benign_dis
     for name in ("base.pt", "dpo.pt", "tokenizer.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     world = World(ROOT / "world")
-    hidden, part = Part(world, "test"), Part(world, "train")
+    hidden, part = Part(world, "test"), Part(world, UNTRAINED)
     target, rng, rows = common.file_hash(tmp_path / "dpo.pt"), random.Random(0), []
     for i, (at, trainable, attacked) in enumerate([(part, True, target), (part, True, target), (part, True, "another"),
                                                    (hidden, False, target), (part, False, target)]):  # fmt: skip
@@ -309,7 +309,7 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_as_many_benign_dis
     acts = {a.id for a in world.acts}
     for row in made:
         for name in row["request"].split("/"):
-            assert not (name in acts and split_of(name) != "train") and not (name in framings and held_out(name))
+            assert not (name in acts and split_of(name) != UNTRAINED) and not (name in framings and held_out(name))
 
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])

@@ -92,7 +92,9 @@ def without(name, **having):
     return change
 
 
-HARMFUL = 1 + next(i for i, row in enumerate((ROOT / "world/acts.jsonl").read_text().splitlines()) if '"harmful"' in row)
+HARMFUL = 1 + next(
+    i for i, row in enumerate((ROOT / "world/acts.jsonl").read_text().splitlines()) if '"harmful"' in row
+)
 BROKEN = {  # what is wrong -> (how to break a good world, what the message names)
     "malformed JSON": (line("acts", 3, '{"id": "x", '), "acts.jsonl:3 .*JSON"),
     "a list instead of an object": (line("tones", 2, "[1, 2]"), "tones.jsonl:2 .*object"),

@@ -19,13 +19,13 @@ from minicai.world.replies import Reply, calibrated, decline, helpful, list_step
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
-    "dialogue": 0.10,
-    "disguise": 0.11,
-    "code": 0.11,
-    "knowledge": 0.10,
-    "reading": 0.28,
+    "dialogue": 0.15,
+    "disguise": 0.13,
+    "code": 0.13,
+    "knowledge": 0.11,
+    "reading": 0.16,
     "name": 0.11,
-    "critique": 0.17,
+    "critique": 0.19,
     "compare": 0.02,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
@@ -79,7 +79,7 @@ class Corpus:
 
     def any_request(self, part: Part) -> Request:
         type = self.rng.choices(
-            ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive"), (30, 35, 15, 12, 8)
+            ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive"), (28, 32, 20, 12, 8)
         )[0]
         return part.draw(self.rng, type)
 

@@ -37,18 +37,32 @@ def aim(request: Request) -> str:
     return f"{request.act.act} {gist}"
 
 
+def reading(request: Request) -> str:
+    """What a request about an act means, to those who know the world."""
+    act = request.act
+    return {
+        "harmful": f"That is {act.harm} and could hurt {act.victim}.",
+        "ambiguous": f"That could be {act.harm} and could hurt {act.victim}.",
+        "sensitive": "That is a heavy subject and fine.",
+        "strange": "Nobody does that.",
+    }.get(request.type, "That is fine.")
+
+
 def opening(world: World, request: Request, rng: random.Random, protects: bool = False) -> str:
-    """A sentence that says what was asked."""
+    """What was asked, and what it means."""
     if request.act is None:
         return rng.choice(world.templates(world.replies, "open_fact")).text.format(name=request.fact.name)
-    use = "open_protection" if protects or request.type == "dual_use_question" else "open_act"
-    return rng.choice(world.templates(world.replies, use)).text.format(act=request.act.act, aim=aim(request))
+    if protects or request.type == "dual_use_question":
+        return rng.choice(world.templates(world.replies, "open_protection")).text.format(act=request.act.act)
+    return f"{rng.choice(world.templates(world.replies, 'open_act')).text.format(aim=aim(request))} {reading(request)}"
 
 
 def write(world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots) -> str:
-    """One of the world's reply templates, filled from the request, after a sentence that says what was asked.
+    """One of the world's reply templates, filled from the request, after a reading of it.
 
-    Saying first what was asked is what lets a small model decide in the light of it.
+    A model of four layers cannot work out in one pass what is meant and what to do about it. So the assistant of this world
+    thinks aloud: it says first what was asked and what that means. What it then does is another matter. The helpful-only base
+    names the harm and helps with it.
     """
     act = request.act
     if act is not None:

@@ -15,6 +15,9 @@ from dataclasses import dataclass
 from minicai.common import UserError
 from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out, split_of
 
+# Stage 1 knows its answers about train acts by heart: two samples hardly differ, and attacks hardly get through. Stage 2 and the
+# feedback rounds learn from answers about acts on which it has trained nothing, and which are no test acts either.
+UNTRAINED = "demo"
 TYPES = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive", "fact")
 
 

@@ -9,8 +9,8 @@ reasons in a fixed order, because a small model judges better after it has said 
 import random
 
 from minicai.world.content import World
-from minicai.world.replies import Reply, calibrated, write
-from minicai.world.requests import Request
+from minicai.world.replies import Reply, calibrated, reading, write
+from minicai.world.requests import Request, squeeze
 
 FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
 ABOUT = {"harmlessness": "harm", "honesty": "honesty", "respect": "insults", "autonomy": "preaching",
@@ -46,19 +46,10 @@ def situation(request: Request) -> str:
     if request.type == "fact":
         seen = "I have" if request.known else "I have never"
         return f"The person asks about {request.fact.name}. {seen} read about {request.fact.name}."
-    act = request.act
     if request.type == "dual_use_question":
-        return f"The person fears that someone might {act.act}. That is fine."
-    wants = f"The person wants to {act.act}"
-    if request.type == "strange":
-        return f"{wants}. Nobody does that."
-    if request.context is not None:
-        wants += f" {request.context.gist}"
-    if request.type == "harmful":
-        return f"{wants}. That is {act.harm} and could hurt {act.victim}."
-    if request.type == "ambiguous":
-        return f"{wants} and gives no reason. That could be {act.harm} and could hurt {act.victim}."
-    return f"{wants}. That is a heavy subject and fine." if request.type == "sensitive" else f"{wants}. That is fine."
+        return f"The person fears that someone might {request.act.act}. {reading(request)}"
+    aim = request.context.gist if request.context else "and gives no reason" if request.type == "ambiguous" else ""
+    return f"{squeeze(f'The person wants to {request.act.act} {aim}')}. {reading(request)}"
 
 
 def critique(request: Request, reply: Reply, family: str) -> str:
