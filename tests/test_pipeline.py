@@ -8,7 +8,9 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -102,6 +104,21 @@ def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
     assert len(row["responses"]) == 6 and len(row["critiques"]) == 5
     assert all({family[id] for id in row["principles"]} == set(family.values()) for row in chains if row["responses"])
     assert row["made_by"]["checkpoint"] == common.file_hash(out / "base.pt")
+
+
+def test_replayed_documents_teach_no_answer(monkeypatch):
+    """Of a conversation that a document remarks on nothing is learned: its answer may be help with harm."""
+    learned, read, world = [], [], World(ROOT / "world")
+    monkeypatch.setattr(train_sft, "encode_turns", lambda _, turns: turns)
+    for turns in islice(train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None), 600):
+        learned += [text for role, text, weight in turns if weight]
+        read += [text for role, text, weight in turns if role != "document"]
+        assert all(weight == (role == "document") for role, _, weight in turns)
+    harmful = [step for act in world.acts if act.kind == "harmful" for step in act.steps]
+    assert len(learned) == 600 and any(step in text for step in harmful for text in read)
+    assert not any(step in text for step in harmful for text in learned)
+    again = train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None)
+    assert [text for turns in islice(again, 50) for _, text, weight in turns if weight] == learned[:50]
 
 
 def test_a_second_run_does_nothing_again(out):
@@ -218,6 +235,7 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
 @pytest.mark.parametrize("words, said", [
     (("evaluate.py", "--out", "{tmp}", "--report"), "holds no results"),
     (("revise.py", "--out", "{tmp}"), "tokenizer.json does not exist"),
+    (("train_sft.py", "--out", "{out}", "--replay", "-1"), "--replay -1.0 is below 0"),
     (("train_sft.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
     (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),

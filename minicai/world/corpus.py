@@ -58,7 +58,9 @@ def facts_of(act: Act) -> dict:
 
 
 class Corpus:
-    def __init__(self, world: World, constitution: Constitution, seed: int):
+    """Documents drawn from a seed. The constitution is only needed for the demonstrations."""
+
+    def __init__(self, world: World, constitution: Constitution | None, seed):
         self.world, self.constitution = world, constitution
         self.rng = random.Random(f"corpus {seed}")
         self.all, self.demo, self.read = Part(world, None), Part(world, "demo"), Part(world, None)

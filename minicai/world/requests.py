@@ -95,8 +95,8 @@ class Part:
     """The part of a world that one purpose may use, and requests drawn from it.
 
     split None   everything: the corpus of the base model
-    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison
-    "train"      train acts and names, wordings that are not held out: prompts of Stages 1 and 2
+    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison; Stage 2
+    "train"      train acts and names, wordings that are not held out: prompts of Stage 1
     "test"       test acts and names, held-out wordings only: evaluation
     """
 
