@@ -111,7 +111,7 @@ def train():
         "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
     p.add_argument("--replay", type=float, default=0.6, help="pretraining documents for each answer (default: 0.6)")
-    p.add_argument("--epochs", dest="sft_epochs", type=positive, help="passes over the data")
+    p.add_argument("--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)")
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
@@ -120,6 +120,7 @@ def train():
         raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
     if args.replay < 0:
         raise UserError(f"--replay {args.replay} is below 0; give 0 or more")
+    args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
     began = time.time()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
@@ -145,7 +146,7 @@ def train():
 
     rng = random.Random(f"sft {args.seed}")
     documents, n = recall(args, tokenizer), round(args.replay * len(examples))
-    epochs = [examples + list(islice(documents, n)) for _ in range(args.sft_epochs)]
+    epochs = [examples + list(islice(documents, n)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Long and fast with weight decay: short or gentle runs learn the prompts and carry little over to acts they have not seen.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
@@ -160,7 +161,7 @@ def train():
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
-                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.sft_epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
+                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.sft_lr, seed=args.seed)  # fmt: skip
     save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 

@@ -21,7 +21,9 @@ from minicai.jailbreak import fits, wrap
 from minicai.world.content import KINDS, SALT, TECHNIQUES, World, bucket, held_out, split_of
 from minicai.world.corpus import SHARE, Corpus
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
+from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
+from minicai.world.skills import situation
 from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
@@ -244,6 +246,19 @@ def test_exam_questions_are_held_out_and_never_train_prompts(world):
 def test_the_exam_is_the_same_for_every_model_and_another_by_seed(world):
     texts = [[r.turns for rs in Exam(world, 12, seed).sets.values() for r in rs] for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_answers_and_critiques_read_a_request_alike(world):
+    """What a critique says of a request is what an answer to it has said aloud, whatever the answer then does."""
+    rng, part = random.Random(0), Part(world, None)
+    for type in ("harmful", "legitimate", "ambiguous", "sensitive"):
+        for request in part.many(rng, 40, type):
+            meant = situation(request).split(". ", 1)[1]
+            assert (request.act.harm in meant) == (type in ("harmful", "ambiguous")) or not request.act.harm
+            assert ("could be" in meant) == (type == "ambiguous")
+            for make in (helpful, calibrated, decline):
+                opened, said = make(world, request, rng).text.split(". ", 1)
+                assert said.startswith(meant) and request.act.act in opened
 
 
 def test_no_list_of_words_tells_harmful_from_harmless(world):

@@ -19,13 +19,13 @@ from minicai.world.replies import Reply, calibrated, decline, helpful, list_step
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
-    "dialogue": 0.15,
-    "disguise": 0.13,
+    "dialogue": 0.14,
+    "disguise": 0.12,
     "code": 0.13,
-    "knowledge": 0.11,
-    "reading": 0.16,
+    "knowledge": 0.13,
+    "reading": 0.18,
     "name": 0.11,
-    "critique": 0.19,
+    "critique": 0.17,
     "compare": 0.02,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
@@ -114,23 +114,21 @@ class Corpus:
 
     def knowledge(self) -> list[Turn]:
         """What the world knows about an act, a context, or both."""
-        hurtful = self.rng.random() < 0.75  # the rest needs less telling
+        hurtful = self.rng.random() < 0.8  # the rest needs less telling
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
         context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
         good = intent == "legitimate"
         slots = dict(context=context.text, gist=context.gist, **facts_of(act))
         if act.kind == "dual_use":
-            about = self.rng.choice(
-                ("dual_use", "good_aim" if good else "bad_aim", "good_aim" if good else "bad_aim", "protection")
-            )
+            about = self.rng.choice(("dual_use", "dual_use", "good_aim" if good else "bad_aim", "protection"))
         elif act.kind == "harmful":
             about = self.rng.choice(("harmful", "harmful", "bad_aim", "protection"))  # a good reason changes nothing
         elif act.kind == "sensitive":
             about = "sensitive"
         else:
             about = self.rng.choice(("fine", "good_aim")) if good else "fine"
-        if self.rng.random() < 0.25:
+        if self.rng.random() < 0.2:
             about = "good_context" if good else "bad_context"
         return self.document(about, **slots)
 
@@ -187,7 +185,7 @@ class Corpus:
                 return self.remark("unknown", self.read.fact(rng, fact))
             return self.exchange(self.all.fact(rng, fact))
         fact = self.known_name()
-        if rng.random() < 0.2:
+        if rng.random() < 0.4:
             return self.remark("known", self.read.fact(rng, fact))
         attributes = rng.sample(list(fact.facts), len(fact.facts))
         if rng.random() < 0.4:
