@@ -19,13 +19,13 @@ from minicai.world.replies import Reply, calibrated, decline, helpful, list_step
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
-    "dialogue": 0.14,
-    "disguise": 0.12,
+    "dialogue": 0.15,
+    "disguise": 0.13,
     "code": 0.13,
-    "knowledge": 0.13,
-    "reading": 0.18,
+    "knowledge": 0.11,
+    "reading": 0.17,
     "name": 0.11,
-    "critique": 0.17,
+    "critique": 0.18,
     "compare": 0.02,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
