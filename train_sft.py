@@ -12,7 +12,7 @@ Documents like those of pretraining are mixed in, new ones in every epoch, so th
 answer mentions is not forgotten (Ouyang et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason).
 Where they remark on a conversation, nothing of that is learned.
 
-It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here six epochs with a falling rate.
+It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here three epochs with a falling rate.
 """
 
 import random
@@ -148,7 +148,7 @@ def train():
     documents, n = recall(args, tokenizer), round(args.replay * len(examples))
     epochs = [examples + list(islice(documents, n)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
-    # Long and fast with weight decay: short or gentle runs learn the prompts and carry little over to acts they have not seen.
+    # Fast, with weight decay: gentler runs refuse what is harmful as well, but hardly carry over to names that no one knows.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
     for step, batch in enumerate(bar):
