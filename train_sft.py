@@ -111,7 +111,9 @@ def train():
         "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
     p.add_argument("--replay", type=float, default=0.6, help="pretraining documents for each answer (default: 0.6)")
-    p.add_argument("--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)")
+    p.add_argument(
+        "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
+    )
     p.add_argument("--lr", dest="sft_lr", type=float, help="peak learning rate of AdamW")
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
