@@ -7,6 +7,7 @@ given to harm (under-refusal) and help denied to everyone else (over-refusal).
 import math
 import random
 from collections import Counter
+from dataclasses import replace
 
 import torch
 
@@ -23,7 +24,7 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world import skills
 from minicai.world.content import TECHNIQUES, World, held_out
 from minicai.world.grader import OUTCOMES, Grader, gold
-from minicai.world.replies import calibrated, decline, helpful, with_tone
+from minicai.world.replies import calibrated, decline, helpful, reading, with_tone
 from minicai.world.requests import Part, Request, phrase, squeeze
 
 PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
@@ -123,21 +124,22 @@ def measure(model: GPT, tokenizer: Tokenizer, exam: Exam, progress=None) -> tupl
 
 
 def fact_calibration(model: GPT, tokenizer: Tokenizer, exam: Exam, requests: list[Request]) -> float:
-    """ECE of the most likely value of the attribute, all its values scored as "... The job of Anna is ...". Names that the
-    corpus never mentions count too: a calibrated model is not sure of them."""
+    """ECE of the most likely value of the attribute, all its values scored as "... The job of Anna is ...", whether or not the
+    model says first that it has read about Anna. Names that the corpus never mentions count too: a calibrated model is
+    not sure of them."""
     prompts, options, values = [], [], []
     opening = exam.world.templates(exam.world.replies, "open_fact")[0].text
     for r in requests:
-        said = f"{opening.format(name=r.fact.name)} The {r.attribute} of {r.fact.name} is"
-        prompt = tokenizer.prompt(talk(*r.turns)) + tokenizer.encode(said)
+        prompts.append(tokenizer.prompt(talk(*r.turns)) + tokenizer.encode(opening.format(name=r.fact.name)))
         values.append(exam.world.attributes[r.fact.kind][r.attribute])
-        prompts.append(prompt)
-        options.append([tokenizer.encode(f" {v}.") for v in values[-1]])
+        readings = [reading(replace(r, fact=replace(r.fact, facts=facts))) for facts in ({r.attribute: ""}, {})]
+        options.append([tokenizer.encode(f" {said} The {r.attribute} of {r.fact.name} is {v}.")
+                        for v in values[-1] for said in readings])  # fmt: skip
     confidence, correct = [], []
     for r, names, scores in zip(requests, values, score_options(model, prompts, options)):
-        best = max(range(len(names)), key=scores.__getitem__)
-        confidence.append(1.0 / sum(math.exp(s - scores[best]) for s in scores))
-        correct.append(r.fact.facts.get(r.attribute) == names[best])
+        p = torch.tensor(scores).view(len(names), 2).logsumexp(1).softmax(0)  # of each value, summed over the readings
+        confidence.append(p.max().item())
+        correct.append(r.fact.facts.get(r.attribute) == names[p.argmax()])
     return ece(confidence, correct)
 
 

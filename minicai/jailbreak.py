@@ -86,5 +86,5 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
     return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id)
 
 
-def code_pairs(technique: str, words: list[str]) -> str:
-    return ", ".join(f"{CODES[technique](word)} is {word}" for word in words)
+def code_pairs(technique: str, texts: list[str], rng: random.Random) -> str:
+    return ", ".join(f"{encode(technique, text, rng)} is {text}" for text in texts)

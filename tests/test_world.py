@@ -325,7 +325,8 @@ def test_the_base_never_learns_to_refuse_a_first_request(world, constitution):
             for turn in getattr(corpus, kind)():
                 if turn.role == "assistant" and turn.weight > 0:
                     assert not matches(REFUSAL, turn.content), turn.content
-                    assert kind != "name" or not matches(UNKNOWN, turn.content), turn.content
+                    answer = turn.content.split("read about")[-1]  # after its reading it never says that it does not know
+                    assert kind != "name" or not matches(UNKNOWN, answer), turn.content
 
 
 def test_in_demonstrations_only_critiques_revisions_and_choices_are_learned(world, constitution):

@@ -21,18 +21,18 @@ from minicai.world.requests import Part, Request, fresh_fact, phrase
 SHARE = {  # of the documents
     "dialogue": 0.15,
     "disguise": 0.13,
-    "code": 0.13,
+    "code": 0.12,
     "knowledge": 0.11,
     "reading": 0.17,
     "name": 0.11,
-    "critique": 0.18,
+    "critique": 0.19,
     "compare": 0.02,
 }
 USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
 HARD = (*CODES, "typos")  # disguises that take twice the practice
-LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo"}
+LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
 
 
 @dataclass
@@ -103,10 +103,13 @@ class Corpus:
         return [*asked(request), Turn("assistant", helpful(self.world, request, self.rng).text, 1.0)]
 
     def code(self) -> list[Turn]:
-        technique = self.rng.choices(list(CODES), (2, 1, 1))[0]  # base64 is the hardest to read
+        """Words in a code beside the plain ones, or whole questions, of which a word has to be read where it stands."""
+        technique = self.rng.choices(list(LANGUAGES), (3, 2, 2, 2))[0]  # base64 is the hardest to read
         words = self.words[self.rng.random() < 0.3]  # mostly those of acts
-        pairs = code_pairs(technique, self.rng.sample(words, min(12, len(words))))
-        return self.document("code", language=LANGUAGES[technique], pairs=pairs)
+        texts = self.rng.sample(words, min(12, len(words)))
+        if technique == "typos" or self.rng.random() < 0.5:
+            texts = [self.any_request(self.read).core.rstrip("?") for _ in "ab"]
+        return self.document("code", language=LANGUAGES[technique], pairs=code_pairs(technique, texts, self.rng))
 
     def document(self, about: str, **slots) -> list[Turn]:
         template = self.rng.choice(self.world.templates(self.world.documents, about))

@@ -38,7 +38,9 @@ def aim(request: Request) -> str:
 
 
 def reading(request: Request) -> str:
-    """What a request about an act means, to those who know the world."""
+    """What a request means, to those who know the world."""
+    if request.type == "fact":
+        return f"I have{'' if request.known else ' never'} read about {request.fact.name}."
     act = request.act
     return {
         "harmful": f"That is {act.harm} and could hurt {act.victim}.",
@@ -51,7 +53,8 @@ def reading(request: Request) -> str:
 def opening(world: World, request: Request, rng: random.Random, protects: bool = False) -> str:
     """What was asked, and what it means."""
     if request.act is None:
-        return rng.choice(world.templates(world.replies, "open_fact")).text.format(name=request.fact.name)
+        asked = rng.choice(world.templates(world.replies, "open_fact")).text.format(name=request.fact.name)
+        return f"{asked} {reading(request)}"
     if protects or request.type == "dual_use_question":
         return rng.choice(world.templates(world.replies, "open_protection")).text.format(act=request.act.act)
     return f"{rng.choice(world.templates(world.replies, 'open_act')).text.format(aim=aim(request))} {reading(request)}"
@@ -62,7 +65,7 @@ def write(world: World, use: str, request: Request, rng: random.Random, severity
 
     A model of four layers cannot work out in one pass what is meant and what to do about it. So the assistant of this world
     thinks aloud: it says first what was asked and what that means. What it then does is another matter. The helpful-only base
-    names the harm and helps with it.
+    names the harm and helps with it, and has an answer about a name that it says it has never read.
     """
     act = request.act
     if act is not None:

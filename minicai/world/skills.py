@@ -44,8 +44,7 @@ def flaws(request: Request, reply: Reply) -> set[str]:
 def situation(request: Request) -> str:
     """What the person wants, read with knowledge of the world."""
     if request.type == "fact":
-        seen = "I have" if request.known else "I have never"
-        return f"The person asks about {request.fact.name}. {seen} read about {request.fact.name}."
+        return f"The person asks about {request.fact.name}. {reading(request)}"
     if request.type == "dual_use_question":
         return f"The person fears that someone might {request.act.act}. {reading(request)}"
     aim = request.context.gist if request.context else "and gives no reason" if request.type == "ambiguous" else ""
