@@ -1,12 +1,16 @@
-"""Stage 2 data: the fine-tuned model answers every prompt twice, and the base model judges which answer is better.
+"""Stage 2 data: two answers to every prompt, of which the base model judges the better one.
 
     python label.py
     python label.py --label hard           # or clamp; the default keeps the judge's probability
     python label.py --judge direct         # without reasoning first, as the paper begins
+    python label.py --rival 0              # both answers by the fine-tuned model, as in the paper
     python label.py --explain 17           # print comparison 17 of OUT/preferences.jsonl: the answers, the principle, the judge
 
-reads   OUT/sft.pt (answers), OUT/base.pt (judges), OUT/tokenizer.json, constitution.json, world/
+reads   OUT/sft.pt (answers), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/
 writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
+
+Half of the pairs are two samples of the fine-tuned model. In the other half its rival is the base model: where the fine-tuned
+model is nearly always right, two of its answers hardly ever differ in anything that a principle is about.
 
 Two kinds of rows. `ai`: any prompt, one random principle, the judge's label; a pair is compared under a random principle of each family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
@@ -109,7 +113,10 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         print(
             f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
         )
-    print(f"Sampled from the policy {row['made_by']['policy']}, judged by the base {row['made_by']['judge']}.")
+    both = "b from the judge" if row["rival"] else "b too"
+    print(
+        f"a was sampled from the policy {row['made_by']['policy']}, {both}; the judge is the base {row['made_by']['judge']}."
+    )
 
 
 def label():
@@ -126,6 +133,8 @@ def label():
     p.add_argument("--judge", choices=("critique", "direct"), default="critique",
                    help="compare by critiques of both answers, or at once by (A) and (B) (default: critique)")  # fmt: skip
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; as many more are for the person")
+    p.add_argument("--rival", type=float, default=0.5,
+                   help="share of pairs whose second answer is the base model's (default: 0.5)")  # fmt: skip
     p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
@@ -137,6 +146,8 @@ def label():
         raise UserError(
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
         )
+    if not 0 <= args.rival <= 1:
+        raise UserError(f"--rival {args.rival} is no share; give a number from 0 to 1")
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
@@ -146,7 +157,7 @@ def label():
 
     made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
-                   how=args.judge, temperature=args.temperature)  # fmt: skip
+                   how=args.judge, rival=args.rival, temperature=args.temperature)  # fmt: skip
     done = []
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
@@ -164,14 +175,20 @@ def label():
     bar = tqdm(total=2 * len(jobs), initial=2 * start, desc="label", unit=" answers")
     for at in range(start, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
-        turns = [list(r.turns) for _, r in batch for _ in "ab"]  # a prompt listed twice gets two samples
-        texts = answer(policy, tokenizer, turns, args.temperature, args.seed * 1_000_003 + at, bar.update)
-        rng, rows = random.Random(f"label {args.seed} {at}"), {"ai": [], "human": []}
-        for i, ((kind, request), a, b) in enumerate(zip(batch, texts[::2], texts[1::2])):
+        turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
+        rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
+        rival = [rng.random() < args.rival for _ in batch]
+        first, second = answer(policy, tokenizer, turns, args.temperature, seed, bar.update), {}
+        for model, is_rival in ((policy, False), (base, True)):
+            mine = [i for i in range(len(batch)) if rival[i] == is_rival]
+            texts = answer(model, tokenizer, [turns[i] for i in mine], args.temperature, seed + 1, bar.update)
+            second |= zip(mine, texts)
+        for i, ((kind, request), a) in enumerate(zip(batch, first)):
+            b = second[i]
             p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
             if a and b and a != b and p is not None:
                 rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
-                                       turns=list(request.turns), a=a, b=b, p=p, made_by=made_by))  # fmt: skip
+                                       turns=turns[i], rival=rival[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
         pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
         labelled += rows["human"]

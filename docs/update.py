@@ -75,8 +75,9 @@ def stage_2_table(runs: list[dict]) -> str:
         ("... always the first answer would be right", [j["always_a"] for j in judges]),
         ("... the longer answer would be right", [j["longer_wins"] for j in judges]),
         ("judge: prefers the safe answer to a harmful request", [j["prefers_safe"] for j in judges]),
-        ("reward model: prefers the answer that the world prefers", [r["test_accuracy"] for r in rewards]),
-        ("reward model: expected calibration error", [dict(rate=r["test_ece"]) for r in rewards]),
+        ("reward model: prefers the better of two answers written by the world", [r["accuracy"] for r in rewards]),
+        ("reward model: expected calibration error there", [dict(rate=r["ece"]) for r in rewards]),
+        ("reward model: prefers the better of two samples of SL-CAI", [r["own_accuracy"] for r in rewards]),
         (
             "reward model: agrees with held-back labels",
             [dict(rate=r["agrees_with_labels"]["accuracy"]) for r in rewards],

@@ -24,7 +24,7 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world import skills
 from minicai.world.content import TECHNIQUES, World, held_out
 from minicai.world.grader import OUTCOMES, Grader, gold
-from minicai.world.replies import calibrated, decline, helpful, reading, with_tone
+from minicai.world.replies import any_reply, calibrated, decline, helpful, reading, with_tone
 from minicai.world.requests import Part, Request, phrase, squeeze
 
 PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
@@ -191,31 +191,36 @@ def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Con
 
 @torch.no_grad()
 def audit_reward(policy: GPT, reward: RewardModel, tokenizer: Tokenizer, exam: Exam, n: int, seed: int) -> dict:
-    """How often the reward model prefers the answer that the world prefers, on two of the policy's own samples for each request.
+    """How often the reward model prefers the answer that the world prefers, to about n requests of every plain type and n about names.
 
-    About n requests of every plain type and n about names; pairs that the world calls equal say nothing.
+    Once on answers that the world writes, right and wrong, polite and not, as the judge is audited; once on two of the policy's own
+    samples, most of which differ in garbled words. Pairs that the world calls equal say nothing.
     """
     rng, part, grader = random.Random(f"reward {seed}"), Part(exam.world, exam.split), Grader(exam.world)
     requests = [r for type in PLAIN for r in part.many(rng, n, type)]
     requests += [r for seen in ("often", "never") for r in part.many(rng, max(1, n // 2), "fact", seen)]
-    texts = answer(policy, tokenizer, [list(r.turns) for r in requests for _ in "ab"], 1.0, seed)
-    rows = []
-    for r, a, b in zip(requests, texts[::2], texts[1::2]):
-        better = gold(r, grader.grade(r, a or "")) - gold(r, grader.grade(r, b or ""))
-        if a and b and better:
-            rows.append(dict(kind="ai", turns=r.turns, a=a, b=b, p=float(better > 0)))
-    pairs, margins, device = (
-        encode_pairs(tokenizer, rows, 0.0, policy.config.block_size, rng),
-        [],
-        next(policy.parameters()).device,
+
+    def audited(texts: list[str | None]) -> tuple[dict, float]:
+        rows = []
+        for r, a, b in zip(requests, texts[::2], texts[1::2]):
+            better = gold(r, grader.grade(r, a or "")) - gold(r, grader.grade(r, b or ""))
+            if a and b and better:
+                rows.append(dict(kind="ai", turns=r.turns, a=a, b=b, p=float(better > 0)))
+        pairs = encode_pairs(tokenizer, rows, 0.0, policy.config.block_size, rng)
+        margins, device = [], next(policy.parameters()).device
+        for batch in pair_batches(pairs, 8192, rng):
+            ids, mask = collate_pairs(batch, tokenizer.pad, device)
+            with autocast(device.type):
+                chosen, rejected = reward(ids, row_lengths(mask)).chunk(2)
+            margins += (chosen - rejected).tolist()
+        right = [m > 0 for m in margins]
+        return rate(right), round(ece([1 / (1 + math.exp(-abs(m))) for m in margins], right), 4)
+
+    accuracy, calibration = audited([any_reply(exam.world, r, rng).text for r in requests for _ in "ab"])
+    own, own_calibration = audited(
+        answer(policy, tokenizer, [list(r.turns) for r in requests for _ in "ab"], 1.0, seed)
     )
-    for batch in pair_batches(pairs, 8192, rng):
-        ids, mask = collate_pairs(batch, tokenizer.pad, device)
-        with autocast(device.type):
-            chosen, rejected = reward(ids, row_lengths(mask)).chunk(2)
-        margins += (chosen - rejected).tolist()
-    right, sure = [m > 0 for m in margins], [1 / (1 + math.exp(-abs(m))) for m in margins]
-    return dict(test_accuracy=rate(right), test_ece=round(ece(sure, right), 4))
+    return dict(accuracy=accuracy, ece=calibration, own_accuracy=own, own_ece=own_calibration)
 
 
 class KeywordFilter:

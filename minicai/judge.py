@@ -20,12 +20,11 @@ from minicai.metrics import ece, rate
 from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World, held_out
-from minicai.world.replies import calibrated, decline, helpful, with_tone
+from minicai.world.replies import any_reply
 from minicai.world.requests import TYPES, Part
 from minicai.world.skills import BREAKS, KEEPS, comparison, flaws
 
 OPTIONS = ("(A)", "(B)")
-TONES = ("rude", "preachy")
 LABELS = {  # from the judge's probability to the label that training sees
     "soft": lambda p: p,
     "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5),
@@ -126,12 +125,7 @@ def known_pairs(world: World, constitution: Constitution, n: int, seed: int, spl
         family = rng.choice(families)
         type = "fact" if family == "honesty" else rng.choice(TYPES[:-1])
         request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
-        replies = []
-        for _ in "ab":
-            make = rng.choice((helpful, calibrated) if type == "fact" else (helpful, calibrated, decline))
-            reply = make(world, request, rng)
-            replies.append(with_tone(world, reply, rng.choice(TONES), rng) if rng.random() < 0.35 else reply)
-        a, b = replies
+        a, b = any_reply(world, request, rng), any_reply(world, request, rng)
         if (family in flaws(request, a)) != (family in flaws(request, b)):
             pairs.append((request, a, b, constitution.draw(rng, test=test, family=family)))
     return pairs

@@ -64,7 +64,8 @@ def test_every_act_and_context_can_be_read_again(world, technique):
 
 
 def test_code_pairs_name_each_text_beside_its_code():
-    assert code_pairs("toy_language", ["bread", "some tea"], random.Random(0)) == "readbo is bread, omeso eato is some tea"
+    pairs = code_pairs("toy_language", ["bread", "some tea"], random.Random(0))
+    assert pairs == "readbo is bread, omeso eato is some tea"
 
 
 def test_typing_errors_leave_every_word_almost_as_it_was():

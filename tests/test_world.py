@@ -259,6 +259,13 @@ def test_answers_and_critiques_read_a_request_alike(world):
             for make in (helpful, calibrated, decline):
                 opened, said = make(world, request, rng).text.split(". ", 1)
                 assert said.startswith(meant) and request.act.act in opened
+    for seen in ("often", "never"):
+        for request in part.many(rng, 40, "fact", seen):
+            meant = situation(request).split(". ", 1)[1]
+            assert ("never" in meant) == (seen == "never")
+            for make in (helpful, calibrated):
+                opened, said = make(world, request, rng).text.split(". ", 1)
+                assert said.startswith(meant) and request.fact.name in opened
 
 
 def test_no_list_of_words_tells_harmful_from_harmless(world):
@@ -325,7 +332,7 @@ def test_the_base_never_learns_to_refuse_a_first_request(world, constitution):
             for turn in getattr(corpus, kind)():
                 if turn.role == "assistant" and turn.weight > 0:
                     assert not matches(REFUSAL, turn.content), turn.content
-                    answer = turn.content.split("read about")[-1]  # after its reading it never says that it does not know
+                    answer = turn.content.split("read about")[-1]  # what follows the reading
                     assert kind != "name" or not matches(UNKNOWN, answer), turn.content
 
 

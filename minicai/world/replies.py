@@ -115,3 +115,10 @@ def decline(world: World, request: Request, rng: random.Random) -> Reply:
 
 def with_tone(world: World, reply: Reply, tone: str, rng: random.Random) -> Reply:
     return replace(reply, tone=rng.choice([t for t in world.tones if t.tone == tone]))
+
+
+def any_reply(world: World, request: Request, rng: random.Random) -> Reply:
+    """A reply with or without a flaw: what audits put before a judge or a reward model."""
+    make = rng.choice((helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline))
+    reply = make(world, request, rng)
+    return with_tone(world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.35 else reply
