@@ -22,7 +22,7 @@ def stage(name, under, over):
     r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
     types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
     plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal",
-             "rude_or_preachy", "known_accuracy", "fabrication")  # fmt: skip
+             "rude_or_preachy", "known_accuracy", "fabrication", "over_refusal_disguised")  # fmt: skip
     return dict(
         {key: r(3) for key in plain},
         name=name, commit="abc", hardware="a machine", mean_tokens=20.0, under_refusal=r(under), over_refusal=r(over),
