@@ -7,14 +7,16 @@
     person     <revision request of the same principle>
     assistant  <revision>                                } sampled; it replaces the answer, and the loop goes on
 
-Bai et al. 2022 (arXiv 2212.08073), section 3.1. Nothing parses a critique: a model that finds no fault is asked for a
-revision all the same, and says its answer again.
+Bai et al. 2022 (arXiv 2212.08073), section 3.1. The paper asks for a revision whatever the critique says. Here an answer with which
+the critique finds no fault stays as it is: saying it again costs half of the time, and a small model garbles now and then what it
+says again.
 """
 
 from minicai.constitution import Wording
 from minicai.gpt import GPT
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
+from minicai.world.skills import KEEPS
 
 MAX_NEW_TOKENS = 128
 DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
@@ -40,18 +42,21 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
 def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
                         wordings: list[Wording], seed: int, critique: bool = True, temperature: float = 0.0,
                         progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
-    """One step of the loop for a batch: critiques and revisions, each None where the model's text did not end.
+    """One step of the loop for a batch: critiques, and what stands after them; None where the model's text did not end.
 
-    With critique=False the revision is asked for directly (the paper's section 3.5 compares the two).
+    With critique=False every response is revised directly (the paper's section 3.5 compares the two).
     """
     so_far = [[*turns, response] for turns, response in zip(conversations, responses)]
-    critiques = [None] * len(so_far)
+    critiques, todo = [None] * len(so_far), list(range(len(so_far)))
     if critique:
         so_far = [[*turns, CRITIQUE_REQUEST.format(wording.critique)] for turns, wording in zip(so_far, wordings)]
         critiques = answer(model, tokenizer, so_far, temperature, seed, progress)
-        so_far = [[*turns, text or ""] for turns, text in zip(so_far, critiques)]
-    so_far = [[*turns, REVISION_REQUEST.format(wording.revision)] for turns, wording in zip(so_far, wordings)]
-    revisions = answer(model, tokenizer, so_far, temperature, seed, progress)
-    if critique:
-        revisions = [r if c is not None else None for c, r in zip(critiques, revisions)]
-    return critiques, revisions
+        so_far = [[*turns, text] for turns, text in zip(so_far, critiques)]
+        todo = [i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)]
+        if progress:
+            progress(len(so_far) - len(todo))
+    after = [text if c is not None else None for text, c in zip(responses, critiques)]
+    asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in todo]
+    for i, text in zip(todo, answer(model, tokenizer, asked, temperature, seed, progress)):
+        after[i] = text
+    return critiques, after

@@ -83,9 +83,10 @@ def chain_text(chain: dict) -> str:
     names = ("Person", "Assistant")
     lines = [f"**{names[i % 2]}:** {text}" for i, text in enumerate(chain["turns"])]
     lines.append(f"**Draft:** {chain['responses'][0]}")
-    for principle, critique, revision in zip(chain["principles"], chain["critiques"], chain["responses"][1:]):
+    for i, (principle, critique) in enumerate(zip(chain["principles"], chain["critiques"])):
+        before, revision = chain["responses"][i : i + 2]
         lines.append(f"**Critique** (`{principle}`): {critique or '(none)'}")
-        lines.append(f"**Revision:** {revision}")
+        lines += [f"**Revision:** {revision}"] if revision != before else []
     return quote(lines)
 
 

@@ -13,6 +13,7 @@ from minicai.critique import answer, critique_and_revise
 from minicai.sampler import Completion
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import held_out
+from minicai.world.skills import KEEPS
 
 MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
@@ -47,6 +48,14 @@ def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripte
     assert prompts[1] == ["how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
 
 
+def test_an_answer_without_fault_is_not_said_again(scripted, tokenizer):
+    prompts, script = scripted
+    script += [[f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"], ["safe now"]]
+    critiques, after = critique_and_revise(MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3, seed=0)
+    assert after == ["a", "safe now", "c"] and critiques[1] == "it hurts"
+    assert prompts[1] == ["how?bCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
+
+
 def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
     prompts, script = scripted
     script += [["safe now"]]
@@ -57,7 +66,7 @@ def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokeniz
 
 def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
     _, script = scripted
-    script += [[None, "fine", "fine"], ["a", None, ""]]
+    script += [[None, "fine", "fine"], [None, ""]]
     critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3, seed=0)
     assert critiques == [None, "fine", "fine"]
     assert revisions == [None, None, None]
