@@ -130,7 +130,7 @@ def train():
         default="gae",
         help="what an action is compared with (default: gae)",
     )
-    p.add_argument("--beta", type=float, default=0.05, help="weight of the KL penalty per nat (default: 0.05)")
+    p.add_argument("--beta", type=float, default=0.2, help="weight of the KL penalty per nat (default: 0.2)")
     p.add_argument(
         "--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
     )
