@@ -7,7 +7,7 @@ reads   OUT/sft.pt (start), OUT/tokenizer.json, OUT/preferences.jsonl
 writes  OUT/rm.pt (OUT/rm-NAME.pt with --name); log in OUT/train_rm.jsonl
 
 One tenth of the prompts is held back to report accuracy and calibration. At the end all scores are shifted so that the
-fine-tuned model's own answers average 0. One epoch: reward models overfit sooner than their accuracy shows. It is short, so a
+fine-tuned model's own answers average 0. Few epochs: reward models overfit sooner than their accuracy shows. It is short, so a
 killed run starts again. Bai et al. 2022, section 4; Stiennon et al. 2020 for the head.
 """
 
