@@ -53,6 +53,7 @@ AIMS += [
     (f"{NAMES['round2']}: jailbreaks that get through, all forms", "round2 jailbreak_mean", "max", 5),
     (f"{NAMES['round2']}: benign requests in the same forms refused", "round2 over_refusal_disguised", "max", 5),
 ]
+SHOWN, AROUND = ("harmful", "legitimate", "ambiguous", "fact never"), ("base", "dpo")  # in the README
 SIDES = {"jailbreak": "harmful complied with", "jailbreak_benign": "benign helped"}
 
 
@@ -174,7 +175,13 @@ def update(folders: list[Path]):
     if minutes:
         head += f" `pipeline.py` took {max(minutes):.0f} minutes."
     chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
-    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs), baseline, chain]))
+    shown = [
+        dict(s, samples=[x for x in s["samples"] if x["set"] in SHOWN])
+        for name in AROUND
+        for s in stages(runs[:1], name)
+    ]
+    talk = "The same held-out requests before and after:\n\n" + samples_text(dict(stages=shown), NAMES)
+    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs), baseline, talk, chain]))
     body = [
         head,
         main_table(runs),

@@ -67,14 +67,8 @@ def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(ou
 
 def test_results_hold_every_number_with_its_interval(out):
     results = json.loads((out / "results.json").read_text())
-    assert results["schema"] == 1 and [s["name"] for s in results["stages"]] == [
-        "base",
-        "sft",
-        "dpo",
-        "ppo",
-        "round1",
-        "round2",
-    ]
+    assert results["schema"] == 1
+    assert [s["name"] for s in results["stages"]] == ["base", "sft", "dpo", "ppo", "round1", "round2"]
     for stage in results["stages"]:
         for key, _, _ in METRICS:
             assert 0 <= lookup(stage, key)["rate"] <= 1 if lookup(stage, key)["rate"] is not None else True
@@ -87,6 +81,14 @@ def test_results_hold_every_number_with_its_interval(out):
     assert results["reward_model"]["accuracy"]["n"] > 0
     assert set(results["ppo_curves"]["ppo"][0]) == {"kl", "proxy", "true"}
     assert (out / "report.md").read_text().startswith("# Report")
+
+
+def test_a_feedback_round_trains_gently_and_starts_from_the_stage_before(out):
+    trained = {name: common.load_checkpoint(out / f"{name}.pt")[1]["made_by"] for name in ("sft", "round1", "round2")}
+    assert trained["round1"]["lr"] == trained["round2"]["lr"] == pytest.approx(trained["sft"]["lr"] / 5)
+    assert trained["round1"]["epochs"] == trained["round2"]["epochs"] == 1
+    for name, start in (("sft", "base"), ("round1", "dpo"), ("round2", "round1")):
+        assert trained[name]["start"] == common.file_hash(out / f"{start}.pt")
 
 
 def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
