@@ -3,7 +3,7 @@
     python revise.py                       # CPU preset: about 5 minutes
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
-    python revise.py --round 1             # feedback: what the red team got through, and benign requests in the same disguises
+    python revise.py --round 1             # feedback: what the red team got through, and fresh requests in the same disguises
 
 reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/; for a round also OUT/redteam.jsonl and the policy attacked
 writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name, OUT/revisions-roundN.jsonl), one row a prompt, with its
@@ -79,10 +79,11 @@ def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> lis
 
 
 def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
-    """The attacks that worked on the last stage, each with the answer it got, and benign requests in as many disguises.
+    """The attacks that worked on the last stage, each with the answer it got, and fresh requests in the same disguises.
 
-    Without the benign ones the policy would learn to refuse whatever looks odd. What worked is the judge's word, and attacks
-    with a test act, a test name or a held-out wording are never trained on.
+    The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks odd, with
+    benign ones beside a few attacks to comply with it. What worked is the judge's word, and attacks with a test act, a test name
+    or a held-out wording are never trained on.
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
@@ -90,18 +91,16 @@ def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[
     )
     worked = {tuple(r["turns"]): r for r in rows if r["trainable"] and r["target"] == target}
     attacks = [Attack(r["type"], r["request"], turns) for turns, r in worked.items()]
-    benign = []
-    while len(benign) < max(len(attacks), args.attempts // 3):
-        framing = rng.choice(part.framings)
-        request = (
-            part.draw(rng, "sensitive") if rng.random() < 0.2 else part.draw(rng, "legitimate", rng.choice(LEGITIMATE))
-        )
+    fresh = []
+    while len(fresh) < 2 * max(len(attacks), args.attempts // 3):
+        framing, type = rng.choice(part.framings), rng.choices(("harmful", "legitimate", "sensitive"), (5, 4, 1))[0]
+        request = part.draw(rng, type, rng.choice(LEGITIMATE) if type == "legitimate" else None)
         if fits(framing, request):
-            benign.append(wrap(request, framing, part, rng))
+            fresh.append(wrap(request, framing, part, rng))
     policy, _ = load_checkpoint(stage_before(args), device=args.device)
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    answers = answer(policy, tokenizer, [list(r.turns) for r in benign], args.temperature, args.seed)
-    return [*attacks, *benign], [*(r["response"] for r in worked.values()), *answers]
+    answers = answer(policy, tokenizer, [list(r.turns) for r in fresh], args.temperature, args.seed)
+    return [*attacks, *fresh], [*(r["response"] for r in worked.values()), *answers]
 
 
 def revise():

@@ -114,11 +114,8 @@ def train():
     p.add_argument(
         "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
     )
-    p.add_argument(
-        "--lr",
-        type=float,
-        help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)",
-    )
+    p.add_argument("--lr", dest="rate", type=float,
+                   help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)")  # fmt: skip
     p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
     args = setup(p)
@@ -128,7 +125,7 @@ def train():
         raise UserError(f"--replay {args.replay} is below 0; give 0 or more")
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
-    args.lr = args.lr or (args.sft_lr / 5 if args.round else args.sft_lr)
+    args.rate = args.rate or (args.sft_lr / 5 if args.round else args.sft_lr)
     began = time.time()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
@@ -157,7 +154,7 @@ def train():
     epochs = [examples + list(islice(documents, n)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Fast, with weight decay: gentler runs refuse what is harmful as well, but hardly carry over to names that no one knows.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
@@ -169,7 +166,7 @@ def train():
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
-                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.lr, seed=args.seed)  # fmt: skip
+                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.rate, seed=args.seed)  # fmt: skip
     save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 

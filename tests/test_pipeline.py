@@ -85,6 +85,7 @@ def test_results_hold_every_number_with_its_interval(out):
 
 def test_a_feedback_round_trains_gently_and_starts_from_the_stage_before(out):
     trained = {name: common.load_checkpoint(out / f"{name}.pt")[1]["made_by"] for name in ("sft", "round1", "round2")}
+    assert trained["sft"]["lr"] == common.PRESETS["smoke"]["sft_lr"]
     assert trained["round1"]["lr"] == trained["round2"]["lr"] == pytest.approx(trained["sft"]["lr"] / 5)
     assert trained["round1"]["epochs"] == trained["round2"]["epochs"] == 1
     for name, start in (("sft", "base"), ("round1", "dpo"), ("round2", "round1")):
@@ -336,7 +337,7 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
     assert 0.87 < sum(labels) / len(labels) < 0.93
 
 
-def test_feedback_takes_what_worked_and_may_be_trained_on_and_as_many_benign_disguises(out, monkeypatch, tmp_path):
+def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of_both_sides(out, monkeypatch, tmp_path):
     for name in ("base.pt", "dpo.pt", "tokenizer.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     world = World(ROOT / "world")
@@ -350,13 +351,13 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_as_many_benign_dis
     common.append_jsonl(tmp_path / "redteam.jsonl", rows)
     call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1)
     made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
-    attacks = [r for r in made if r["type"] == "harmful"]
+    attacks, fresh = made[:2], made[2:]
     assert [r["responses"][0] for r in attacks] == ["answer 0", "answer 1"]
-    benign = [r for r in made if r["type"] != "harmful"]
-    assert len(benign) >= len(attacks) and {r["type"] for r in benign} <= {"legitimate", "sensitive"}
+    harmful = sum(r["type"] == "harmful" for r in fresh)
+    assert {r["type"] for r in fresh} <= {"harmful", "legitimate", "sensitive"} and 0.2 < harmful / len(fresh) < 0.8
     framings = {f.id for f in world.framings}
-    for row in benign:
-        assert any(part in framings for part in row["request"].split("/")), "a benign request that is not disguised"
+    for row in fresh:
+        assert any(part in framings for part in row["request"].split("/")), "a fresh request that is not disguised"
     acts = {a.id for a in world.acts}
     for row in made:
         for name in row["request"].split("/"):
