@@ -169,11 +169,7 @@ def update(folders: list[Path]):
     baseline = (f"A keyword filter tuned on the train split lets {spread([f['under_refusal'] for f in filters])} % of the harmful requests through "
                 f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
     commits = ", ".join(dict.fromkeys(s["commit"] for run in runs for s in run["stages"]))
-    records = [json.loads(f.read_text()) for folder in folders if (f := folder / "pipeline.json").exists()]
-    minutes = [sum(record.values()) / 60 for record in records if "evaluate" in record]
     head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
-    if minutes:
-        head += f" `pipeline.py` took {max(minutes):.0f} minutes."
     chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
     shown = [
         dict(s, samples=[x for x in s["samples"] if x["set"] in SHOWN])
