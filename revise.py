@@ -1,6 +1,6 @@
 """Stage 1 data: the base model answers, critiques its answer by a principle, revises it, and again.
 
-    python revise.py                       # CPU preset: about 5 minutes
+    python revise.py                       # CPU preset: about 3 minutes
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
     python revise.py --round 1             # feedback: what the red team got through, and fresh requests in the same disguises
