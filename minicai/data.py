@@ -98,6 +98,7 @@ class Pair:
     chosen: list[int]
     rejected: list[int]
     p: float  # the probability that the chosen answer is the better one, 0.5 to 1
+    swapped: bool  # the chosen answer is the row's b
 
 
 def tied(row: dict) -> bool:
@@ -124,7 +125,14 @@ def encode_pairs(
         if max(len(a), len(b)) <= block_size and a != b:
             first = row["p"] >= 0.5
             pairs.append(
-                Pair(len(pairs), len(prompt), a if first else b, b if first else a, max(row["p"], 1 - row["p"]))
+                Pair(
+                    len(pairs),
+                    len(prompt),
+                    a if first else b,
+                    b if first else a,
+                    max(row["p"], 1 - row["p"]),
+                    not first,
+                )
             )
     return pairs
 

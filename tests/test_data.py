@@ -215,7 +215,7 @@ def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
         assert pair.prompt == len(prompt) and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
         assert pair.chosen[pair.prompt :] == [*tokenizer.encode(better), tokenizer.end]
         assert pair.rejected[pair.prompt :] == [*tokenizer.encode(worse), tokenizer.end]
-        assert pair.p == max(row["p"], 1 - row["p"])
+        assert pair.p == max(row["p"], 1 - row["p"]) and pair.swapped == (row["p"] < 0.5)
 
 
 def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):

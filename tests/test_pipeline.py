@@ -25,9 +25,12 @@ import train_ppo
 import train_sft
 from minicai import guard
 from minicai.constitution import Constitution
+from minicai.data import read_pairs
 from minicai.guard import REFUSAL
 from minicai.judge import Verdict
 from minicai.report import METRICS, lookup
+from minicai.reward import RewardModel
+from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.grader import Grader
 from minicai.world.replies import decline, helpful
@@ -280,6 +283,18 @@ def test_killed_labelling_goes_on_and_ends_with_the_same_rows(out, monkeypatch, 
     path.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:30])  # killed inside a write
     call(label.label, monkeypatch, "--out", tmp_path)
     assert path.read_text() == whole
+
+
+def test_the_policys_own_answers_score_0_on_average_whatever_their_rivals(out):
+    tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random("rm 0")
+    reward, _ = RewardModel.load(out / "rm.pt", "cpu")
+    pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, reward.gpt.config.block_size, rng)
+    rng.shuffle(pairs)
+    own = [pair.rejected if pair.swapped else pair.chosen for pair in pairs[len(pairs) // 10 :][:500]]
+    with torch.no_grad():
+        scores = [reward(torch.tensor([ids]), torch.tensor([len(ids)])).item() for ids in own]
+    assert sum(scores) / len(scores) == pytest.approx(0, abs=0.02)  # trained and shifted in bfloat16
+    assert max(scores) - min(scores) > 0.1
 
 
 @pytest.mark.parametrize("rival, other", [(0, "policy"), (1, "base")])
