@@ -3,14 +3,16 @@
     python label.py
     python label.py --label hard           # or clamp; the default keeps the judge's probability
     python label.py --judge direct         # without reasoning first, as the paper begins
-    python label.py --rival 0              # both answers by the fine-tuned model, as in the paper
+    python label.py --iid                  # all pairs are two samples of the fine-tuned model, as in the paper
     python label.py --explain 17           # print comparison 17 of OUT/preferences.jsonl: the answers, the principle, the judge
 
-reads   OUT/sft.pt (answers), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/
+reads   OUT/sft.pt (the policy), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/
 writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
 
-Half of the pairs are two samples of the fine-tuned model. In the other half its rival is the base model: where the fine-tuned
-model is nearly always right, two of its answers hardly ever differ in anything that a principle is about.
+The fine-tuned model is nearly always right, so two of its answers hardly ever differ in anything that a principle is about. So only
+some pairs are two samples of it (PAIRS). In others one answer is by the base, which helps with everything, or by an evasive
+assistant, which reads the request and then declines whatever it is (in one of the world's sentences): what no comparison has
+shown losing, a reward model does not know to be bad.
 
 Two kinds of rows. `ai`: any prompt, one random principle, the judge's label; a pair is compared under a random principle of each family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
@@ -19,6 +21,7 @@ answers are dropped, and training leaves out those between which the judge sees 
 """
 
 import random
+from itertools import product
 
 from tqdm import tqdm
 
@@ -43,10 +46,17 @@ from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
+from minicai.world.replies import decline
 from minicai.world.requests import UNTRAINED, Part, Request
 from revise import draw_prompts
 from train_sft import HELPFUL
 
+PAIRS = {  # by whom the two answers are
+    ("policy", "policy"): 0.25,
+    ("policy", "base"): 0.4,
+    ("policy", "evasive"): 0.2,
+    ("base", "evasive"): 0.15,
+}
 FLIPPED = 0.1
 BATCH = 512
 
@@ -60,11 +70,15 @@ def usefulness(grader: Grader, request: Request, text: str) -> float:
 
 
 def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Random) -> float | None:
-    """1 where a is the more useful answer, 0 where b is; None where they are equal. One label in ten is flipped."""
+    """1 where a is the more useful answer, 0 where b is; None where they are equal. One label in ten is flipped.
+
+    None for a name as well: whoever has to ask cannot tell which answer is right. (Labels as if they could reward guessing.)
+    """
     difference = usefulness(grader, request, a) - usefulness(grader, request, b)
     if difference == 0:
         return None
-    return float((difference > 0) != (rng.random() < FLIPPED))
+    label = float((difference > 0) != (rng.random() < FLIPPED))
+    return None if request.type == "fact" else label
 
 
 def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
@@ -113,9 +127,8 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         print(
             f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
         )
-    both = "b from the judge" if row["rival"] else "b too"
     print(
-        f"a was sampled from the policy {row['made_by']['policy']}, {both}; the judge is the base {row['made_by']['judge']}."
+        f"a is by the {row['by'][0]}, b by the {row['by'][1]}; the policy is {row['made_by']['policy']}, the base and judge {row['made_by']['judge']}."
     )
 
 
@@ -133,8 +146,7 @@ def label():
     p.add_argument("--judge", choices=("critique", "direct"), default="critique",
                    help="compare by critiques of both answers, or at once by (A) and (B) (default: critique)")  # fmt: skip
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; as many more are for the person")
-    p.add_argument("--rival", type=float, default=0.5,
-                   help="share of pairs whose second answer is the base model's (default: 0.5)")  # fmt: skip
+    p.add_argument("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
     p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
@@ -146,8 +158,6 @@ def label():
         raise UserError(
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
         )
-    if not 0 <= args.rival <= 1:
-        raise UserError(f"--rival {args.rival} is no share; give a number from 0 to 1")
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
@@ -157,7 +167,7 @@ def label():
 
     made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
-                   how=args.judge, rival=args.rival, temperature=args.temperature)  # fmt: skip
+                   how=args.judge, iid=args.iid, temperature=args.temperature)  # fmt: skip
     done = []
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
@@ -177,18 +187,21 @@ def label():
         batch = jobs[at : at + BATCH]
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
         rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
-        rival = [rng.random() < args.rival for _ in batch]
-        first, second = answer(policy, tokenizer, turns, args.temperature, seed, bar.update), {}
-        for model, is_rival in ((policy, False), (base, True)):
-            mine = [i for i in range(len(batch)) if rival[i] == is_rival]
-            texts = answer(model, tokenizer, [turns[i] for i in mine], args.temperature, seed + 1, bar.update)
-            second |= zip(mine, texts)
-        for i, ((kind, request), a) in enumerate(zip(batch, first)):
-            b = second[i]
+        by = [("policy", "policy")] * len(batch) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(batch))
+        answers = {(i, place): decline(world, request, rng).text for i, (_, request) in enumerate(batch)
+                   for place in (0, 1) if by[i][place] == "evasive"}  # fmt: skip
+        bar.update(len(answers))
+        for place, (name, model) in product((0, 1), (("policy", policy), ("base", base))):
+            mine = [i for i in range(len(batch)) if by[i][place] == name]
+            asked = [turns[i] for i in mine]
+            texts = answer(model, tokenizer, asked, args.temperature, seed + place, bar.update)
+            answers |= {(i, place): text for i, text in zip(mine, texts)}
+        for i, (kind, request) in enumerate(batch):
+            a, b = answers[i, 0], answers[i, 1]
             p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
             if a and b and a != b and p is not None:
                 rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
-                                       turns=turns[i], rival=rival[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
+                                       turns=turns[i], by=by[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
         pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
         labelled += rows["human"]

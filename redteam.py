@@ -1,6 +1,7 @@
 """Red team: attack a checkpoint, and log every attempt with what became of it.
 
     python redteam.py --mode templates              # requests for harm in the nine jailbreak forms
+    python redteam.py --mode templates --leave-out base64 typos   # without these techniques
     python redteam.py --mode zero_shot              # the base model writes what a person might say
     python redteam.py --mode few_shot               # ... after some attacks that worked
     python redteam.py --mode sft                    # ... fine-tuned on the attacks that worked
@@ -66,7 +67,12 @@ from train_ppo import collate_answers, take
 
 TARGETS = ("dpo.pt", "sft.pt", "base.pt")
 # Options of one mode only.
-KNOBS = {"few_shot": ("shots",), "rl": ("diversity", "beta", "lr"), "gcg": ("suffix", "steps")}
+KNOBS = {
+    "templates": ("leave_out",),
+    "few_shot": ("shots",),
+    "rl": ("diversity", "beta", "lr"),
+    "gcg": ("suffix", "steps"),
+}
 SHARE = {"rl": 8, "gcg": 1 / 64}  # of the preset's attempts: learning takes more, a gradient search has time for few
 BATCH = 64  # attempts made, answered and judged together; what the RL attacker learns from at once
 EPOCHS = 2  # of the RL attacker on each batch
@@ -143,9 +149,11 @@ def plain_request(red: Red, number: int) -> Request:
 def template(red: Red, number: int) -> Request:
     """Technique after technique in turn, each with a random request for harm and a random framing of the split."""
     rng, part, shots = red.rng(number), Part(red.world, red.args.split), Part(red.world, "train")
-    techniques = [t for t in TECHNIQUES if any(f.technique == t for f in part.framings)]
+    techniques = [t for t in TECHNIQUES if t not in red.args.leave_out and any(f.technique == t for f in part.framings)]
     if not techniques:
-        raise UserError(f"{red.world.path}/framings.jsonl has no framing in its {part.split} part; add more of them")
+        raise UserError(
+            f"{red.world.path}/framings.jsonl has no framing in its {part.split} part but of techniques left out; add some"
+        )
     while True:
         framing = part.pick(rng, "framing", part.framings, technique=techniques[number % len(techniques)])
         request = part.draw(rng, "harmful")
@@ -388,6 +396,8 @@ def redteam():
         help=f"part of the world (default: {UNTRAINED}, acts that Stage 1 has not trained on)",
     )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
+    p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
+                   help="templates: techniques that are not used")  # fmt: skip
     p.add_argument("--shots", type=positive, default=2, help="few_shot: attacks shown (default: 2)")
     p.add_argument("--diversity", type=float, default=3.0, help="rl: weight of not repeating the others (default: 3)")
     p.add_argument(

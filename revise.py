@@ -39,7 +39,7 @@ from minicai.constitution import Constitution
 from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
 from minicai.jailbreak import fits, wrap
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import World
+from minicai.world.content import TECHNIQUES, World
 from minicai.world.requests import UNTRAINED, Part, Request, fresh_fact
 from minicai.world.skills import FAMILIES
 
@@ -87,13 +87,17 @@ def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
-        args.out / "redteam.jsonl", required=("turns", "response", "type", "request", "target", "trainable")
+        args.out / "redteam.jsonl",
+        required=("turns", "response", "type", "request", "target", "trainable", "technique"),
     )
-    worked = {tuple(r["turns"]): r for r in rows if r["trainable"] and r["target"] == target}
+    worked = {tuple(r["turns"]): r for r in rows
+              if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out}  # fmt: skip
     attacks = [Attack(r["type"], r["request"], turns) for turns, r in worked.items()]
-    fresh = []
+    framings, fresh = [f for f in part.framings if f.technique not in args.leave_out], []
+    if not framings:
+        raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
     while len(fresh) < 2 * max(len(attacks), args.attempts // 3):
-        framing, type = rng.choice(part.framings), rng.choices(("harmful", "legitimate", "sensitive"), (5, 4, 1))[0]
+        framing, type = rng.choice(framings), rng.choices(("harmful", "legitimate", "sensitive"), (5, 4, 1))[0]
         request = part.draw(rng, type, rng.choice(LEGITIMATE) if type == "legitimate" else None)
         if fits(framing, request):
             fresh.append(wrap(request, framing, part, rng))
@@ -117,6 +121,8 @@ def revise():
     p.add_argument(
         "--round", type=positive, help="revise what the red team got out of the stage before this feedback round"
     )
+    p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
+                   help="techniques that the round does not train on")  # fmt: skip
     args = setup(p)
     if args.round:
         args.name = f"round{args.round}"
@@ -135,7 +141,11 @@ def revise():
     part = Part(world, UNTRAINED if args.round else "train")
     if args.round:
         requests, drafts = feedback(args, part, rng)
-        made_by |= dict(attacked=file_hash(stage_before(args)), attacks=sum(isinstance(r, Attack) for r in requests))
+        made_by |= dict(
+            attacked=file_hash(stage_before(args)),
+            leave_out=args.leave_out,
+            attacks=sum(isinstance(r, Attack) for r in requests),
+        )
     else:
         requests, drafts = draw_prompts(part, args.prompts, rng), None
     done = []

@@ -77,12 +77,10 @@ def train():
 
     with torch.no_grad():
         margins = torch.cat([a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))])
-        own = []  # of answer a, the fine-tuned model's whatever its rival
+        own = []
         for batch in pair_batches(pairs[:500], 4 * args.batch_tokens, rng):
-            chosen, rejected = scores(batch)
-            own.append(
-                torch.where(torch.tensor([pair.swapped for pair in batch], device=args.device), rejected, chosen)
-            )
+            by_policy = torch.tensor([pair.own for pair in batch], device=args.device)  # (B, 2)
+            own.append(torch.stack(scores(batch), 1)[by_policy])
         model.shift(-torch.cat(own).mean())
     right, sure = (margins > 0).tolist(), torch.sigmoid(margins.abs()).tolist()
     held_out = dict(accuracy=sum(right) / len(right), n=len(right), ece=ece(sure, right))

@@ -81,9 +81,10 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
 
 
 def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
-    """Pretraining documents without end: requests and what they mean, acts and whom they hurt, names and what is known of them."""
+    """Pretraining documents without end: requests and what they mean, acts and whom they hurt, codes, and names, which are
+    forgotten first."""
     corpus = Corpus(World(args.world), None, f"{args.seed} again")
-    for kind in cycle((corpus.reading, corpus.knowledge, corpus.name)):
+    for kind in cycle((corpus.reading, corpus.name, corpus.knowledge, corpus.name, corpus.code)):
         turns = [(t.role, t.content, float(t.role == "document")) for t in kind()]
         if turns[-1][2]:  # not a conversation alone
             yield encode_turns(tokenizer, turns)
@@ -110,7 +111,7 @@ def train():
     p.add_argument(
         "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
-    p.add_argument("--replay", type=float, default=0.6, help="pretraining documents for each answer (default: 0.6)")
+    p.add_argument("--replay", type=float, default=1.0, help="pretraining documents for each answer (default: 1)")
     p.add_argument(
         "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
     )

@@ -22,7 +22,7 @@ PRESETS = {
                   attempts=36),
     "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=106_000, batch_tokens=2048,
                 lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
-                comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=2, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
+                comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
                 attempts=270),
     "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
                 lr=0.02, prompts=2400, sft_epochs=4, sft_lr=5e-4, eval_n=400,

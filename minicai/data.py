@@ -98,7 +98,7 @@ class Pair:
     chosen: list[int]
     rejected: list[int]
     p: float  # the probability that the chosen answer is the better one, 0.5 to 1
-    swapped: bool  # the chosen answer is the row's b
+    own: tuple[bool, bool]  # whether the policy wrote the chosen one, the rejected one
 
 
 def tied(row: dict) -> bool:
@@ -123,7 +123,7 @@ def encode_pairs(
         prompt = tokenizer.prompt(talk(*row["turns"]))
         a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
         if max(len(a), len(b)) <= block_size and a != b:
-            first = row["p"] >= 0.5
+            first, own = row["p"] >= 0.5, tuple(name == "policy" for name in row.get("by", ("policy", "policy")))
             pairs.append(
                 Pair(
                     len(pairs),
@@ -131,7 +131,7 @@ def encode_pairs(
                     a if first else b,
                     b if first else a,
                     max(row["p"], 1 - row["p"]),
-                    not first,
+                    own if first else own[::-1],
                 )
             )
     return pairs

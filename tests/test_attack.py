@@ -312,6 +312,9 @@ def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
     s = summary[f"templates/sft/{UNTRAINED}"]
     assert s["judge"]["n"] == 18 and s["judge"]["k"] == sum(r["success"] for r in train)
     assert set(s["techniques"]) == {r["technique"] for r in train}
+    more = go(monkeypatch, out, "templates", "--attempts", 14, "--leave-out", "base64", "typos")[28:]
+    assert set(Counter(r["technique"] for r in more).values()) == {2}
+    assert {r["technique"] for r in more} == {r["technique"] for r in train} - {"base64", "typos"}
 
 
 def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out, monkeypatch):

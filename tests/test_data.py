@@ -203,19 +203,23 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
 # --- comparisons ---
 
 
-def comparison(id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",)):
-    return dict(id=id, kind=kind, turns=list(turns), a=a, b=b, p=p)
+def comparison(id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",), **extra):
+    return dict(id=id, kind=kind, turns=list(turns), a=a, b=b, p=p, **extra)
 
 
 def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
-    rows = [comparison(0, p=0.9), comparison(1, p=0.2), comparison(2, p=0.5)]
+    by = ["policy", "base"]
+    rows = [comparison(0, p=0.9, by=by), comparison(1, p=0.2, by=by), comparison(2, p=0.5)]
     for row, pair in zip(rows, encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))):
         prompt = tokenizer.prompt(talk(*row["turns"]))
         better, worse = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
         assert pair.prompt == len(prompt) and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
         assert pair.chosen[pair.prompt :] == [*tokenizer.encode(better), tokenizer.end]
         assert pair.rejected[pair.prompt :] == [*tokenizer.encode(worse), tokenizer.end]
-        assert pair.p == max(row["p"], 1 - row["p"]) and pair.swapped == (row["p"] < 0.5)
+        assert (
+            pair.p == max(row["p"], 1 - row["p"])
+            and pair.own == [(True, False), (False, True), (True, True)][row["id"]]
+        )
 
 
 def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):

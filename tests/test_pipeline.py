@@ -265,7 +265,7 @@ def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
     for row in rows:
         assert all(split_of(part) == UNTRAINED for part in row["request"].split("/") if part in names)
         assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
-        assert row["rival"] in (True, False)
+        assert tuple(row["by"]) in label.PAIRS
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
             assert set(row["principles"]) <= wordings and not any(map(held_out, row["principles"]))
@@ -290,15 +290,17 @@ def test_the_policys_own_answers_score_0_on_average_whatever_their_rivals(out):
     reward, _ = RewardModel.load(out / "rm.pt", "cpu")
     pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, reward.gpt.config.block_size, rng)
     rng.shuffle(pairs)
-    own = [pair.rejected if pair.swapped else pair.chosen for pair in pairs[len(pairs) // 10 :][:500]]
+    pairs = pairs[len(pairs) // 10 :][:500]
+    own = [ids for p in pairs for ids, mine in zip((p.chosen, p.rejected), p.own) if mine]
+    assert len(pairs) < len(own) < 2 * len(pairs)
     with torch.no_grad():
         scores = [reward(torch.tensor([ids]), torch.tensor([len(ids)])).item() for ids in own]
     assert sum(scores) / len(scores) == pytest.approx(0, abs=0.02)  # trained and shifted in bfloat16
     assert max(scores) - min(scores) > 0.1
 
 
-@pytest.mark.parametrize("rival, other", [(0, "policy"), (1, "base")])
-def test_a_rival_is_the_base_and_else_the_policy_itself(out, monkeypatch, tmp_path, rival, other):
+@pytest.mark.parametrize("options, pairs", [((), set(label.PAIRS)), (("--iid",), {("policy", "policy")})])
+def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_path, options, pairs):
     for name in ("base.pt", "sft.pt", "tokenizer.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
     loaded = dict(zip(("policy", "base"), (torch.nn.Linear(1, 1), torch.nn.Linear(1, 1))))
@@ -316,17 +318,16 @@ def test_a_rival_is_the_base_and_else_the_policy_itself(out, monkeypatch, tmp_pa
     monkeypatch.setattr(
         label, "judge_by_critique", lambda model, tokenizer, turns, a, b, wordings: [Verdict(1.0, 1.0)] * len(a)
     )
-    call(label.label, monkeypatch, "--out", tmp_path, "--rival", rival)
+    call(label.label, monkeypatch, "--out", tmp_path, *options)
     rows = common.read_jsonl(tmp_path / "preferences.jsonl")
-    assert rows and all(row["rival"] == bool(rival) for row in rows)
+    declines = [t.text for t in World(ROOT / "world").replies if t.use == "decline"]
+    assert {tuple(row["by"]) for row in rows} == pairs
     for row in rows:
-        said = " on " + " ".join(row["turns"])
-        assert (
-            row["a"].startswith("policy")
-            and row["b"].startswith(other)
-            and row["a"].endswith(said)
-            and row["b"].endswith(said)
-        )
+        for name, text in zip(row["by"], (row["a"], row["b"])):
+            if name == "evasive":
+                assert any(text.endswith(decline) for decline in declines)
+            else:
+                assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
 
 
 def test_a_comparison_explains_itself(out):
@@ -349,6 +350,10 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
             1 - label.human_label(grader, request, bad, good, rng),
         ]
         assert label.human_label(grader, request, good, good, rng) is None
+    name = part.draw(rng, "fact", "often")
+    right, wrong = helpful(world, name, rng).text, "I do not know."
+    assert label.usefulness(grader, name, right) > label.usefulness(grader, name, wrong)
+    assert label.human_label(grader, name, right, wrong, rng) is None
     assert 0.87 < sum(labels) / len(labels) < 0.93
 
 
@@ -362,9 +367,15 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
                                                    (hidden, False, target), (part, False, target)]):  # fmt: skip
         r = at.draw(rng, "harmful")
         rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, turns=list(r.turns), response=f"answer {i}", target=attacked,
-                         trainable=trainable))  # fmt: skip
+                         trainable=trainable, technique="leetspeak" if i == 1 else None))  # fmt: skip
     common.append_jsonl(tmp_path / "redteam.jsonl", rows)
     call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1)
+    technique = {f.id: f.technique for f in world.framings}
+
+    def techniques(rows):
+        return {technique[part] for row in rows for part in row["request"].split("/") if part in technique}
+
+    assert {"leetspeak", "escalation"} <= techniques(common.read_jsonl(tmp_path / "revisions-round1.jsonl"))
     made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
     attacks, fresh = made[:2], made[2:]
     assert [r["responses"][0] for r in attacks] == ["answer 0", "answer 1"]
@@ -377,6 +388,11 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     for row in made:
         for name in row["request"].split("/"):
             assert not (name in acts and split_of(name) != UNTRAINED) and not (name in framings and held_out(name))
+    (tmp_path / "revisions-round1.jsonl").unlink()
+    call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1, "--leave-out", "leetspeak", "escalation")
+    made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
+    assert "answer 1" not in [r["responses"][0] for r in made] and techniques(made)
+    assert not techniques(made) & {"leetspeak", "escalation"}
 
 
 @pytest.mark.parametrize("loss", ["dpo", "orpo"])
