@@ -130,7 +130,7 @@ def train():
         default="gae",
         help="what an action is compared with (default: gae)",
     )
-    p.add_argument("--beta", type=float, default=0.2, help="weight of the KL penalty per nat (default: 0.2)")
+    p.add_argument("--beta", type=float, default=0.1, help="weight of the KL penalty per nat (default: 0.1)")
     p.add_argument(
         "--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
     )
@@ -139,7 +139,7 @@ def train():
     p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
     p.add_argument("--epochs", dest="ppo_epochs", type=positive, default=2, help="passes over the answers (default: 2)")
     p.add_argument("--lr", dest="ppo_lr", type=float, help="peak learning rate of AdamW")
-    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.2)")
+    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.1)")
     p.add_argument("--value-coef", type=float, default=0.1, help="weight of the value loss (default: 0.1)")
     p.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default: 0)")
     p.add_argument("--end-penalty", type=float, default=-1.0, help="score of an answer that did not end (default: -1)")
