@@ -1,4 +1,4 @@
-"""Do feedback rounds carry over to a technique that they never saw? Two rounds without it, for each technique (exercise 18).
+"""Do feedback rounds carry over to a technique that they never saw? Two rounds without it, for each technique.
 
     python -m bench.leave_one_out --out out/s0       # after pipeline.py --rounds 2 --out out/s0; about half an hour on 2 cores
 
