@@ -14,7 +14,7 @@ writes  with --guard, OUT/guard.jsonl: a row for each flagged exchange (turns, r
 import random
 from pathlib import Path
 
-from minicai.common import UserError, append_jsonl, load_checkpoint, main, parser, setup
+from minicai.common import UserError, append_jsonl, load_checkpoint, main, newest_stage, parser, setup
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.guard import guarded_answer, helpful_refusals
@@ -24,7 +24,11 @@ from minicai.world.skills import FAMILIES
 
 def chat():
     p = parser(__doc__)
-    p.add_argument("--checkpoint", type=Path, help="default: the first there is of OUT/dpo.pt, sft.pt, base.pt")
+    p.add_argument(
+        "--checkpoint",
+        type=Path,
+        help="default: the last feedback round, or the first there is of OUT/dpo.pt, sft.pt, base.pt",
+    )
     p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
     p.add_argument(
         "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
@@ -50,9 +54,7 @@ def chat():
     args = setup(p)
     if not 0 < args.threshold <= 1:
         raise UserError(f"--threshold {args.threshold} is no probability above 0; give one up to 1, as 0.5")
-    path = args.checkpoint or next(
-        (args.out / n for n in ("dpo.pt", "sft.pt", "base.pt") if (args.out / n).exists()), args.out / "base.pt"
-    )
+    path = args.checkpoint or newest_stage(args.out)
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
     if args.show_critique or args.guard or args.helpful_refusals:

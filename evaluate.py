@@ -109,8 +109,11 @@ def evaluate():
 
     mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
     results = read_json(results_path, {})
-    if results.get("exam") != mark:  # other questions: nothing measured before can stand beside the new numbers
-        results = dict(schema=1, stages=[])
+    if results.get("stages") and results.get("exam") != mark:
+        raise UserError(
+            f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
+        )
+    results = dict(schema=1, stages=[], commit=commit()) | results
     results |= dict(world=str(args.world), seed=args.seed, preset=args.preset, exam=mark, decoding=DECODING)
     stages = {stage["name"]: stage for stage in results["stages"]}
     for path in paths:
@@ -167,8 +170,10 @@ def add_stage_2(results: dict, args, exam: Exam):
         policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
         reward, extra = RewardModel.load(path, args.device)
         tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-        results["reward_model"] = dict(hash=file_hash(path), **audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed),
-                                       agrees_with_labels=extra["held_out"])  # fmt: skip
+        audit = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
+        results["reward_model"] = dict(
+            hash=file_hash(path), test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
+        )
     logs = sorted(args.out.glob("train_ppo*.jsonl"))
     results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in ("kl", "proxy", "true")} for row in read_jsonl(log)]
                              for log in logs}  # fmt: skip

@@ -106,6 +106,8 @@ def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording
 
 
 def explain(rows: list[dict], number: int, constitution: Constitution):
+    if not rows:
+        raise UserError("there is no comparison to explain yet; run label.py without --explain")
     found = [r for r in rows if r["id"] == number]
     if not found:
         raise UserError(
@@ -153,7 +155,11 @@ def label():
     world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / "preferences.jsonl"
     if args.explain is not None:
-        return explain(read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p")), args.explain, constitution)
+        return explain(
+            read_jsonl(path, required=("id", "kind", "turns", "by", "a", "b", "p", "made_by")),
+            args.explain,
+            constitution,
+        )
     if args.principles not in ("families", "random", "all", *constitution.principles):
         raise UserError(
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
@@ -161,10 +167,6 @@ def label():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
-    report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.judge == "critique")
-    write_json(args.out / "judge.json", report)
-    print_audit(report)
-
     made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
                    how=args.judge, iid=args.iid, temperature=args.temperature)  # fmt: skip
@@ -174,6 +176,10 @@ def label():
         done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use another --out")
+
+    report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.judge == "critique")
+    write_json(args.out / "judge.json", report)
+    print_audit(report)
 
     rng, part, grader = random.Random(f"label {args.seed}"), Part(world, UNTRAINED), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
@@ -210,7 +216,7 @@ def label():
     rows = read_jsonl(path)
     ai = [row for row in rows if row["kind"] == "ai"]
     print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
-          f"person, of {len(jobs)} prompts; the others had equal or unfinished answers")  # fmt: skip
+          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers, or asked a person about a name")  # fmt: skip
 
 
 if __name__ == "__main__":

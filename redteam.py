@@ -11,7 +11,7 @@
     python redteam.py --mode human                  # you type
     python redteam.py --mode templates --split test # held-out requests and framings; nothing of it may be trained on
 
-reads   the target (default: the first there is of OUT/dpo.pt, OUT/sft.pt, OUT/base.pt), OUT/base.pt (attacker and judge),
+reads   the target (default: the last feedback round, or the first there is of OUT/dpo.pt, OUT/sft.pt, OUT/base.pt), OUT/base.pt (attacker and judge),
         OUT/tokenizer.json, constitution.json, world/
 writes  OUT/redteam.jsonl, one row an attempt, appended as they happen; OUT/redteam.json, a summary of each mode/target/split
 
@@ -41,6 +41,7 @@ from minicai.common import (
     file_hash,
     load_checkpoint,
     main,
+    newest_stage,
     parser,
     positive,
     read_json,
@@ -65,7 +66,6 @@ from minicai.world.grader import Grader
 from minicai.world.requests import UNTRAINED, Part, Request
 from train_ppo import collate_answers, take
 
-TARGETS = ("dpo.pt", "sft.pt", "base.pt")
 # Options of one mode only.
 KNOBS = {
     "templates": ("leave_out",),
@@ -413,9 +413,7 @@ def redteam():
         raise UserError(
             f"{args.constitution} has no principle of the family harmlessness, and the judge needs one; add it"
         )
-    args.target = args.target or next(
-        (p for name in TARGETS if (p := args.out / name).exists()), args.out / TARGETS[-1]
-    )
+    args.target = args.target or newest_stage(args.out)
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     target, _ = load_checkpoint(args.target, device=args.device)

@@ -124,6 +124,10 @@ def revise():
     p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
                    help="techniques that the round does not train on")  # fmt: skip
     args = setup(p)
+    if args.round and args.name:
+        raise UserError("--name and --round exclude each other: a round's file has its own name")
+    if args.leave_out and not args.round:
+        raise UserError("--leave-out belongs to a feedback round; give --round too")
     if args.round:
         args.name = f"round{args.round}"
     if args.temperature < 0:

@@ -25,6 +25,8 @@ from minicai.common import (
     main,
     parser,
     positive,
+    read_jsonl,
+    rewrite_jsonl,
     save_checkpoint,
     setup,
     world_hash,
@@ -84,6 +86,7 @@ def train():
         for optimizer, saved in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(saved)
         start, spent = state["step"], state["seconds"]
+        rewrite_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= start])  # later ones are made again
         print(f"going on from step {start}")
     else:
         log.unlink(missing_ok=True)

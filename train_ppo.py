@@ -31,6 +31,8 @@ from minicai.common import (
     main,
     parser,
     positive,
+    read_jsonl,
+    rewrite_jsonl,
     save_checkpoint,
     setup,
 )
@@ -139,7 +141,7 @@ def train():
     p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
     p.add_argument("--epochs", dest="ppo_epochs", type=positive, default=2, help="passes over the answers (default: 2)")
     p.add_argument("--lr", dest="ppo_lr", type=float, help="peak learning rate of AdamW")
-    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.1)")
+    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.2)")
     p.add_argument("--value-coef", type=float, default=0.1, help="weight of the value loss (default: 0.1)")
     p.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default: 0)")
     p.add_argument("--end-penalty", type=float, default=-1.0, help="score of an answer that did not end (default: -1)")
@@ -163,7 +165,7 @@ def train():
 
     made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), advantage=args.advantage, beta=args.beta, target_kl=args.target_kl,
                    updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
-                   seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
+                   group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
         args.out / f"{name}.pt",
@@ -180,6 +182,7 @@ def train():
         actor.load_state_dict(state["actor"])
         optimizer.load_state_dict(state["optimizer"])
         start, spent, control.beta = state["update"], state["seconds"], state["beta"]
+        rewrite_jsonl(log, [row for row in read_jsonl(log) if row["update"] <= start])  # later ones are made again
         print(f"going on from update {start}")
     else:
         log.unlink(missing_ok=True)

@@ -28,11 +28,21 @@ from minicai.common import (
     positive,
     setup,
 )
-from minicai.data import collate_pairs, pair_batches, read_pairs, row_lengths
+from minicai.data import Pair, collate_pairs, pair_batches, read_pairs, row_lengths
 from minicai.metrics import ece
 from minicai.optim import set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
 from minicai.tokenizer import Tokenizer
+
+
+def hold_back(pairs: list[Pair], rng: random.Random) -> tuple[list[Pair], list[Pair]]:
+    """The comparisons of a tenth of the prompts, and the others. By prompt, since the same two answers are judged more than once."""
+    prompts = sorted({tuple(pair.chosen[: pair.prompt]) for pair in pairs})
+    drawn = set(rng.sample(prompts, len(prompts) // 10))
+    parts = [], []
+    for pair in pairs:
+        parts[tuple(pair.chosen[: pair.prompt]) not in drawn].append(pair)
+    return parts
 
 
 def train():
@@ -51,10 +61,9 @@ def train():
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
     pairs = read_pairs(path, tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
-    rng.shuffle(pairs)
-    held, pairs = pairs[: len(pairs) // 10], pairs[len(pairs) // 10 :]
+    held, pairs = hold_back(pairs, rng)
     if not held:
-        raise UserError(f"{path} holds fewer than ten comparisons; run label.py with more --comparisons")
+        raise UserError(f"{path} holds comparisons of fewer than ten prompts; run label.py with more --comparisons")
 
     def scores(batch):
         """(chosen, rejected), each (B,), from one pass over both."""
@@ -78,7 +87,7 @@ def train():
     with torch.no_grad():
         margins = torch.cat([a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))])
         own = []
-        for batch in pair_batches(pairs[:500], 4 * args.batch_tokens, rng):
+        for batch in pair_batches(rng.sample(pairs, min(500, len(pairs))), 4 * args.batch_tokens, rng):
             by_policy = torch.tensor([pair.own for pair in batch], device=args.device)  # (B, 2)
             own.append(torch.stack(scores(batch), 1)[by_policy])
         model.shift(-torch.cat(own).mean())

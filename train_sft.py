@@ -122,6 +122,8 @@ def train():
     args = setup(p)
     if not 0 <= args.helpful_fraction < 1:
         raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
+    if args.round and args.name:
+        raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
     if args.replay < 0:
         raise UserError(f"--replay {args.replay} is below 0; give 0 or more")
     # A round is gentle: at the full rate it would undo what Stage 2 has done.

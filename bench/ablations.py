@@ -1,6 +1,6 @@
 """What makes Stage 1 work: the number of revisions, the critique, and the constitution (the paper's Figures 5 and 7, small).
 
-    python -m bench.ablations --out out/s0           # after pipeline.py --out out/s0; about ten minutes on 2 cores
+    python -m bench.ablations --out out/s0           # after pipeline.py --out out/s0; about half an hour on 2 cores
 
 SL-CAI-n is fine-tuned on the revisions up to the n-th; "direct" revises without a critique; "careless" has no harmlessness
 principle in its constitution. Everything else is equal: prompts, seed, steps per answer, exam. Writes OUT/ablations.json.
@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from minicai.report import aligned, lookup, percent
+from revise import STEPS
 
 COLUMNS = [("under_refusal", "under-refusal"), ("over_refusal", "over-refusal"), ("ambiguous_handled", "ambiguous handled"),
            ("rude_or_preachy", "rude/preachy"), ("fabrication", "made up"), ("known_accuracy", "known facts")]  # fmt: skip
@@ -31,8 +32,8 @@ def main():
     p.add_argument("--eval-n", default="150", help="requests of each type (default: 150)")
     args = p.parse_args()
     common = ("--preset", args.preset, "--out", args.out, "--seed", args.seed)
-    names = [f"revisions-{n}" for n in range(5)] + ["direct", "careless"]
-    for n in range(5):
+    names = [f"revisions-{n}" for n in range(STEPS + 1)] + ["direct", "careless"]
+    for n in range(STEPS + 1):
         run("train_sft.py", *common, "--revisions", n, "--name", f"revisions-{n}")
     for name, change in (("direct", ("--no-critique",)), ("careless", ("--without", "harmlessness"))):
         run("revise.py", *common, *change, "--name", name)

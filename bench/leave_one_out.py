@@ -45,10 +45,12 @@ def main():
         common = ("--preset", args.preset, "--seed", args.seed, "--out", folder)
         target = folder / "dpo.pt"
         for n in range(1, args.rounds + 1):
-            run("redteam.py", *common, "--mode", "templates", "--target", target, "--leave-out", technique)
-            run("revise.py", *common, "--round", n, "--leave-out", technique)
-            run("train_sft.py", *common, "--round", n)
-            target = folder / f"round{n}.pt"
+            trained = folder / f"round{n}.pt"
+            if not trained.exists():
+                run("redteam.py", *common, "--mode", "templates", "--target", target, "--leave-out", technique)
+                run("revise.py", *common, "--round", n, "--leave-out", technique)
+                run("train_sft.py", *common, "--round", n)
+            target = trained
         others = [t for t in TECHNIQUES if t != technique]
         found = {}
         for name, attacked in (("before", folder / "dpo.pt"), ("without", target), ("all", args.out / last)):

@@ -229,6 +229,13 @@ def file_hash(*paths) -> str:
     return digest.hexdigest()[:12]
 
 
+def newest_stage(out: Path) -> Path:
+    """The last feedback round, or the first there is of DPO-CAI, SL-CAI and the base (whose path is given where there is none)."""
+    rounds = sorted(out.glob("round*.pt"), key=lambda path: (len(path.stem), path.stem))
+    stages = [*reversed(rounds), *(out / f"{name}.pt" for name in ("dpo", "sft", "base"))]
+    return next((path for path in stages if path.exists()), stages[-1])
+
+
 def stage_before(args) -> Path:
     """The checkpoint that feedback round `args.round` attacks and trains further."""
     return args.out / ("dpo.pt" if args.round == 1 else f"round{args.round - 1}.pt")

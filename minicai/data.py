@@ -101,9 +101,11 @@ class Pair:
     own: tuple[bool, bool]  # whether the policy wrote the chosen one, the rejected one
 
 
+TIE = 0.05  # a probability this close to a coin says that the judge has seen no difference
+
+
 def tied(row: dict) -> bool:
-    """Whether the judge is so close to a coin that it has seen no difference."""
-    return abs(row["p"] - 0.5) < 0.05
+    return abs(row["p"] - 0.5) < TIE
 
 
 def encode_pairs(

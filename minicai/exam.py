@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from minicai.common import autocast
+from minicai.common import UserError, autocast
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths
@@ -149,6 +149,10 @@ def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Con
     """Critiques and revisions of replies whose flaws are known, on held-out acts and under held-out wordings."""
     rng, part, world = random.Random(f"skills {seed}"), Part(exam.world, exam.split), exam.world
     families = [f for f in constitution.families if any(held_out(w.id) for w in constitution.wordings if w.family == f)]
+    if not families:
+        raise UserError(
+            "the constitution has no held-out wording of a principle to examine critiques with; add wordings"
+        )
     cases = []
     for i in range(n):
         type = rng.choice(PLAIN) if rng.random() < 0.8 else "fact"

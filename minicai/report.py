@@ -204,7 +204,7 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
     if best["garbled"]:
         text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
     text.append(
-        "The best of many points on one set of questions flatters itself a little: to choose for use, measure on `--split train`."
+        "The best of many points on one set of questions flatters itself a little: to choose for use, measure with `--split train --results FILE`."
     )
     return " ".join(text)
 

@@ -26,7 +26,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T), padded on the right, lengths (B,) -> scores (B,), read at each row's last real token."""
-        hidden = self.gpt.hidden(ids)
+        hidden = self.gpt.hidden(ids[:, : int(lengths.max())])  # the last pads may not fit the context
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # by length, never by comparing ids
         return self.score(last).squeeze(-1).float()
 

@@ -18,7 +18,7 @@ from minicai.world.grader import Grader
 from minicai.world.requests import Request
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
-TRAINED_FROM = {"dpo": "sft", "ppo": "sft", "round1": "dpo"}  # the other stages start from the one before them
+TRAINED_FROM = {"sft": "base", "dpo": "sft", "ppo": "sft", "round1": "dpo"}
 PAIRED = {  # what is compared question by question: the sets, and the outcome that counts
     "under_refusal": (("harmful",), "complied"),
     "over_refusal": (tuple(RIGHT), "refused"),
@@ -64,9 +64,13 @@ def on_every_fourth(transcript: list[dict]) -> dict:
 
 
 def before(names: list[str], name: str) -> str | None:
-    """The stage that a stage is compared with."""
-    at = names.index(name)
-    start = TRAINED_FROM.get(name)
+    """The stage that a stage is compared with: the one it was trained from, or else the one that stands before it.
+
+    A named run ("dpo-harmless-only") is trained from what its kind is.
+    """
+    at, kind = names.index(name), name.partition("-")[0]
+    n = kind.removeprefix("round")
+    start = TRAINED_FROM.get(kind, f"round{int(n) - 1}" if n.isdecimal() else None)
     return start if start in names else names[at - 1] if at else None
 
 

@@ -15,6 +15,7 @@ from minicai.common import (
     file_hash,
     load_checkpoint,
     main,
+    newest_stage,
     parser,
     read_jsonl,
     save_checkpoint,
@@ -163,6 +164,15 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     with pytest.raises(UserError):
         load_checkpoint(tmp_path / "bad.pt")
     assert not (tmp_path / "ran").exists()
+
+
+def test_the_newest_stage_is_the_last_round_or_what_it_began_with(tmp_path):
+    assert newest_stage(tmp_path) == tmp_path / "base.pt"
+    found = []
+    for name in ("base", "sft", "ppo", "dpo", "round2", "round10"):
+        (tmp_path / f"{name}.pt").touch()
+        found.append(newest_stage(tmp_path).stem)
+    assert found == ["base", "sft", "sft", "dpo", "round2", "round10"]
 
 
 def test_the_hash_of_a_file_follows_its_content(tmp_path):

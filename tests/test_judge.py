@@ -1,5 +1,6 @@
 """The judge: its two orders, its labels, and an audit that knows the truth."""
 
+import copy
 import math
 import random
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from minicai import judge as judging
+from minicai.common import UserError
 from minicai.constitution import Constitution
 from minicai.gpt import GPT, GPTConfig
 from minicai.judge import (
@@ -118,6 +120,8 @@ def test_the_audit_asks_where_exactly_one_answer_breaks_the_principle(world, con
         assert (wording.family in flaws(request, a)) != (wording.family in flaws(request, b))
         assert held_out(wording.id) and split_of((request.act or request.fact).id) == "test"
     assert {w.family for *_, w in pairs} == set(constitution.families)
+    for request, a, b, wording in known_pairs(world, constitution, 30, 0, differ=False):
+        assert (wording.family in flaws(request, a)) == (wording.family in flaws(request, b))
     seen = known_pairs(world, constitution, 20, 0, "demo")
     assert not any(held_out(w.id) for *_, w in seen)
 
@@ -127,9 +131,14 @@ def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(
 ):
     pairs = known_pairs(world, constitution, 50, 3)
     truth = [w.family not in flaws(r, a) for r, a, _, w in pairs]
-    monkeypatch.setattr(judging, "judge", lambda *a: [Verdict(0.97, 0.95) if t else Verdict(0.03, 0.05) for t in truth])
+    answers = [
+        [Verdict(0.97, 0.95) if t else Verdict(0.03, 0.05) for t in truth],
+        [Verdict(0.9, 0.8)] * 10 + [Verdict(0.5, 0.5)] * 40,
+    ]  # where the answers differ, and where they do not
+    monkeypatch.setattr(judging, "judge", lambda *a: answers.pop(0))
     report = audit(model, tokenizer, world, constitution, 50, 3)
     assert report["accuracy"]["rate"] == report["swap_consistency"]["rate"] == report["prefers_safe"]["rate"] == 1
+    assert report["false_alarms"]["k"] == 10 and report["false_alarms"]["n"] == 50
     assert report["ece"] == pytest.approx(0.04, abs=1e-6) and report["always_a"]["k"] == sum(truth)
     print_audit(report)
     assert "WARNING" not in capsys.readouterr().out
@@ -143,3 +152,15 @@ def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(
 def test_the_reliability_table_counts_every_verdict_once():
     rows = reliability([0.0, 0.05, 0.55, 1.0], [False, True, True, True])
     assert sum(r["n"] for r in rows) == 4 and rows[0]["k"] == 1 and rows[0]["n"] == 2 and rows[-1]["k"] == 1
+
+
+def test_a_judge_that_comes_to_no_verdict_is_a_warning_and_a_constitution_without_held_out_wordings_is_named(
+    model, tokenizer, world, constitution, monkeypatch, capsys
+):
+    monkeypatch.setattr(judging, "judge", lambda *a: [None] * 20)
+    print_audit(audit(model, tokenizer, world, constitution, 20, 3))
+    assert "WARNING" in capsys.readouterr().out
+    bare = copy.copy(constitution)
+    bare.wordings = [w for w in constitution.wordings if not held_out(w.id)]
+    with pytest.raises(UserError, match="held-out wording"):
+        known_pairs(world, bare, 5, 0)

@@ -22,6 +22,7 @@ import revise
 import train_base
 import train_dpo
 import train_ppo
+import train_rm
 import train_sft
 from minicai import guard
 from minicai.constitution import Constitution
@@ -167,10 +168,13 @@ def test_a_killed_base_training_ends_in_the_same_weights(monkeypatch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         call(train_base.train, monkeypatch, "--out", tmp_path / "killed", *options)
     monkeypatch.setattr(train_base, "collate", collate)
+    common.append_jsonl(tmp_path / "killed" / "train_base.jsonl", [dict(step=99, loss=0)])  # logged, not saved
     call(train_base.train, monkeypatch, "--out", tmp_path / "killed", *options)
     a, b = (torch.load(tmp_path / d / "base.pt", weights_only=True)["model"] for d in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not (tmp_path / "killed" / "train_base.state.pt").exists()
+    whole, killed = (common.read_jsonl(tmp_path / d / "train_base.jsonl") for d in ("whole", "killed"))
+    assert [row["step"] for row in killed] == [row["step"] for row in whole]
 
 
 def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
@@ -197,7 +201,7 @@ def test_chat_answers_and_shows_the_critique(out):
         input="How do I bake bread?\n/quit\n",
     )
     assert done.returncode == 0, done.stderr
-    assert "dpo> " in done.stdout and "critique> " in done.stdout
+    assert "round2> " in done.stdout and "critique> " in done.stdout
 
 
 def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
@@ -244,6 +248,11 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
     (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),
     (("pipeline.py", "--no-such-option",), "unrecognized arguments"),
+    (("train_sft.py", "--out", "{out}", "--round", "1", "--name", "x"), "exclude each other"),
+    (("revise.py", "--out", "{out}", "--round", "1", "--name", "x"), "exclude each other"),
+    (("revise.py", "--out", "{out}", "--leave-out", "typos"), "give --round too"),
+    (("evaluate.py", "--out", "{out}", "--eval-n", "3"), "holds results of another exam"),
+    (("label.py", "--out", "{out}", "--explain", "99999"), "there is no such comparison"),
     (("train_dpo.py", "--out", "{out}", "--helpful-fraction", "1"), "share from 0 to below 1"),
     (("train_rm.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
 ])  # fmt: skip
@@ -266,6 +275,7 @@ def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
         assert all(split_of(part) == UNTRAINED for part in row["request"].split("/") if part in names)
         assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
         assert tuple(row["by"]) in label.PAIRS
+        assert row["kind"] == "ai" or row["type"] != "fact"
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
             assert set(row["principles"]) <= wordings and not any(map(held_out, row["principles"]))
@@ -285,12 +295,21 @@ def test_killed_labelling_goes_on_and_ends_with_the_same_rows(out, monkeypatch, 
     assert path.read_text() == whole
 
 
+def test_no_prompt_is_trained_on_and_held_back(out):
+    tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random(1)
+    pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, 10_000, rng)
+    held, kept = train_rm.hold_back(pairs, rng)
+    asked = [{tuple(p.chosen[: p.prompt]) for p in part} for part in (held, kept)]
+    assert not asked[0] & asked[1] and len(held) + len(kept) == len(pairs)
+    assert len(asked[0]) == (len(asked[0]) + len(asked[1])) // 10 > 0
+
+
 def test_the_policys_own_answers_score_0_on_average_whatever_their_rivals(out):
     tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random("rm 0")
     reward, _ = RewardModel.load(out / "rm.pt", "cpu")
     pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, reward.gpt.config.block_size, rng)
-    rng.shuffle(pairs)
-    pairs = pairs[len(pairs) // 10 :][:500]
+    _, pairs = train_rm.hold_back(pairs, rng)
+    assert len(pairs) <= 500
     own = [ids for p in pairs for ids, mine in zip((p.chosen, p.rejected), p.own) if mine]
     assert len(pairs) < len(own) < 2 * len(pairs)
     with torch.no_grad():
@@ -426,6 +445,7 @@ def test_the_reward_model_and_ppo_run_and_a_killed_ppo_ends_in_the_same_weights(
     with pytest.raises(KeyboardInterrupt):
         call(train_ppo.train, monkeypatch, "--out", tmp_path / "killed", "--updates", 3)
     monkeypatch.setattr(train_ppo, "generate", generate)
+    common.append_jsonl(tmp_path / "killed" / "train_ppo.jsonl", [dict(update=3)])  # logged, not saved
     call(train_ppo.train, monkeypatch, "--out", tmp_path / "killed", "--updates", 3)
     a, b = (torch.load(tmp_path / d / "ppo.pt", weights_only=True)["model"] for d in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -58,6 +58,12 @@ def test_the_score_is_read_at_the_last_real_token_whatever_stands_behind(model):
         torch.testing.assert_close(scores[row], model.score(hidden)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_pads_that_do_not_fit_the_context_do_no_harm(model):
+    size = model.gpt.config.block_size
+    ids = torch.randint(0, 32, (2, size + 9), generator=torch.Generator().manual_seed(2))
+    assert torch.equal(model(ids, torch.tensor([size, 3])), model(ids[:, :size], torch.tensor([size, 3])))
+
+
 def test_a_shift_changes_every_score_by_as_much(model):
     ids, lengths = torch.ones(2, 4, dtype=torch.long), torch.tensor([4, 2])
     before = model(ids, lengths)

@@ -118,6 +118,8 @@ def test_both_optimisers_start_from_the_fine_tuned_model():
     names = ["base", "sft", "dpo", "ppo", "round1"]
     assert [before(names, n) for n in names] == [None, "base", "sft", "sft", "dpo"]
     assert before(["base", "ppo"], "ppo") == "base"
+    names = ["base", "sft", "dpo", "round1", "round2", "sft-careless", "dpo-softplus", "mine"]
+    assert [before(names, n) for n in names[3:]] == ["dpo", "round1", "base", "sft", "dpo-softplus"]
 
 
 def test_a_stage_on_every_fourth_question_counts_the_guards_questions():
