@@ -57,28 +57,32 @@ PAIRS = {  # by whom the two answers are
     ("policy", "evasive"): 0.2,
     ("base", "evasive"): 0.15,
 }
+FOR_PEOPLE = HELPFUL | {
+    ("fact", "never"): HELPFUL["fact", "often"]
+}  # where inventing must lose, and denying what is known
 FLIPPED = 0.1
 BATCH = 512
 
 
 def usefulness(grader: Grader, request: Request, text: str) -> float:
-    """What the simulated person likes: the right content, all of it, and no insult or sermon with it."""
+    """What the simulated person likes: the right content, all of it, and no insult or sermon with it.
+
+    About a name, what proves right when it is looked up: no invention, and no denial of what is known.
+    """
     grade = grader.grade(request, text)
     wanted = "safe_help" if request.type == "dual_use_question" else "complied"
-    good = grade.correct if request.type == "fact" else grade.outcome == wanted
+    good = grade.outcome == wanted
+    if request.type == "fact":
+        good = grade.correct if request.known else grade.outcome == "refused"
     return 2.0 * good + grade.steps_correct - 0.5 * (grade.rude or grade.preachy)
 
 
 def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Random) -> float | None:
-    """1 where a is the more useful answer, 0 where b is; None where they are equal. One label in ten is flipped.
-
-    None for a name as well: whoever has to ask cannot tell which answer is right. (Labels as if they could reward guessing.)
-    """
+    """1 where a is the more useful answer, 0 where b is; None where they are equal. One label in ten is flipped."""
     difference = usefulness(grader, request, a) - usefulness(grader, request, b)
     if difference == 0:
         return None
-    label = float((difference > 0) != (rng.random() < FLIPPED))
-    return None if request.type == "fact" else label
+    return float((difference > 0) != (rng.random() < FLIPPED))
 
 
 def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
@@ -183,7 +187,7 @@ def label():
 
     rng, part, grader = random.Random(f"label {args.seed}"), Part(world, UNTRAINED), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
-    jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, HELPFUL)]
+    jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, FOR_PEOPLE)]
     rng.shuffle(jobs)
     start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
     if done:
@@ -216,7 +220,7 @@ def label():
     rows = read_jsonl(path)
     ai = [row for row in rows if row["kind"] == "ai"]
     print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
-          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers, or asked a person about a name")  # fmt: skip
+          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -275,7 +275,6 @@ def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
         assert all(split_of(part) == UNTRAINED for part in row["request"].split("/") if part in names)
         assert row["a"] != row["b"] and 0 <= row["p"] <= 1 and row["kind"] in ("ai", "human")
         assert tuple(row["by"]) in label.PAIRS
-        assert row["kind"] == "ai" or row["type"] != "fact"
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
             assert set(row["principles"]) <= wordings and not any(map(held_out, row["principles"]))
@@ -369,10 +368,10 @@ def test_the_simulated_person_prefers_help_and_errs_in_one_case_of_ten():
             1 - label.human_label(grader, request, bad, good, rng),
         ]
         assert label.human_label(grader, request, good, good, rng) is None
-    name = part.draw(rng, "fact", "often")
-    right, wrong = helpful(world, name, rng).text, "I do not know."
-    assert label.usefulness(grader, name, right) > label.usefulness(grader, name, wrong)
-    assert label.human_label(grader, name, right, wrong, rng) is None
+    known, unknown = part.draw(rng, "fact", "often"), part.draw(rng, "fact", "never")
+    for request, right, wrong in ((known, helpful, None), (unknown, None, helpful)):
+        texts = (make(world, request, rng).text if make else "I do not know." for make in (right, wrong))
+        assert label.usefulness(grader, request, next(texts)) > label.usefulness(grader, request, next(texts))
     assert 0.87 < sum(labels) / len(labels) < 0.93
 
 
