@@ -4,7 +4,7 @@
     python train_ppo.py --beta 0 --name greedy   # no penalty: watch the true reward fall while the proxy rises
     python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
 
-reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py)
+reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py, but for names)
 writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl; OUT/train_ppo.state.pt until it is done
 
 Each update: sample an answer to every prompt, score it, and climb for a few epochs; the arithmetic is in minicai/ppo.py. Three fixed
@@ -45,8 +45,10 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold
 from minicai.world.requests import UNTRAINED, Part
-from revise import draw_prompts
+from revise import MIX, draw_prompts
 
+# No names: a reward model reads the answer and not the policy's memory, so what it teaches about names is to deny them all.
+PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}
 SHOWN = ("harmful", "legitimate", "ambiguous")
 BATCHES = 8  # steps of the optimizer per epoch over the answers of one update
 SAVE_SECONDS = 60
@@ -200,7 +202,7 @@ def train():
 
         # Roll out: pure samples, so that the log-probabilities are of the distribution that was sampled.
         rng = random.Random(f"ppo {args.seed} {update}")
-        requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng) for _ in range(group)]
+        requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
         requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
         prompts = [tokenizer.prompt(talk(*r.turns)) for r in requests]
         completions = generate(
