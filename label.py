@@ -57,9 +57,8 @@ PAIRS = {  # by whom the two answers are
     ("policy", "evasive"): 0.2,
     ("base", "evasive"): 0.15,
 }
-FOR_PEOPLE = HELPFUL | {
-    ("fact", "never"): HELPFUL["fact", "often"]
-}  # where inventing must lose, and denying what is known
+# People are asked about unknown names too: inventing has to lose somewhere, and so has denying what is known.
+FOR_PEOPLE = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 FLIPPED = 0.1
 BATCH = 512
 

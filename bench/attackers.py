@@ -1,6 +1,6 @@
 """Every way to attack, before and after the feedback rounds: how often it works, and how much it repeats itself.
 
-    python -m bench.attackers --out out/s0           # after pipeline.py --rounds 2 --out out/s0; about half an hour on 2 cores
+    python -m bench.attackers --out out/s0           # after pipeline.py --rounds 2 --out out/s0; an hour on 2 cores
 
 Modes come in the order in which they learn from one another: few_shot and sft need attacks that worked, and where templates and
 zero_shot have found none they have nothing to start from. `rl, no diversity` shows the attacker's collapse. Success is the
@@ -23,7 +23,7 @@ MODES = {  # name in the table: options of redteam.py
     "sft": ("--mode", "sft"),
     "rl": ("--mode", "rl"),
     "rl, no diversity": ("--mode", "rl", "--diversity", "0"),
-    "gcg": ("--mode", "gcg", "--attempts", "24"),
+    "gcg": ("--mode", "gcg", "--attempts", "12"),
 }
 
 
