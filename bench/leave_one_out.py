@@ -8,20 +8,14 @@ the one whose rounds left out nothing. Success is the grader's. Writes OUT/leave
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+from bench.ablations import run
 from minicai.common import read_json, write_json
 from minicai.report import aligned, interval
 from minicai.world.content import TECHNIQUES
 
 SHARED = ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "dpo.pt")
-
-
-def run(script, *options):
-    print(f"$ python {script} {' '.join(map(str, options))}", flush=True)
-    subprocess.run([sys.executable, script, *map(str, options)], check=True)
 
 
 def main():
