@@ -29,7 +29,7 @@ from minicai.world.skills import BREAKS, KEEPS, comparison, flaws
 OPTIONS = ("(A)", "(B)")
 LABELS = {  # from the judge's probability to the label that training sees
     "soft": lambda p: p,
-    "hard": lambda p: 0.5 if p == 0.5 else float(p > 0.5),
+    "hard": lambda p: 0.5 if abs(p - 0.5) < TIE else float(p > 0.5),  # a tie stays one
     "clamp": lambda p: min(max(p, 0.4), 0.6),  # the paper's remedy for an overconfident judge that reasons first
 }
 

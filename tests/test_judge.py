@@ -86,7 +86,7 @@ def test_two_log_probabilities_are_normalised_over_the_two():
 
 def test_labels():
     assert [LABELS["soft"](p) for p in (0.0, 0.7)] == [0.0, 0.7]
-    assert [LABELS["hard"](p) for p in (0.2, 0.5, 0.51)] == [0.0, 0.5, 1.0]
+    assert [LABELS["hard"](p) for p in (0.2, 0.5, 0.54, 0.56)] == [0.0, 0.5, 0.5, 1.0]
     assert [LABELS["clamp"](p) for p in (0.0, 0.45, 0.99)] == [0.4, 0.45, 0.6]
 
 
