@@ -1,7 +1,7 @@
 """Stage 2 with a reward model: PPO with a KL penalty to the fine-tuned model (RL-CAI).
 
     python train_ppo.py
-    python train_ppo.py --beta 0 --name greedy   # no penalty: watch the true reward fall while the proxy rises
+    python train_ppo.py --beta 0 --lr 3e-4 --name greedy   # no penalty: watch the true reward fall while the proxy rises
     python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
 
 reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py, but for names)
