@@ -3,9 +3,11 @@
 import argparse
 import hashlib
 import json
+import math
 import os
 import platform
 import random
+import re
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +22,7 @@ PRESETS = {
                   lr=0.015, prompts=48, sft_epochs=1, sft_lr=1e-3, eval_n=8,
                   comparisons=24, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=2, ppo_episodes=16, ppo_lr=3e-5,
                   attempts=36),
-    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=106_000, batch_tokens=2048,
+    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=100_000, batch_tokens=2048,
                 lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
                 comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
                 attempts=270),
@@ -57,7 +59,7 @@ def parser(description: str) -> argparse.ArgumentParser:
         "--preset", choices=PRESETS, help="sizes of everything (default: gpu where CUDA is available, else cpu)"
     )
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
-    p.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    p.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: 0)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
     p.add_argument("--world", type=Path, default=Path("world"), help="folder with the world's content (default: world)")
     return p
@@ -77,10 +79,7 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
-    try:
-        args.out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--out {args.out} cannot be made a folder ({error.strerror}); name another")
+    make_folder(args.out)
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     if args.device.startswith("cuda"):
@@ -88,12 +87,35 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     return args
 
 
-def positive(text: str) -> int:
-    """The type of an option that counts something."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not a number from 1 on")
-    return value
+def make_folder(path: Path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made a folder ({error.strerror}); name another")
+
+
+def option_type(convert, fits, wanted: str):
+    """A type for argparse: the converted text, where it fits. NaN fits no range."""
+
+    def parse(text: str):
+        try:
+            value = convert(text)
+            if fits(value):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+positive = option_type(int, lambda x: x >= 1, "a whole number from 1 on")
+above_zero = option_type(float, lambda x: 0 < x < math.inf, "a number above 0")
+at_least_zero = option_type(float, lambda x: 0 <= x < math.inf, "a number from 0 on")
+share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
+finite = option_type(float, math.isfinite, "a finite number")
+seed = option_type(int, lambda x: 0 <= x < 2**31, f"a whole number from 0 to {2**31 - 1}")
+name_part = option_type(str, re.compile(r"[\w.-]{1,50}").fullmatch, "a part of a file name: 1 to 50 letters, digits, '.', '_' and '-'")
 
 
 def autocast(device: str):
@@ -118,18 +140,33 @@ def hardware(device: str) -> str:
     return f"{cpu_info('model name') or platform.machine()}, {os.cpu_count()} cores"
 
 
-# --- JSON lines -------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
-def read_jsonl(path, required=()) -> list[dict]:
-    """Rows of a JSON-lines file. Raises UserError for a missing file, a malformed line or a missing field."""
-    path, rows = Path(path), []
-    if not path.exists():
-        raise UserError(f"{path} does not exist; run the step that writes it, or name another with its option")
+def read_bytes(path) -> bytes:
+    """Raises UserError where there is no file to read."""
     try:
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
+        return Path(path).read_bytes()
+    except FileNotFoundError:
+        raise UserError(f"{path} does not exist; run the step that writes it, or name another file")
+    except OSError as error:
+        raise UserError(f"{path} is not a file that can be read ({error.strerror}); name another")
+
+
+def read_text(path) -> str:
+    try:
+        return read_bytes(path).decode()
     except UnicodeDecodeError:
         raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 or name another file")
+
+
+def read_jsonl(path, required=(), fields=None) -> list[dict]:
+    """Rows of a JSON-lines file. Raises UserError for a missing file, a malformed line, or a field that is missing or wrong.
+
+    `fields` says of a field, where a row has it, which values fit, and in which words that is said: (function, words).
+    """
+    rows = []
+    lines = read_text(path).removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
     for number, line in enumerate(lines, 1):
         if lines == [""]:
             break
@@ -142,6 +179,9 @@ def read_jsonl(path, required=()) -> list[dict]:
         for field in required:
             if field not in row:
                 raise UserError(f"{path}:{number} has no field {field!r}; add it or delete the line")
+        for field, (fits, wanted) in (fields or {}).items():
+            if field in row and not fits(row[field]):
+                raise UserError(f"{path}:{number}: the field {field!r} is not {wanted}; mend or delete the line")
         rows.append(row)
     return rows
 
@@ -169,7 +209,7 @@ def read_json(path, default: dict) -> dict:
     if not Path(path).exists():
         return default
     try:
-        value = json.loads(Path(path).read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it")
     if not isinstance(value, dict):
@@ -187,12 +227,15 @@ def write_json(path, value):
 # --- checkpoints ------------------------------------------------------------------------------------------------------
 
 
-def save_checkpoint(path, model: GPT, kind: str, **extra):
-    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts."""
-    value = dict(kind=kind, config=asdict(model.config), model=model.state_dict(), **extra)
+def save(path, **value):
     temporary = f"{path}.tmp"
     torch.save(value, temporary)
     os.replace(temporary, path)
+
+
+def save_checkpoint(path, model: GPT, kind: str, **extra):
+    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts."""
+    save(path, kind=kind, config=asdict(model.config), model=model.state_dict(), **extra)
 
 
 def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict]:
@@ -219,13 +262,30 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
     return model.to(device).eval(), value
 
 
+def save_state(path, model: torch.nn.Module, optimizers, made_by: dict, **progress):
+    """What a training that is not done goes on from."""
+    save(path, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], made_by=made_by, **progress)
+
+
+def load_state(path, model: torch.nn.Module, optimizers, made_by: dict) -> dict:
+    """Set model and optimizers to what was saved, and return it. Raises UserError when it is damaged or of another run."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if state["made_by"] == made_by:
+            model.load_state_dict(state["model"])
+            for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            return state
+    except Exception as error:
+        raise UserError(f"{path} is not the state of such a run ({type(error).__name__}); delete it to begin anew")
+    raise UserError(f"{path} is of a run with other settings ({state['made_by']}); delete it or use another --out")
+
+
 def file_hash(*paths) -> str:
     """First 12 hexadecimal digits of the SHA-256 of files: the lineage mark of a checkpoint, a world, a constitution."""
     digest = hashlib.sha256()
-    for path in map(Path, paths):
-        if not path.is_file():
-            raise UserError(f"{path} does not exist; run the step that writes it, or name another file")
-        digest.update(path.read_bytes())
+    for path in paths:
+        digest.update(read_bytes(path))
     return digest.hexdigest()[:12]
 
 
