@@ -24,9 +24,14 @@ def both_orders(loss, p, *margins: Tensor) -> Tensor:
 
 
 def stats(chosen_rewards: Tensor, rejected_rewards: Tensor, p) -> dict[str, Tensor]:
-    """Implicit rewards, their margin, and how often the answer that p prefers has the greater one (a tie counts half)."""
-    margin = (chosen_rewards - rejected_rewards).detach()
-    right = (torch.sign(margin) * torch.sign(torch.as_tensor(p) - 0.5) + 1) / 2
+    """Implicit rewards, their margin, and how often the answer that p prefers has the greater one (a tie counts half).
+
+    Raises ValueError for labels that are neither one number nor one for each pair: they would broadcast to other pairs.
+    """
+    margin, p = (chosen_rewards - rejected_rewards).detach(), torch.as_tensor(p)
+    if p.shape not in ((), margin.shape):
+        raise ValueError(f"labels of shape {tuple(p.shape)} do not fit answers of shape {tuple(margin.shape)}")
+    right = (torch.sign(margin) * torch.sign(p - 0.5) + 1) / 2
     return dict(chosen_reward=chosen_rewards.detach().mean(), rejected_reward=rejected_rewards.detach().mean(),
                 margin=margin.mean(), accuracy=right.mean())  # fmt: skip
 
@@ -106,6 +111,6 @@ def response_logps(model: GPT, ids: Tensor, mask: Tensor, per_token: bool = Fals
     The mask is true on the response's ids, its end token included; prompt and pads count for nothing. Float32.
     """
     logps = F.log_softmax(model(ids[:, :-1]).float(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)  # (B, T-1)
-    inside = mask[:, 1:]
+    inside = mask[:, 1:].bool()
     total = logps.masked_fill(~inside, 0.0).sum(-1)
-    return total / inside.sum(-1) if per_token else total
+    return total / inside.sum(-1).clamp(min=1) if per_token else total  # an empty response has 0, not NaN

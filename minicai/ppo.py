@@ -13,7 +13,7 @@ One answer is one episode and each of its tokens an action. Everything is aligne
     values               V    V    V                    read at the position before the action, so before it is known
     rewards              -kl  -kl  -kl + score          the score comes with the last action
 
-A run of the mask is one answer. Nothing outside the mask counts, whatever it holds. Schulman et al. 2017 (arXiv 1707.06347),
+A run of the mask is one answer; masks are true or nonzero there. Nothing outside the mask counts, whatever it holds. Schulman et al. 2017 (arXiv 1707.06347),
 Ziegler et al. 2019 (1909.08593), and Huang et al. 2024 (2403.17031) for what matters in practice.
 """
 
@@ -21,18 +21,22 @@ import torch
 from torch import Tensor
 
 
+def inside(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is true, and exact zeros elsewhere, whatever stood there (0 * nan would be nan)."""
+    return x.masked_fill(~mask.bool(), 0.0)
+
+
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
     """Mean over all masked entries of the batch: every token weighs the same, whatever the length of its answer."""
-    return x.masked_fill(~mask, 0.0).sum() / mask.sum()
+    return inside(x, mask).sum() / mask.bool().sum()
 
 
 def whiten(x: Tensor, mask: Tensor, shift: bool = True) -> Tensor:
     """Scale to variance 1 and (with shift) mean 0 over the masked entries; 0 outside. One entry alone keeps its scale."""
-    x = x.masked_fill(~mask, 0.0)
-    mean, n = masked_mean(x, mask), mask.sum()
-    variance = ((x - mean) ** 2).masked_fill(~mask, 0.0).sum() / (n - 1).clamp(min=1)
+    x, mean, n = inside(x, mask), masked_mean(x, mask), mask.bool().sum()
+    variance = inside((x - mean) ** 2, mask).sum() / (n - 1).clamp(min=1)
     scale = torch.where(variance > 0, (variance + 1e-8).rsqrt(), 1.0)
-    return (((x - mean) * scale) + (0.0 if shift else mean)).masked_fill(~mask, 0.0)
+    return inside((x - mean) * scale + (0.0 if shift else mean), mask)
 
 
 # --- KL divergence from the reference ---------------------------------------------------------------------------------
@@ -52,9 +56,9 @@ def kl_estimates(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor, Tens
 
 def shape_rewards(scores: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
     """scores (B,) -> rewards (B, T-1): -beta * k1 at every action, and the score added to the last one of the row."""
-    rewards = (-beta * kl_estimates(logps, ref_logps)[0]).masked_fill(~mask, 0.0)
+    rewards = inside(-beta * kl_estimates(logps, ref_logps)[0], mask)
     columns = torch.arange(mask.shape[1], device=mask.device)
-    last = columns.masked_fill(~mask, -1).max(dim=1).values  # by the mask, never by comparing ids
+    last = columns.masked_fill(~mask.bool(), -1).max(dim=1).values  # by the mask, never by comparing ids
     return rewards + scores[:, None] * (columns == last[:, None])
 
 
@@ -77,13 +81,14 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
 
     A_t = sum_l (gamma lam)^l d_{t+l}, d_t = r_t + gamma V_{t+1} - V_t, and V is 0 after the end. returns = A + V.
     """
-    rewards, values = rewards.masked_fill(~mask, 0.0), values.masked_fill(~mask, 0.0)
-    advantages, following, next_value = torch.zeros_like(values), 0.0, 0.0
+    rewards, values, mask = inside(rewards, mask), inside(values, mask), mask.bool()
+    columns, following, next_value = [], 0.0, 0.0
     for t in reversed(range(mask.shape[1])):
         delta = rewards[:, t] + gamma * next_value - values[:, t]
-        following = (delta + gamma * lam * following) * mask[:, t]
-        advantages[:, t], next_value = following, values[:, t]
-    return advantages, (advantages + values).masked_fill(~mask, 0.0)
+        following, next_value = (delta + gamma * lam * following) * mask[:, t], values[:, t]
+        columns.append(following)
+    advantages = torch.stack(columns[::-1], dim=1)
+    return advantages, inside(advantages + values, mask)
 
 
 def rloo(returns: Tensor, group: int) -> Tensor:
@@ -118,7 +123,7 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tens
     Returns (loss, stats): clip_fraction, the share of tokens whose gradient the clipping takes away; approx_kl of the
     old policy from the new, by k3; ratio, its mean.
     """
-    log_ratio = (logps - old_logps).masked_fill(~mask, 0.0)
+    log_ratio = inside(logps - old_logps, mask)
     ratio = log_ratio.exp()
     free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
     with torch.no_grad():
@@ -129,17 +134,18 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tens
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
     """Half the squared error, the greater of the plain and of the one whose step from old_values is clipped."""
-    values, old_values, returns = (x.masked_fill(~mask, 0.0) for x in (values, old_values, returns))
+    values, old_values, returns = (inside(x, mask) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.max((values - returns) ** 2, (near - returns) ** 2), mask)
 
 
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Mean entropy in nats of the masked positions' distributions; logits (B, T-1, V)."""
-    logp = logits.float().log_softmax(-1)
+    logp = inside(logits.float(), mask[..., None]).log_softmax(-1)  # before, or a NaN outside would reach the gradient
     return masked_mean(-(logp.exp() * logp).sum(-1), mask)
 
 
 def explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
     """1 - Var(returns - values) / Var(returns) over the masked tokens: 1 is perfect, 0 no better than a constant."""
+    mask = mask.bool()
     return 1 - (returns - values)[mask].var() / returns[mask].var().clamp(min=1e-8)

@@ -51,6 +51,9 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, p: float | Tensor = 1.0
     """-p log sigmoid(d) - (1-p) log sigmoid(-d), d = chosen - rejected, mean over pairs; scores (B,), p a number or (B,).
 
     p is the probability that "chosen" is the better one. The gradient with respect to d is sigmoid(d) - p.
+    Raises ValueError for shapes that do not belong together, (B, 1) with (B,) for one.
     """
+    if chosen.shape != rejected.shape or torch.as_tensor(p).shape not in ((), chosen.shape):
+        raise ValueError("chosen, rejected and p differ in shape; scores are (B,), p is (B,) or a number")
     d = chosen - rejected
     return -(p * F.logsigmoid(d) + (1 - p) * F.logsigmoid(-d)).mean()

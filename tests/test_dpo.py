@@ -138,6 +138,12 @@ def test_extreme_margins_stay_finite():
         assert value.isfinite() and a.grad.isfinite().all() and b.grad.isfinite().all(), name
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_label_for_each_pair_or_one_for_all(name):
+    with pytest.raises(ValueError, match="shape"):
+        LOSSES[name](*(-torch.rand(4) for _ in range(4)), 0.1, torch.rand(4, 1))
+
+
 def test_stats_say_who_wins():
     zero = torch.zeros(4)
     chosen, rejected = torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([0.0, 2.0, -3.0, 0.0])
@@ -210,6 +216,15 @@ def test_what_a_pad_holds_and_how_many_there_are_changes_nothing(model):
     clean, poisoned = (response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31))
     assert torch.equal(clean, poisoned)
     torch.testing.assert_close(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0)
+
+
+def test_an_empty_response_has_no_log_probability_and_not_nan(model):
+    ids = torch.ones(2, 6, dtype=torch.long)
+    mask = torch.zeros(2, 6)  # of any dtype
+    mask[0, 3:] = 1
+    for per_token in (False, True):
+        logps = response_logps(model, ids, mask, per_token)
+        assert logps.isfinite().all() and logps[1] == 0 and logps[0] < 0
 
 
 def test_the_loss_that_the_readme_writes_works_as_it_stands():

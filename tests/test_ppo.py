@@ -59,6 +59,33 @@ def test_nothing_outside_the_mask_counts(poison):
         assert torch.equal(clean, dirty)
 
 
+def test_garbage_outside_the_mask_reaches_no_gradient_of_the_entropy():
+    mask, _ = batch()
+    logits = torch.randn(*mask.shape, 5).masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    ppo.entropy(logits, mask).backward()
+    assert (logits.grad[~mask] == 0).all() and logits.grad[mask].isfinite().all() and logits.grad[mask].abs().sum() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.long, torch.uint8])
+def test_a_mask_may_be_of_any_dtype(dtype):
+    mask, (x, y, z) = batch(4)
+
+    def everything(m):
+        loss, stats = ppo.policy_loss(x, y, z, m)
+        others = ppo.masked_mean(x, m), ppo.whiten(x, m), ppo.value_loss(x, y, z, m), ppo.explained_variance(x, y, m)
+        shaped = ppo.shape_rewards(torch.arange(4.0), x, y, m, 0.1)
+        return [*ppo.gae(x, y, m), loss, *stats.values(), *others, shaped, ppo.entropy(x[..., None] * y[:, :1, None], m)]
+
+    for one, other in zip(everything(mask), everything(mask.to(dtype))):
+        torch.testing.assert_close(one, other)
+
+
+def test_gae_keeps_the_precision_of_its_rewards():
+    mask = torch.ones(1, 2, dtype=torch.bool)
+    advantages, _ = ppo.gae(torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2, dtype=torch.long), mask, lam=1.0)
+    assert advantages.tolist() == [[0.5, 0.5]]
+
+
 def test_whitening_is_numpys_over_the_masked_entries():
     mask, (x, _, _) = batch(3)
     inside = x[mask].numpy()

@@ -39,6 +39,12 @@ def test_its_gradient_is_sigmoid_minus_p_and_its_minimum_the_labels_logit():
     assert logit.grad.abs().max() < 1e-12
 
 
+@pytest.mark.parametrize("shapes", [((4, 1), (4, 1), (4,)), ((4, 1), (4,), ()), ((4,), (4,), (4, 1)), ((4,), (4,), (3,))])
+def test_shapes_that_would_broadcast_to_other_pairs_are_refused(shapes):
+    with pytest.raises(ValueError, match="shape"):
+        bradley_terry_loss(*map(torch.rand, shapes))
+
+
 def test_finite_differences_and_swapping():
     g = torch.Generator().manual_seed(0)
     a, b, p = (torch.rand(5, generator=g, dtype=torch.float64) for _ in range(3))

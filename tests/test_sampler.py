@@ -297,6 +297,12 @@ def test_a_stop_token_at_the_last_allowed_slot_counts_as_a_stop():
     assert (result.ids, result.stop_reason) == (ids[:3], "length")
 
 
+def test_stop_tokens_may_come_as_a_tensor():
+    prompts = ragged([3, 8, 1, 5])
+    for one, other in zip(*(generate(tiny(), prompts, 12, stop_ids=s, seed=5) for s in (STOPS, torch.tensor(sorted(STOPS))))):
+        assert one == other
+
+
 def test_a_stop_token_at_the_end_of_the_context_counts_as_a_stop():
     model, prompts = tiny(), ragged([21])
     ids = generate(model, prompts, 99, seed=5)[0].ids
@@ -353,7 +359,9 @@ def test_no_prompts_give_no_completions():
 
 
 @pytest.mark.parametrize(
-    "settings", [dict(temperature=-1), dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5), dict(max_new_tokens=0)]
+    "settings",
+    [dict(temperature=t) for t in (-1, math.nan, math.inf)]
+    + [dict(top_k=0), dict(top_p=0.0), dict(top_p=1.5), dict(max_new_tokens=0)],
 )
 def test_settings_out_of_range_are_refused(settings):
     with pytest.raises(ValueError):
