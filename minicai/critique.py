@@ -12,6 +12,7 @@ the critique finds no fault stays as it is: saying it again costs half of the ti
 says again.
 """
 
+from minicai.common import autocast
 from minicai.constitution import Wording
 from minicai.gpt import GPT
 from minicai.sampler import generate
@@ -32,9 +33,10 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
     """
     room = model.config.block_size - MAX_NEW_TOKENS
     prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]
-    completions = generate(
-        model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
-    )
+    with autocast(model.embed.weight.device.type):
+        completions = generate(
+            model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
+        )
     texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
     return [text or None for text in texts]
 

@@ -74,12 +74,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention: q (B, H, T, D), k and v (B, H, S, D), mask (.., T, S) true where a query may look.
+    """Scaled dot-product attention: q (B, H, T, D), k and v (B, G, S, D), mask (.., T, S) true where a query may look.
 
+    Each key/value head serves H/G query heads that lie side by side, so their queries are the rows of one product.
     For short sequences on a CPU this is 3 to 6 times as fast as PyTorch's fused kernel, which wins everywhere else.
     """
-    scores = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5  # (B, H, T, S)
-    return scores.masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype) @ v
+    B, H, T, D = q.shape
+    G, S = k.shape[1:3]
+    scores = q.reshape(B, G, H // G * T, D) @ k.transpose(-1, -2) * D**-0.5
+    weights = scores.view(B, H, T, S).masked_fill(~mask, -torch.inf).softmax(-1).to(v.dtype)
+    return (weights.view(B, G, H // G * T, S) @ v).view(B, H, T, D)
 
 
 class Attention(nn.Module):
@@ -101,11 +105,10 @@ class Attention(nn.Module):
         if cache is not None:
             k, v = cache.write(layer, positions, k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
-        if self.n_kv_head < self.n_head:  # each key/value head serves n_head / n_kv_head query heads
-            k = k.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-            v = v.repeat_interleave(self.n_head // self.n_kv_head, dim=1)
-        short = x.device.type == "cpu" and k.shape[2] <= 256
-        y = attend(q, k, v, mask) if short else F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        if x.device.type == "cpu" and k.shape[2] <= 256:
+            y = attend(q, k, v, mask)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
         return self.out(y.transpose(1, 2).reshape(B, T, C))
 
 

@@ -13,7 +13,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from minicai.common import UserError
+from minicai.common import UserError, autocast
 from minicai.constitution import Constitution, Wording
 from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
 from minicai.data import TIE
@@ -87,7 +87,8 @@ def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], res
         prompts.append(
             (tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[-model.config.block_size + MAX_NEW_TOKENS :]
         )
-    found = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
+    with autocast(model.embed.weight.device.type):
+        found = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
     return [found.get(i) for i in range(len(asked))]
 
 
