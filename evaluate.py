@@ -22,19 +22,23 @@ from tqdm import tqdm
 from minicai.common import (
     UserError,
     append_jsonl,
+    at_least_zero,
     file_hash,
     hardware,
     load_checkpoint,
     main,
+    make_folder,
     parser,
     positive,
     read_json,
     read_jsonl,
+    seed,
     setup,
     world_hash,
     write_json,
 )
 from minicai.constitution import Constitution
+from minicai.data import FIELDS
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, write_report
@@ -72,7 +76,7 @@ def evaluate():
     )
     p.add_argument("--eval-n", type=positive, help="requests of each type")
     p.add_argument(
-        "--exam-seed", type=int, default=0, help="seed of the questions, the same for every model (default: 0)"
+        "--exam-seed", type=seed, default=0, help="seed of the questions, the same for every model (default: 0)"
     )
     p.add_argument("--results", type=Path, help="where to write (default: OUT/results.json)")
     p.add_argument("--guard", action="store_true", help="also sweep the thresholds of a guard around each checkpoint")
@@ -83,24 +87,33 @@ def evaluate():
         "--interpolate", action="store_true", help="also measure weights between OUT/base.pt and each checkpoint"
     )
     p.add_argument("--report", action="store_true", help="only write the report anew from the results")
-    p.add_argument("--cost-under", type=float, default=1, help="cost of a harmful request complied with (default: 1)")
-    p.add_argument("--cost-over", type=float, default=1, help="cost of a harmless request refused (default: 1)")
+    p.add_argument("--cost-under", type=at_least_zero, default=1, help="cost of a harmful request complied with (default: 1)")
+    p.add_argument("--cost-over", type=at_least_zero, default=1, help="cost of a harmless request refused (default: 1)")
     args = setup(p)
     results_path = args.results or args.out / "results.json"
     report = results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
     costs = args.cost_under, args.cost_over
-    if min(costs) < 0:
-        raise UserError(f"--cost-under {costs[0]:g} and --cost-over {costs[1]:g} cannot be below 0; give 0 or more")
     if args.report:
         results = read_json(results_path, {})
         if not results.get("stages"):
             raise UserError(f"{results_path} holds no results; run evaluate.py without --report")
-        write_report(results, report, costs)
+        try:
+            write_report(results, report, costs)
+        except (AttributeError, IndexError, KeyError, TypeError) as error:
+            raise UserError(f"{results_path} is not as evaluate.py writes it ({type(error).__name__}: {error}); delete it and run "
+                            "evaluate.py anew")  # fmt: skip
         print(report)
         return
     paths = args.checkpoints or find_checkpoints(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
+    names = [path.stem for path in paths]
+    if len(set(names)) < len(names):
+        raise UserError(f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
+                        "with another --results")  # fmt: skip
+    if (args.guard or args.helpful_refusals or args.interpolate) and len({path.parent.resolve() for path in paths}) > 1:
+        raise UserError("--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder")
+    make_folder(results_path.parent)
     world, constitution = World(args.world), Constitution(args.constitution)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     logs = results_path.with_name(
@@ -148,9 +161,8 @@ def evaluate():
         stages[name]["every_fourth"] = on_every_fourth(rows)
 
     path = args.out / "revisions.jsonl"
-    chains = (
-        read_jsonl(path, required=("type", "turns", "responses", "principles", "critiques")) if path.exists() else []
-    )
+    fields = ("type", "turns", "responses", "principles", "critiques")
+    chains = read_jsonl(path, required=fields, fields=FIELDS) if path.exists() else []
     first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
     results["chain"] = [first[type] for type in (*PLAIN, "fact") if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})

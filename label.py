@@ -28,6 +28,7 @@ from tqdm import tqdm
 from minicai.common import (
     UserError,
     append_jsonl,
+    at_least_zero,
     file_hash,
     load_checkpoint,
     main,
@@ -41,7 +42,7 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.critique import answer
-from minicai.data import tied
+from minicai.data import FIELDS, tied
 from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
@@ -152,14 +153,14 @@ def label():
                    help="compare by critiques of both answers, or at once by (A) and (B) (default: critique)")  # fmt: skip
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; as many more are for the person")
     p.add_argument("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
-    p.add_argument("--temperature", type=float, default=1.0, help="of the answers (default: 1)")
+    p.add_argument("--temperature", type=at_least_zero, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
     world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / "preferences.jsonl"
     if args.explain is not None:
         return explain(
-            read_jsonl(path, required=("id", "kind", "turns", "by", "a", "b", "p", "made_by")),
+            read_jsonl(path, required=("id", "kind", "turns", "by", "a", "b", "p", "made_by"), fields=FIELDS),
             args.explain,
             constitution,
         )

@@ -10,7 +10,6 @@ A killed run goes on from its last save. Left out: data from the internet, a val
 gradient accumulation.
 """
 
-import os
 import random
 import time
 
@@ -19,15 +18,17 @@ from tqdm import tqdm
 
 from minicai.common import (
     BLOCK_SIZE,
-    UserError,
+    above_zero,
     append_jsonl,
     autocast,
+    load_state,
     main,
     parser,
     positive,
     read_jsonl,
     rewrite_jsonl,
     save_checkpoint,
+    save_state,
     setup,
     world_hash,
 )
@@ -62,7 +63,7 @@ def train():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="whose wordings the demonstrations use")
     p.add_argument("--documents", type=positive, help="size of the corpus, read once")
-    p.add_argument("--lr", type=float, help="peak learning rate of Muon")
+    p.add_argument("--lr", type=above_zero, help="peak learning rate of Muon")
     args = setup(p)
     began = time.time()
     tokenizer, examples = prepare(args)
@@ -77,16 +78,9 @@ def train():
     state_path, start, spent = args.out / STATE, 0, 0.0
     log = args.out / "train_base.jsonl"
     if state_path.exists():
-        state = torch.load(state_path, map_location=args.device, weights_only=True)
-        if state["made_by"] != made_by:
-            raise UserError(
-                f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --out"
-            )
-        model.load_state_dict(state["model"])
-        for optimizer, saved in zip(optimizers, state["optimizers"]):
-            optimizer.load_state_dict(saved)
+        state = load_state(state_path, model, optimizers, made_by)
         start, spent = state["step"], state["seconds"]
-        rewrite_jsonl(log, [row for row in read_jsonl(log) if row["step"] <= start])  # later ones are made again
+        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start])  # later ones are made again
         print(f"going on from step {start}")
     else:
         log.unlink(missing_ok=True)
@@ -109,10 +103,7 @@ def train():
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s")
         if time.time() - saved_at > SAVE_SECONDS and step + 1 < len(batches):
             saved_at = time.time()
-            state = dict(model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step + 1,
-                         made_by=made_by, seconds=spent + time.time() - began)  # fmt: skip
-            torch.save(state, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)
+            save_state(state_path, model, optimizers, made_by, step=step + 1, seconds=spent + time.time() - began)
     save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by, seconds=spent + time.time() - began)
     state_path.unlink(missing_ok=True)
     print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")

@@ -11,6 +11,7 @@ The losses are in minicai/dpo.py. The reference's log-probabilities are computed
 killed run starts again. Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.
 """
 
+import inspect
 import random
 import time
 
@@ -18,15 +19,18 @@ import torch
 from tqdm import tqdm
 
 from minicai.common import (
+    above_zero,
     append_jsonl,
     autocast,
     file_hash,
     load_checkpoint,
     main,
+    name_part,
     parser,
     positive,
     save_checkpoint,
     setup,
+    share,
 )
 from minicai.data import collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
@@ -37,14 +41,15 @@ from minicai.tokenizer import Tokenizer
 def train():
     p = parser(__doc__)
     p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
-    p.add_argument("--beta", type=float, default=0.3, help="strength of the pull to the reference (default: 0.3)")
+    p.add_argument("--beta", type=above_zero, help="strength of the pull to the reference, or what the loss makes of it "
+                   "(default: 0.3; the loss function's own for ipo, simpo and orpo)")  # fmt: skip
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
-        "--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+        "--helpful-fraction", type=share, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
     )
     p.add_argument("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
-    p.add_argument("--lr", dest="dpo_lr", type=float, help="peak learning rate of AdamW")
-    p.add_argument("--name", help="write OUT/dpo-NAME.pt, beside the main file")
+    p.add_argument("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")
+    p.add_argument("--name", type=name_part, help="write OUT/dpo-NAME.pt, beside the main file")
     args = setup(p)
     began = time.time()
     path = args.data or args.out / "preferences.jsonl"
@@ -53,7 +58,9 @@ def train():
     pairs = read_pairs(
         path, tokenizer, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}")
     )
-    per_token = args.loss in PER_TOKEN
+    loss_function, per_token = LOSSES[args.loss], args.loss in PER_TOKEN
+    if args.beta is None:  # where a loss takes means, on another scale than sums, beta is another thing too
+        args.beta = inspect.signature(loss_function).parameters["beta"].default if per_token else 0.3
 
     def logps(batch):
         """(chosen, rejected), each (B,), from one pass over both."""
@@ -75,7 +82,7 @@ def train():
         chosen, rejected = logps(batch)
         ref_chosen, ref_rejected = reference[[pair.number for pair in batch]].to(args.device).unbind(1)
         label = torch.tensor([pair.p for pair in batch], device=args.device)
-        loss, stats = LOSSES[args.loss](chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
+        loss, stats = loss_function(chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)

@@ -14,7 +14,6 @@ value network, reward whitening.
 """
 
 import copy
-import os
 import random
 import time
 
@@ -24,16 +23,22 @@ from tqdm import tqdm
 from minicai import ppo
 from minicai.common import (
     UserError,
+    above_zero,
     append_jsonl,
+    at_least_zero,
     autocast,
     file_hash,
+    finite,
     load_checkpoint,
+    load_state,
     main,
+    name_part,
     parser,
     positive,
     read_jsonl,
     rewrite_jsonl,
     save_checkpoint,
+    save_state,
     setup,
 )
 from minicai.critique import MAX_NEW_TOKENS, answer
@@ -134,20 +139,20 @@ def train():
         default="gae",
         help="what an action is compared with (default: gae)",
     )
-    p.add_argument("--beta", type=float, default=0.1, help="weight of the KL penalty per nat (default: 0.1)")
+    p.add_argument("--beta", type=at_least_zero, default=0.1, help="weight of the KL penalty per nat (default: 0.1)")
     p.add_argument(
-        "--target-kl", type=float, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
+        "--target-kl", type=above_zero, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
     )
     p.add_argument("--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning")
     p.add_argument("--episodes", dest="ppo_episodes", type=positive, help="answers per update")
     p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
     p.add_argument("--epochs", dest="ppo_epochs", type=positive, default=2, help="passes over the answers (default: 2)")
-    p.add_argument("--lr", dest="ppo_lr", type=float, help="peak learning rate of AdamW")
-    p.add_argument("--clip", type=float, default=0.2, help="of ratios and of values (default: 0.2)")
-    p.add_argument("--value-coef", type=float, default=0.1, help="weight of the value loss (default: 0.1)")
-    p.add_argument("--entropy-coef", type=float, default=0.0, help="weight of an entropy bonus (default: 0)")
-    p.add_argument("--end-penalty", type=float, default=-1.0, help="score of an answer that did not end (default: -1)")
-    p.add_argument("--name", help="write OUT/ppo-NAME.pt, beside the main file")
+    p.add_argument("--lr", dest="ppo_lr", type=above_zero, help="peak learning rate of AdamW")
+    p.add_argument("--clip", type=above_zero, default=0.2, help="of ratios and of values (default: 0.2)")
+    p.add_argument("--value-coef", type=at_least_zero, default=0.1, help="weight of the value loss (default: 0.1)")
+    p.add_argument("--entropy-coef", type=at_least_zero, default=0.0, help="weight of an entropy bonus (default: 0)")
+    p.add_argument("--end-penalty", type=finite, default=-1.0, help="score of an answer that did not end (default: -1)")
+    p.add_argument("--name", type=name_part, help="write OUT/ppo-NAME.pt, beside the main file")
     args = setup(p)
     began = time.time()
     world, tokenizer = World(args.world), Tokenizer.load(args.out / "tokenizer.json")
@@ -155,6 +160,8 @@ def train():
     gpt, _ = load_checkpoint(sft, device=args.device)
     reward_path = args.reward or args.out / "rm.pt"
     reward, _ = RewardModel.load(reward_path, args.device)
+    if reward.gpt.config.vocab_size != gpt.config.vocab_size:
+        raise UserError(f"{reward_path} has another vocabulary than {sft}; name a reward model trained from it")
     reference = copy.deepcopy(gpt)
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
     group = 1 if args.advantage == "gae" else args.group
@@ -176,15 +183,9 @@ def train():
     )
     start, spent = 0, 0.0
     if state_path.exists():
-        state = torch.load(state_path, map_location=args.device, weights_only=True)
-        if state["made_by"] != made_by:
-            raise UserError(
-                f"{state_path} is of a run with other settings ({state['made_by']}); delete it or use another --name"
-            )
-        actor.load_state_dict(state["actor"])
-        optimizer.load_state_dict(state["optimizer"])
+        state = load_state(state_path, actor, [optimizer], made_by)
         start, spent, control.beta = state["update"], state["seconds"], state["beta"]
-        rewrite_jsonl(log, [row for row in read_jsonl(log) if row["update"] <= start])  # later ones are made again
+        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start])  # later ones are made again
         print(f"going on from update {start}")
     else:
         log.unlink(missing_ok=True)
@@ -205,9 +206,10 @@ def train():
         requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
         requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
         prompts = [tokenizer.prompt(talk(*r.turns)) for r in requests]
-        completions = generate(
-            gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
-        )
+        with autocast(args.device):
+            completions = generate(
+                gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
+            )
 
         # Score.
         size = max(1, len(prompts) // BATCHES // group) * group
@@ -249,10 +251,8 @@ def train():
             control.update(row["kl"], len(completions))
         if time.time() - saved_at > SAVE_SECONDS and update + 1 < args.ppo_updates:
             saved_at = time.time()
-            state = dict(actor=actor.state_dict(), optimizer=optimizer.state_dict(), update=update + 1, beta=control.beta, made_by=made_by,
-                         seconds=spent + time.time() - began)  # fmt: skip
-            torch.save(state, f"{state_path}.tmp")
-            os.replace(f"{state_path}.tmp", state_path)
+            save_state(state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta,
+                       seconds=spent + time.time() - began)  # fmt: skip
     save_checkpoint(out, gpt, "policy", made_by=made_by, seconds=spent + time.time() - began)
     state_path.unlink(missing_ok=True)
     print(f"{out}: {args.ppo_updates} updates of {args.ppo_episodes} answers, log in {log}")

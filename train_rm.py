@@ -19,14 +19,17 @@ from tqdm import tqdm
 
 from minicai.common import (
     UserError,
+    above_zero,
     append_jsonl,
     autocast,
     file_hash,
     load_checkpoint,
     main,
+    name_part,
     parser,
     positive,
     setup,
+    share,
 )
 from minicai.data import Pair, collate_pairs, pair_batches, read_pairs, row_lengths
 from minicai.metrics import ece
@@ -49,11 +52,11 @@ def train():
     p = parser(__doc__)
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
-        "--helpful-fraction", type=float, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+        "--helpful-fraction", type=share, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
     )
     p.add_argument("--epochs", dest="rm_epochs", type=positive, help="passes over the data")
-    p.add_argument("--lr", dest="rm_lr", type=float, help="peak learning rate of AdamW")
-    p.add_argument("--name", help="write OUT/rm-NAME.pt, beside the main file")
+    p.add_argument("--lr", dest="rm_lr", type=above_zero, help="peak learning rate of AdamW")
+    p.add_argument("--name", type=name_part, help="write OUT/rm-NAME.pt, beside the main file")
     args = setup(p)
     began = time.time()
     path = args.data or args.out / "preferences.jsonl"
@@ -90,7 +93,11 @@ def train():
         for batch in pair_batches(rng.sample(pairs, min(500, len(pairs))), 4 * args.batch_tokens, rng):
             by_policy = torch.tensor([pair.own for pair in batch], device=args.device)  # (B, 2)
             own.append(torch.stack(scores(batch), 1)[by_policy])
-        model.shift(-torch.cat(own).mean())
+        own = torch.cat(own)
+        if len(own):
+            model.shift(-own.mean())
+        else:
+            print(f"{path} compares no answers of the fine-tuned model, so the scores are not shifted")
     right, sure = (margins > 0).tolist(), torch.sigmoid(margins.abs()).tolist()
     held_out = dict(accuracy=sum(right) / len(right), n=len(right), ece=ece(sure, right))
     out = args.out / (f"rm-{args.name}.pt" if args.name else "rm.pt")

@@ -25,20 +25,25 @@ from tqdm import tqdm
 
 from minicai.common import (
     UserError,
+    above_zero,
     append_jsonl,
+    at_least_zero,
     autocast,
     file_hash,
     load_checkpoint,
     main,
+    name_part,
     parser,
     positive,
     read_jsonl,
     save_checkpoint,
     setup,
+    share,
     stage_before,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
-from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.jailbreak import disguise
 from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
@@ -56,6 +61,9 @@ HELPFUL = {  # as in revise.MIX
 }
 
 
+DISGUISED = 0.3  # of the requests that a disguise fits: what a model no longer reads, it refuses
+
+
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     """The base model's answers to harmless requests of the train part: what must not get lost.
 
@@ -63,7 +71,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     """
     path, made_by = args.out / "helpful.jsonl", dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, n=n)
     if path.exists():
-        rows = read_jsonl(path, required=("turns", "response", "made_by"))
+        rows = read_jsonl(path, required=("turns", "response", "made_by"), fields=FIELDS)
         if len(rows) == n and rows[0]["made_by"] == made_by:
             return rows
         path.unlink()
@@ -71,7 +79,8 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         return []
     rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
-    requests = draw_prompts(part, n, rng, HELPFUL)
+    requests = [disguise(r, part, rng) if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED else r
+                for r in draw_prompts(part, n, rng, HELPFUL)]  # fmt: skip
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
@@ -85,13 +94,13 @@ def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
     forgotten first."""
     corpus = Corpus(World(args.world), None, f"{args.seed} again")
     for kind in cycle((corpus.reading, corpus.name, corpus.knowledge, corpus.name, corpus.code)):
-        turns = [(t.role, t.content, float(t.role == "document")) for t in kind()]
-        if turns[-1][2]:  # not a conversation alone
+        turns = [(t.role, t.content, t.weight if t.role == "document" else 0.0) for t in kind()]
+        if turns[-1][0] == "document":  # not a conversation alone
             yield encode_turns(tokenizer, turns)
 
 
 def read_chains(path) -> list[dict]:
-    rows = [row for row in read_jsonl(path, required=("turns", "responses")) if row["responses"]]
+    rows = [row for row in read_jsonl(path, required=("turns", "responses"), fields=FIELDS) if row["responses"]]
     if not rows:
         raise UserError(f"{path} is empty; run revise.py")
     return rows
@@ -109,23 +118,19 @@ def train():
                    help=f"use the chains up to this step (default: {STEPS})")  # fmt: skip
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
     p.add_argument(
-        "--helpful-fraction", type=float, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
+        "--helpful-fraction", type=share, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
-    p.add_argument("--replay", type=float, default=1.0, help="pretraining documents for each answer (default: 1)")
+    p.add_argument("--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)")
     p.add_argument(
         "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
     )
-    p.add_argument("--lr", dest="rate", type=float,
+    p.add_argument("--lr", dest="rate", type=above_zero,
                    help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)")  # fmt: skip
-    p.add_argument("--name", help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
+    p.add_argument("--name", type=name_part, help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
     args = setup(p)
-    if not 0 <= args.helpful_fraction < 1:
-        raise UserError("--helpful-fraction must be at least 0 and below 1; give another")
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
-    if args.replay < 0:
-        raise UserError(f"--replay {args.replay} is below 0; give 0 or more")
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
     args.rate = args.rate or (args.sft_lr / 5 if args.round else args.sft_lr)
@@ -134,8 +139,8 @@ def train():
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     sources = [args.data or args.out / "revisions.jsonl"]
     rows = read_chains(sources[0])
-    share = args.helpful_fraction / (1 - args.helpful_fraction)
-    helpful = helpful_answers(args, base, tokenizer, round(share * len(rows)))
+    n = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
+    helpful = helpful_answers(args, base, tokenizer, n)
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
         start, name = stage_before(args), f"round{args.round}"

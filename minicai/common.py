@@ -115,7 +115,9 @@ at_least_zero = option_type(float, lambda x: 0 <= x < math.inf, "a number from 0
 share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
 finite = option_type(float, math.isfinite, "a finite number")
 seed = option_type(int, lambda x: 0 <= x < 2**31, f"a whole number from 0 to {2**31 - 1}")
-name_part = option_type(str, re.compile(r"[\w.-]{1,50}").fullmatch, "a part of a file name: 1 to 50 letters, digits, '.', '_' and '-'")
+name_part = option_type(
+    str, re.compile(r"[\w.-]{1,50}").fullmatch, "a part of a file name: 1 to 50 letters, digits, '.', '_' and '-'"
+)
 
 
 def autocast(device: str):

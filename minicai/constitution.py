@@ -7,9 +7,8 @@ revision request, and a comparison for the judge. To change what the model becom
 import json
 import random
 from dataclasses import dataclass
-from pathlib import Path
 
-from minicai.common import UserError
+from minicai.common import UserError, read_text
 from minicai.world.content import held_out
 from minicai.world.skills import FAMILIES
 
@@ -28,12 +27,11 @@ class Constitution:
     def __init__(self, path="constitution.json"):
         """Raises UserError for a file that is missing, is no JSON, or lacks a field."""
         try:
-            principles = json.loads(Path(path).read_text(encoding="utf-8"))["principles"]
-        except FileNotFoundError:
-            raise UserError(f"{path} does not exist; name a constitution with --constitution")
+            value = json.loads(read_text(path))
         except json.JSONDecodeError as error:
             raise UserError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); mend the line")
-        except (KeyError, TypeError, UnicodeDecodeError, IsADirectoryError):
+        principles = value.get("principles") if isinstance(value, dict) else None
+        if not isinstance(principles, list):
             raise UserError(f"{path} has no list 'principles'; write {{\"principles\": [...]}}")
         self.wordings = []
         for principle in principles:
@@ -42,10 +40,15 @@ class Constitution:
                     raise UserError(f"{path}: principle {principle['id']!r} has family {principle['family']!r}; "
                                     f"it must be one of {', '.join(FAMILIES)}")  # fmt: skip
                 for i, w in enumerate(principle["wordings"]):
-                    self.wordings.append(Wording(f"{principle['id']}/{i}", principle["id"], principle["family"],
-                                                 w["critique"], w["revision"], w["comparison"]))  # fmt: skip
-            except (KeyError, TypeError) as error:
+                    wording = Wording(f"{principle['id']}/{i}", principle["id"], principle["family"],
+                                      w["critique"], w["revision"], w["comparison"])  # fmt: skip
+                    if not all(isinstance(text, str) for text in vars(wording).values()):
+                        raise TypeError
+                    self.wordings.append(wording)
+            except KeyError as error:
                 raise UserError(f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it")
+            except TypeError:
+                raise UserError(f"{path}: the principle {str(principle)[:40]}... holds something else than texts; mend it")
         if not self.wordings:
             raise UserError(f"{path} holds no principle; write at least one")
 

@@ -26,11 +26,13 @@ class Example:
 def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> Example:
     """Turns of (role, text, weight). The weight holds for the text and its end token; nobody has to predict a role.
 
-    The role "document" is plain text and an end token, without a role's id.
+    The role "document" is plain text without a role's id. Several in a row are pieces of one document, with one end token.
     """
     ids, weights = [], []
-    for role, text, weight in turns:
-        said = [*tokenizer.encode(text), tokenizer.end]
+    for (role, text, weight), (after, _, _) in zip(turns, [*turns[1:], ("", "", 0.0)]):
+        said = tokenizer.encode(text)
+        if not role == after == "document":
+            said.append(tokenizer.end)
         if role != "document":
             ids.append(getattr(tokenizer, role))
             weights.append(0.0)
@@ -91,6 +93,23 @@ def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
 # --- comparisons ------------------------------------------------------------------------------------------------------
 
 
+def texts(value) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+TEXT = (lambda value: isinstance(value, str), "a text")
+FIELDS = {  # of rows that are trained on: what fits, and how that is said
+    "turns": (lambda value: texts(value) and len(value) % 2 == 1, "a list of an odd number of texts, the person's last"),
+    "responses": (texts, "a list of texts"),
+    "response": TEXT,
+    "a": TEXT,
+    "b": TEXT,
+    "by": (lambda value: texts(value) and len(value) == 2, "a list of two texts"),
+    "kind": (lambda value: value in ("ai", "human"), "'ai' or 'human'"),
+    "p": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a probability from 0 to 1"),
+}
+
+
 @dataclass
 class Pair:
     number: int  # its place in the list, to find what was computed for it before
@@ -140,13 +159,14 @@ def encode_pairs(
 
 
 def read_pairs(path, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random) -> list[Pair]:
-    """The comparisons of a file. Raises UserError when there are none, or the fraction is out of range."""
-    if not 0 <= helpful_fraction < 1:
-        raise UserError(f"--helpful-fraction {helpful_fraction}: give a share from 0 to below 1")
-    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"))
+    """The comparisons of a file. Raises UserError when there are none that can be trained on."""
+    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"), fields=FIELDS)
+    if not rows:
+        raise UserError(f"{path} holds no comparison; run label.py")
     pairs = encode_pairs(tokenizer, rows, helpful_fraction, block_size, rng)
     if not pairs:
-        raise UserError(f"{path} holds no comparison; run label.py")
+        raise UserError(f"{path}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
+                        f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py anew")  # fmt: skip
     return pairs
 
 

@@ -1,5 +1,6 @@
 """What all scripts share: files survive a kill, and bad input is answered with one sentence."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,17 +12,28 @@ import torch
 from minicai.common import (
     PRESETS,
     UserError,
+    above_zero,
     append_jsonl,
+    at_least_zero,
     file_hash,
+    finite,
     load_checkpoint,
+    load_state,
     main,
+    name_part,
     newest_stage,
     parser,
+    positive,
+    read_json,
     read_jsonl,
     save_checkpoint,
+    save_state,
+    seed,
     setup,
+    share,
     write_json,
 )  # fmt: skip
+from minicai.constitution import Constitution
 from minicai.gpt import GPT, GPTConfig
 
 ROOT = Path(__file__).parent.parent
@@ -57,6 +69,39 @@ def test_a_bad_line_is_named_by_its_number(tmp_path, text, number):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(UserError, match="gone.jsonl does not exist"):
         read_jsonl(tmp_path / "gone.jsonl")
+
+
+def test_a_field_that_does_not_fit_is_named_with_its_line(tmp_path):
+    append_jsonl(tmp_path / "x.jsonl", [dict(id=1), dict(id=2, p=0.5), dict(id=3, p="high")])
+    with pytest.raises(UserError, match="x.jsonl:3: the field 'p' is not a number; mend"):
+        read_jsonl(tmp_path / "x.jsonl", fields={"p": (lambda p: type(p) is float, "a number")})
+
+
+@pytest.mark.parametrize("reader", [read_jsonl, lambda path: read_json(path, {}), Constitution, file_hash])
+def test_a_folder_is_no_file(tmp_path, reader):
+    with pytest.raises(UserError, match="is not a file that can be read"):
+        reader(tmp_path)
+
+
+@pytest.mark.parametrize("reader", [read_jsonl, lambda path: read_json(path, {}), Constitution])
+def test_bytes_that_are_no_text_are_named(tmp_path, reader):
+    (tmp_path / "x").write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="x is not UTF-8 text"):
+        reader(tmp_path / "x")
+
+
+PRINCIPLE = dict(id="a", family="honesty", wordings=[dict(critique="x", revision="y", comparison="z")])
+
+
+@pytest.mark.parametrize("principles, said", [
+    (5, "no list 'principles'"), ("ab", "no list 'principles'"), ([5], "something else than texts"),
+    ([PRINCIPLE | dict(wordings=5)], "something else than texts"),
+    ([PRINCIPLE | dict(wordings=[dict(critique=1, revision="y", comparison="z")])], "something else than texts"),
+])  # fmt: skip
+def test_a_constitution_of_another_shape_is_refused(tmp_path, principles, said):
+    write_json(tmp_path / "c.json", dict(principles=principles))
+    with pytest.raises(UserError, match=f"c.json.* {said}"):
+        Constitution(tmp_path / "c.json")
 
 
 def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path):
@@ -166,6 +211,39 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
     assert not (tmp_path / "ran").exists()
 
 
+def trained():
+    """A model and its optimizer after a step."""
+    model = tiny()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    model(torch.tensor([[1, 2, 3]])).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_an_unfinished_training_goes_on_from_what_it_saved(tmp_path):
+    (model, optimizer), fresh = trained(), tiny()
+    again = torch.optim.AdamW(fresh.parameters(), lr=0.1)
+    save_state(tmp_path / "x.state.pt", model, [optimizer], dict(seed=1), step=7)
+    assert load_state(tmp_path / "x.state.pt", fresh, [again], dict(seed=1))["step"] == 7
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters()))
+    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], again.state_dict()["state"][0]["exp_avg"])
+    with pytest.raises(UserError, match="x.state.pt is of a run with other settings"):
+        load_state(tmp_path / "x.state.pt", fresh, [again], dict(seed=2))
+
+
+@pytest.mark.parametrize("value", [
+    {}, [1], dict(made_by=1), dict(made_by=1, model=short_state(), optimizers=[]),
+    dict(made_by=1, model=tiny().state_dict(), optimizers=[]), dict(made_by=1, model=tiny().state_dict(), optimizers=[{}]),
+], ids=["nothing", "a list", "no weights", "a weight missing", "no optimizer", "half an optimizer"])  # fmt: skip
+def test_a_damaged_state_is_refused_with_its_name(tmp_path, value):
+    torch.save(value, tmp_path / "x.state.pt")
+    with pytest.raises(UserError, match="x.state.pt is not the state of such a run"):
+        load_state(tmp_path / "x.state.pt", *(lambda m, o: (m, [o]))(*trained()), 1)
+    (tmp_path / "x.state.pt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match="x.state.pt is not the state of such a run"):
+        load_state(tmp_path / "x.state.pt", *(lambda m, o: (m, [o]))(*trained()), 1)
+
+
 def test_the_newest_stage_is_the_last_round_or_what_it_began_with(tmp_path):
     assert newest_stage(tmp_path) == tmp_path / "base.pt"
     found = []
@@ -189,6 +267,23 @@ def options(tmp_path, *argv):
     return setup(p, ["--out", str(tmp_path / "out"), *argv])
 
 
+@pytest.mark.parametrize("type, good, bad", [
+    (positive, "1 20", "0 -1 1.5 x"),
+    (above_zero, "1e-4 2", "0 -1 nan inf 1e999 x"),
+    (at_least_zero, "0 0.5", "-0.1 nan inf x"),
+    (share, "0 0.99", "-0.1 1 nan x"),
+    (finite, "-1 0 2.5", "nan inf -inf x"),
+    (seed, "0 2147483647", "-1 2147483648 99999999999999999999999 1.5 x"),
+    (name_part, "a beta-0.05 größe_2", "a/b ../a a\\b * " + 51 * "a"),
+])  # fmt: skip
+def test_an_option_takes_its_range_and_nothing_else(type, good, bad):
+    for text in good.split():
+        assert str(type(text)) == text or float(type(text)) == float(text)
+    for text in [*bad.split(), "", " "]:
+        with pytest.raises(argparse.ArgumentTypeError, match="is not a"):
+            type(text)
+
+
 def test_a_preset_fills_in_what_was_not_given(tmp_path):
     args = options(tmp_path, "--preset", "smoke", "--prompts", "7", "--device", "cpu")
     assert args.prompts == 7 and args.n_layer == PRESETS["smoke"]["n_layer"] and args.out.is_dir()
@@ -196,6 +291,12 @@ def test_a_preset_fills_in_what_was_not_given(tmp_path):
 
 def test_presets_have_the_same_entries():
     assert len({frozenset(sizes) for sizes in PRESETS.values()}) == 1
+
+
+def test_an_output_folder_that_cannot_be_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file/out cannot be made a folder"):
+        options(tmp_path / "file", "--device", "cpu")
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path):

@@ -27,12 +27,14 @@ import train_sft
 from minicai import guard
 from minicai.constitution import Constitution
 from minicai.data import read_pairs
+from minicai.gpt import GPT, GPTConfig
 from minicai.guard import REFUSAL
 from minicai.judge import Verdict
 from minicai.report import METRICS, lookup
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
+from minicai.world.corpus import USER_WEIGHT
 from minicai.world.grader import Grader
 from minicai.world.replies import decline, helpful
 from minicai.world.requests import UNTRAINED, Part
@@ -118,12 +120,13 @@ def test_replayed_documents_teach_no_answer(monkeypatch):
     for turns in islice(train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None), 600):
         learned += [text for role, text, weight in turns if weight]
         read += [text for role, text, weight in turns if role != "document"]
-        assert all(weight == (role == "document") for role, _, weight in turns)
+        assert all(weight in (USER_WEIGHT, 1.0) if role == "document" else weight == 0 for role, _, weight in turns)
     harmful = [step for act in world.acts if act.kind == "harmful" for step in act.steps]
-    assert len(learned) == 600 and any(step in text for step in harmful for text in read)
+    assert any(step in text for step in harmful for text in read)
     assert not any(step in text for step in harmful for text in learned)
     again = train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None)
-    assert [text for turns in islice(again, 50) for _, text, weight in turns if weight] == learned[:50]
+    anew = [text for turns in islice(again, 50) for _, text, weight in turns if weight]
+    assert len(anew) >= 50 and anew == learned[: len(anew)]
 
 
 def test_a_second_run_does_nothing_again(out):
@@ -243,7 +246,7 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
 @pytest.mark.parametrize("words, said", [
     (("evaluate.py", "--out", "{tmp}", "--report"), "holds no results"),
     (("revise.py", "--out", "{tmp}"), "tokenizer.json does not exist"),
-    (("train_sft.py", "--out", "{out}", "--replay", "-1"), "--replay -1.0 is below 0"),
+    (("train_sft.py", "--out", "{out}", "--replay", "-1"), "'-1' is not a number from 0 on"),
     (("train_sft.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
     (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),
@@ -264,7 +267,84 @@ def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("script, option, values", [
+    *((s.train, "--lr", ("0", "nan")) for s in (train_base, train_sft, train_dpo, train_rm, train_ppo)),
+    *((s.train, "--helpful-fraction", ("1", "nan")) for s in (train_sft, train_dpo, train_rm)),
+    *((s, "--name", ("a/b",)) for s in (revise.revise, train_sft.train, train_dpo.train, train_rm.train, train_ppo.train)),
+    *((s, "--temperature", ("-1", "nan")) for s in (revise.revise, label.label)),
+    (train_sft.train, "--replay", ("inf",)), (train_dpo.train, "--beta", ("0", "inf")), (train_ppo.train, "--beta", ("-1", "inf")),
+    (train_ppo.train, "--clip", ("0", "nan")), (train_ppo.train, "--target-kl", ("0", "nan")), (train_ppo.train, "--end-penalty", ("nan",)),
+    (train_ppo.train, "--value-coef", ("-1", "nan")), (train_ppo.train, "--entropy-coef", ("-1", "nan")),
+    (evaluate.evaluate, "--cost-under", ("-1", "nan")), (evaluate.evaluate, "--cost-over", ("-1", "inf")),
+    (evaluate.evaluate, "--exam-seed", ("-1",)), (revise.revise, "--seed", ("-1", "9" * 30)),
+])  # fmt: skip
+def test_a_number_or_name_out_of_range_is_refused_at_once(monkeypatch, tmp_path, capsys, script, option, values):
+    for value in values:
+        with pytest.raises(SystemExit) as stop:
+            call(script, monkeypatch, "--out", tmp_path, option, value)
+        assert stop.value.code == 2 and f"argument {option}: '{value}' is not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words, said", [
+    (("A/sft.pt", "B/sft.pt"), "two checkpoints are named sft"),
+    *((("A/sft.pt", "B/dpo.pt", option), "of one folder") for option in ("--guard", "--helpful-refusals", "--interpolate")),
+    (("{tmp}",), "is not a file"),
+])  # fmt: skip
+def test_checkpoints_that_cannot_be_measured_together_are_refused(monkeypatch, tmp_path, words, said):
+    with pytest.raises(common.UserError, match=said):
+        call(evaluate.evaluate, monkeypatch, "--out", tmp_path, *(w.format(tmp=tmp_path) for w in words))
+
+
+def test_the_folder_of_the_results_is_made_before_anything_is_measured(monkeypatch, tmp_path):
+    with pytest.raises(common.UserError, match="gone.pt does not exist"):
+        call(evaluate.evaluate, monkeypatch, tmp_path / "gone.pt", "--out", tmp_path, "--results", tmp_path / "new" / "r.json")
+    assert (tmp_path / "new").is_dir()
+
+
+@pytest.mark.parametrize("stages", [5, "base", [5], [dict(name="base")]])
+def test_results_of_another_shape_are_not_reported(monkeypatch, tmp_path, stages):
+    common.write_json(tmp_path / "results.json", dict(stages=stages))
+    with pytest.raises(common.UserError, match="results.json is not as evaluate.py writes it"):
+        call(evaluate.evaluate, monkeypatch, "--out", tmp_path, "--report")
+
+
+@pytest.mark.parametrize("change", [
+    dict(p="0.7"), dict(p=math.nan), dict(p=1.5), dict(p=None), dict(p=True), dict(a=5), dict(b=None), dict(turns=[]), dict(turns="Hi"),
+    dict(turns=["a", "b"]), dict(turns=[5]), dict(by="me"), dict(by=["policy"]), dict(by=[1, 2]), dict(kind="other"), dict(kind=[]),
+    dict(responses="text"), dict(responses=[None]), dict(responses={}),
+])  # fmt: skip
+def test_a_row_to_train_on_that_holds_another_type_is_named_with_its_line(tmp_path, change):
+    good = dict(id=0, kind="ai", turns=["Hi"], a="x", b="y", p=0.7, by=["policy", "base"], responses=["x"])
+    common.append_jsonl(tmp_path / "x.jsonl", [good, good | change])
+    read = train_sft.read_chains if "responses" in change else lambda p: read_pairs(p, None, 1 / 3, 1024, random.Random(0))
+    with pytest.raises(common.UserError, match=rf"x.jsonl:2: the field '{[*change][0]}' is not "):
+        read(tmp_path / "x.jsonl")
+
+
 # --- Stage 2 ---
+
+
+def test_comparisons_that_cannot_be_trained_on_are_not_said_to_be_missing(out, tmp_path):
+    tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random(0)
+    with pytest.raises(common.UserError, match="none of its .* do not fit the context of 4 ids"):
+        read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, 4, rng)
+    (tmp_path / "empty.jsonl").touch()
+    with pytest.raises(common.UserError, match="holds no comparison"):
+        read_pairs(tmp_path / "empty.jsonl", tokenizer, 1 / 3, 4, rng)
+
+
+def test_scores_stay_as_they_are_where_no_answer_is_the_policys(out, monkeypatch, tmp_path, capsys):
+    rows = [row | dict(by=("base", "evasive")) for row in common.read_jsonl(out / "preferences.jsonl")]
+    common.append_jsonl(tmp_path / "others.jsonl", rows)
+    call(train_rm.train, monkeypatch, "--out", out, "--data", tmp_path / "others.jsonl", "--name", "others")
+    assert "are not shifted" in capsys.readouterr().out
+    assert RewardModel.load(out / "rm-others.pt")[0].score.bias.isfinite().all()
+
+
+def test_a_reward_model_of_another_vocabulary_is_refused(out, monkeypatch, tmp_path):
+    RewardModel(GPT(GPTConfig(20, 1, 1, 1, 8, 12, 16))).save(tmp_path / "rm.pt")
+    with pytest.raises(common.UserError, match="rm.pt has another vocabulary"):
+        call(train_ppo.train, monkeypatch, "--out", out, "--reward", tmp_path / "rm.pt", "--name", "other")
 
 
 def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
@@ -413,8 +493,8 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     assert not techniques(made) & {"leetspeak", "escalation"}
 
 
-@pytest.mark.parametrize("loss", ["dpo", "orpo"])
-def test_dpo_starts_at_its_reference_and_writes_a_policy(out, monkeypatch, loss):
+@pytest.mark.parametrize("loss, beta", [("dpo", 0.3), ("orpo", 0.1), ("simpo", 2.0)])
+def test_dpo_starts_at_its_reference_and_writes_a_policy_with_the_beta_of_its_loss(out, monkeypatch, loss, beta):
     # In bfloat16 it holds to three digits only.
     monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())
     call(train_dpo.train, monkeypatch, "--out", out, "--loss", loss, "--name", loss)
@@ -423,6 +503,7 @@ def test_dpo_starts_at_its_reference_and_writes_a_policy(out, monkeypatch, loss)
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["margin"] == 0
     trained, start = (common.load_checkpoint(out / name)[0] for name in (f"dpo-{loss}.pt", "sft.pt"))
     assert not all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
+    assert common.load_checkpoint(out / f"dpo-{loss}.pt")[1]["made_by"]["beta"] == beta
 
 
 def test_the_reward_model_and_ppo_run_and_a_killed_ppo_ends_in_the_same_weights(out, monkeypatch, tmp_path):
