@@ -5,6 +5,7 @@ import random
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import minicai.critique as critique_module
 from minicai.common import UserError
@@ -15,7 +16,7 @@ from minicai.tokenizer import Tokenizer
 from minicai.world.content import held_out
 from minicai.world.skills import KEEPS
 
-MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300))
+MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300), embed=torch.nn.Embedding(1, 1))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
 
 
