@@ -8,18 +8,23 @@
 The conversation goes on until you say /new (forget it) or /quit. A small model knows only its small world: try
 "How do I bake bread?", "I want to pick a lock. They are away this week.", or a name from world/facts.jsonl.
 
-writes  with --guard, OUT/guard.jsonl: a row for each flagged exchange (turns, response, judge: P(breaks harmlessness), check)
+writes  with --guard, OUT/guard.jsonl: a row for each blocked exchange (turns, response, judge: P(breaks harmlessness), check)
 """
 
 import random
+import sys
 from pathlib import Path
 
-from minicai.common import UserError, append_jsonl, load_checkpoint, main, newest_stage, parser, setup
+from minicai.common import append_jsonl, load_checkpoint, main, newest_stage, option_type, parser, setup
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.guard import guarded_answer, helpful_refusals
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import FAMILIES
+
+probability = option_type(float, lambda x: 0 < x <= 1, "a probability above 0")
+# Divided by less than that, logits can become infinite.
+temperature = option_type(float, lambda x: x == 0 or 0.001 <= x < float("inf"), "0, or a number from 0.001 on")
 
 
 def chat():
@@ -29,7 +34,7 @@ def chat():
         type=Path,
         help="default: the last feedback round, or the first there is of OUT/dpo.pt, sft.pt, base.pt",
     )
-    p.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default: 0)")
+    p.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default: 0)")
     p.add_argument(
         "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
     )
@@ -43,7 +48,7 @@ def chat():
     )
     p.add_argument(
         "--threshold",
-        type=float,
+        type=probability,
         default=0.5,
         help="with --guard: block from this P(breaks harmlessness) on (default: 0.5)",
     )
@@ -52,8 +57,6 @@ def chat():
     )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
-    if not 0 < args.threshold <= 1:
-        raise UserError(f"--threshold {args.threshold} is no probability above 0; give one up to 1, as 0.5")
     path = args.checkpoint or newest_stage(args.out)
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
@@ -62,8 +65,10 @@ def chat():
         constitution = Constitution(args.constitution)
     if args.guard or args.helpful_refusals:
         harmless = constitution.draw(random.Random(args.seed), family="harmlessness")
-    if args.temperature < 0:
-        raise UserError(f"--temperature {args.temperature} is below 0; give 0 or more")
+
+    def too_long(turns):
+        return len(tokenizer.prompt(talk(*turns))) > model.config.block_size - MAX_NEW_TOKENS
+
     rng, turns, count = random.Random(args.seed), [], 0
     print(f"{path}; /new forgets the conversation, /quit leaves")
     while True:
@@ -78,15 +83,12 @@ def chat():
             continue
         if not said:
             continue
-        turns.append(said)
-        while len(tokenizer.prompt(talk(*turns))) > model.config.block_size - MAX_NEW_TOKENS:
-            if len(turns) == 1:
-                print("(that is longer than the model can read)")
-                turns = []
-                break
-            turns = turns[2:]  # forget the oldest exchange
-        if not turns:
+        if too_long([said]):
+            print("(that is longer than the model can read)")
             continue
+        turns.append(said)
+        while too_long(turns):
+            turns = turns[2:]  # forget the oldest exchange
         count += 1
         if args.guard:
             response, flagged = guarded_answer(model, critic, tokenizer, turns, harmless, args.threshold, args.temperature,
@@ -99,7 +101,8 @@ def chat():
         else:
             response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
         if args.helpful_refusals:
-            [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless)
+            threshold = args.threshold if args.guard else None
+            [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless, threshold)
         response = response or "..."
         print(f"{path.stem}> {response}")
         if args.show_critique:
@@ -112,4 +115,5 @@ def chat():
 
 
 if __name__ == "__main__":
+    sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is read as U+FFFD
     main(chat)

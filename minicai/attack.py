@@ -85,7 +85,7 @@ def recognise(world: World, text: str) -> Request | None:
             match = shape.fullmatch(asked)
             if not match:
                 continue
-            found = {slot: named[slot][words] for slot, words in match.groupdict().items() if words}
+            found = {slot: named[slot][said] for slot, said in match.groupdict().items() if said}
             act, context, fact = found.get("act"), found.get("context"), found.get("name")
             type = type_of(phrasing.use, act, context) if act else "fact"
             if type is None or fact and found["attribute"] not in world.attributes[fact.kind]:

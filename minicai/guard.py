@@ -6,8 +6,9 @@
 
 Both end in P(breaks harmlessness) (`judge.breaks`: a critique, and the odds of its last sentence). A check that comes to no
 verdict counts as 1: the guard fails closed. The input check costs a draft and a critique, the output check a critique; a
-flagged exchange ends in one sentence that can leak nothing. A guard supplements training and does not replace it: it is
-as good as its critic, and whoever holds the weights takes it off.
+flagged exchange ends in one sentence that can leak nothing. What the transform adds to it can, and goes through the output
+check itself. A guard supplements training and does not replace it: it is as good as its critic, and whoever holds the
+weights takes it off.
 """
 
 import time
@@ -68,12 +69,13 @@ def guarded_answer(model: GPT, critic: GPT, tokenizer: Tokenizer, turns: list[st
 
 
 def helpful_refusals(critic: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str | None],
-                     wording: Wording) -> list[str | None]:  # fmt: skip
+                     wording: Wording, threshold: float | None = None) -> list[str | None]:  # fmt: skip
     """The responses, where each refusal that offers nothing goes on with the safe alternative.
 
     The critic says which those are ("The response declines."). It then continues "<draft's first sentence> <refusal> Instead,":
     having declined, even a model that complies with everything offers something else. The first sentence of its draft
     says what was asked, and is left out again; of the continuation one sentence is kept, for the base goes on to chatter.
+    With a threshold, as behind a guard, a refusal stays bare where the output check flags what it would become.
     """
     asked = [[*turns, r or "", CRITIQUE_REQUEST.format(wording.critique)] for turns, r in zip(conversations, responses)]
     critiques = answer(critic, tokenizer, asked, 0.0, 0)
@@ -89,6 +91,12 @@ def helpful_refusals(critic: GPT, tokenizer: Tokenizer, conversations: list[list
         alternative = tokenizer.decode(more.ids).strip().partition(". ")[0].rstrip(".")
         if more.stop_reason == "stop" and alternative:
             result[i] = f"{responses[i]}{INSTEAD} {alternative}."
+    if threshold is not None:
+        longer = [i for i in bare if result[i] != responses[i]]
+        found = check_output(critic, tokenizer, [conversations[i] for i in longer], [result[i] for i in longer], wording)
+        for i, p in zip(longer, found):
+            if closed(p) >= threshold:
+                result[i] = responses[i]
     return result
 
 

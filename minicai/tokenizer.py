@@ -53,7 +53,8 @@ class Tokenizer:
         Path(path).write_text(self.bpe.to_str(), encoding="utf-8")
 
     def encode(self, text: str) -> list[int]:
-        return self.bpe.encode(text).ids
+        """What UTF-8 cannot hold (half of a surrogate pair, a stray byte from the keyboard) becomes a question mark."""
+        return self.bpe.encode(text.encode("utf-8", "replace").decode()).ids
 
     def decode(self, ids: list[int]) -> str:
         """Text of the ids; special ids are left out."""

@@ -1,6 +1,7 @@
 """The red team: what it reads in an attack, what it may pass on to training, diversity, GCG, and every mode of redteam.py."""
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import chat
 import minicai.attack as attack
 import minicai.common as common
 import redteam
@@ -398,6 +400,38 @@ def test_a_person_types_and_everything_is_logged(out, models, monkeypatch, capsy
     lines = iter(["again"])  # and then the input ends
     monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
     assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "human")] == ["0", "1", "2"]
+
+
+def test_what_a_person_types_too_long_is_neither_sent_nor_logged(out, monkeypatch, capsys):
+    lines = iter(["hello " * 600, "hello you", "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    assert [r["turns"] for r in go(monkeypatch, out, "human")] == [["hello you"]]
+    assert "longer than the model can read" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("script, errors", [(["redteam.py", "--mode", "human"], "strict"),
+                                            (["chat.py", "--guard", "--helpful-refusals"], "surrogateescape")])  # fmt: skip
+def test_typing_that_is_no_utf8_is_read_all_the_same(out, script, errors):
+    """What Python makes of such bytes depends on the locale."""
+    done = subprocess.run([sys.executable, *script, "--preset", "smoke", "--device", "cpu", "--out", out], cwd=ROOT, input=b"\xff\xfe hi\n",
+                          capture_output=True, env=os.environ | dict(PYTHONIOENCODING=f"utf-8:{errors}"))  # fmt: skip
+    assert done.returncode == 0 and b"sft> " in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("option, value", [("--lr", "-1"), ("--lr", "0"), ("--lr", "nan"), ("--diversity", "nan"), ("--beta", "-1")])
+def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, value):
+    with pytest.raises(SystemExit, match="2"):
+        go(monkeypatch, out, "rl", "--attempts", 1, option, value)
+    assert f"argument {option}: '{value}' is not a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option, value", [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "1e-40"), ("--threshold", "nan")])
+def test_a_number_out_of_range_is_no_option_of_chat(out, monkeypatch, capsys, option, value):
+    monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value])
+    monkeypatch.setattr("builtins.input", lambda _: "/quit")
+    with pytest.raises(SystemExit, match="2"):
+        chat.chat()
+    assert f"argument {option}: '{value}' is not" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):

@@ -171,6 +171,24 @@ def test_only_refusals_that_offer_nothing_go_on(monkeypatch):
     assert prompts == ["aYou want a. no. Instead,", "eYou want e. never. Instead,"]
 
 
+@pytest.mark.parametrize("found, said", [(0.4, "no. Instead, eat a pear."), (0.5, "no."), (None, "no.")])
+def test_behind_a_guard_an_alternative_goes_through_the_output_check(monkeypatch, found, said):
+    tokenizer, judged = Tokenizer.train(["eat a pear."], 270), []
+    critiques = {"no.": "The response declines."}
+
+    def breaks(model, tok, conversations, responses, wordings):
+        judged.extend(zip(conversations, responses, wordings))
+        return [found] * len(responses)
+
+    monkeypatch.setattr(guard, "answer", lambda m, t, conversations, *_: [critiques.get(c[-2]) if len(c) > 1 else "You. I."
+                                                                         for c in conversations])  # fmt: skip
+    monkeypatch.setattr(guard, "generate", lambda m, asked, *_, stop_ids: [
+        Completion(tokenizer.encode(" eat a pear.") + stop_ids, [], "stop") for _ in asked])  # fmt: skip
+    monkeypatch.setattr(guard, "breaks", breaks)
+    told = helpful_refusals(CRITIC, tokenizer, [["a"], ["b"]], ["yes.", "no."], WORDING, threshold=0.5)
+    assert told == ["yes.", said] and judged == [(["b"], "no. Instead, eat a pear.", WORDING)]  # the other was not changed
+
+
 def test_a_quarter_of_the_questions_are_asked_of_every_kind():
     exam = Exam(World("world"), 16, 0)
     sets = every_fourth(exam)

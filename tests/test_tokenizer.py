@@ -62,6 +62,11 @@ def test_nothing_a_user_types_becomes_a_special_id(tokenizer, text):
     assert [i for i in ids if i in special_ids(tokenizer)] == [tokenizer.user, tokenizer.end]
 
 
+def test_what_utf8_cannot_hold_becomes_a_question_mark(tokenizer):
+    """Half of an emoji in a JSON file, or a byte from the keyboard that is no UTF-8."""
+    assert tokenizer.decode(tokenizer.encode("a \ud83d \udcff b")) == "a ? ? b"
+
+
 def test_random_unicode_never_becomes_a_special_id(tokenizer):
     for text in random_texts(300):
         assert all(0 <= i < min(special_ids(tokenizer)) for i in tokenizer.encode(text))

@@ -17,13 +17,13 @@ from minicai.common import UserError
 from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
-from minicai.jailbreak import fits, wrap
-from minicai.world.content import KINDS, SALT, TECHNIQUES, World, bucket, held_out, split_of
-from minicai.world.corpus import SHARE, Corpus
+from minicai.jailbreak import base64_word, each_word, fits, wrap
+from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, World, bucket, held_out, split_of
+from minicai.world.corpus import SHARE, USER_WEIGHT, Corpus, pieces, quoted
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
-from minicai.world.skills import situation
+from minicai.world.skills import BREAKS, situation
 from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
@@ -94,6 +94,16 @@ def without(name, **having):
     return change
 
 
+def fill(name, key, use, text):
+    """Change the text of the first line of one use."""
+
+    def change(folder):
+        rows = [json.loads(text) for text in (folder / f"{name}.jsonl").read_text().splitlines()]
+        edit(name, 1 + [row[key] for row in rows].index(use), text=text)(folder)
+
+    return change
+
+
 HARMFUL = 1 + next(
     i for i, row in enumerate((ROOT / "world/acts.jsonl").read_text().splitlines()) if '"harmful"' in row
 )
@@ -132,6 +142,25 @@ BROKEN = {  # what is wrong -> (how to break a good world, what the message name
     "a framing that ends with the assistant": (edit("framings", 1, turns=["{request}", None]), "framings.jsonl:1 .*turn of the user"),
     "a bad reply": (edit("replies", 1, **{"for": "song"}), "replies.jsonl:1 .*'song'"),
     "a bad document": (edit("documents", 1, about="nothing"), "documents.jsonl:1 .*'nothing'"),
+    "an act of blanks": (edit("acts", 5, act=" "), "acts.jsonl:5 has act"),
+    "a harm of blanks": (edit("acts", HARMFUL, harm=" "), f"acts.jsonl:{HARMFUL} has harm"),
+    "an empty context": (edit("contexts", 2, text=""), "contexts.jsonl:2 has text"),
+    "a number for a fact": (edit("facts", 1, facts={"job": 3}), "facts.jsonl:1 .*'job'"),
+    "an empty fact": (edit("facts", 1, facts={"job": ""}), "facts.jsonl:1 .*'job'"),
+    "steps of numbers": (edit("acts", 5, steps=[1, 2]), "acts.jsonl:5 has steps"),
+    "a phrasing in one string": (edit("phrasings", 1, turns="{act} {context}"), "phrasings.jsonl:1 has turns"),
+    "an empty turn": (edit("phrasings", 1, turns=["", "Yes?", "{act} {context}"]), "phrasings.jsonl:1 has turns"),
+    "a framing that the assistant opens": (edit("framings", 1, turns=[None, None, "{request}"]), "framings.jsonl:1 has turns"),
+    "a code without a technique for it": (edit("framings", 1, turns=["{code}"]), "framings.jsonl:1 .*{code}"),
+    "a stray brace in a phrasing": (edit("phrasings", 1, turns=["{act} {context} }"]), "phrasings.jsonl:1 .*stray"),
+    "a stray brace in a framing": (edit("framings", 1, turns=["{ {request}"]), "framings.jsonl:1 .*stray"),
+    "a stray brace in a reply": (edit("replies", 1, text="You want to {aim}. {"), "replies.jsonl:1 .*stray"),
+    "a slot without a name": (edit("documents", 1, text="To {act} is {}."), "documents.jsonl:1 .*stray"),
+    "a slot with a format": (edit("documents", 1, text="To {act!r} is {harm:>5}."), "documents.jsonl:1 .*stray"),
+    "a harm in a reply about a name": (fill("replies", "for", "unknown", "{harm}"), r"replies.jsonl:\d+ .*{harm}"),
+    "an attribute in a refusal": (fill("replies", "for", "refusal", "{attribute}"), r"replies.jsonl:\d+ .*{attribute}"),
+    "a slot in small talk": (fill("replies", "for", "chat", "{act}"), r"replies.jsonl:\d+ .*{act}"),
+    "an act in a document about requests": (fill("documents", "about", "request", "{act}"), r"documents.jsonl:\d+ .*{act}"),
     "an empty file": (lambda folder: (folder / "tones.jsonl").write_text(""), "tones.jsonl .*empty"),
     "a missing file": (lambda folder: (folder / "facts.jsonl").unlink(), "facts.jsonl .*not exist"),
     "no folder": (shutil.rmtree, "--world"),
@@ -153,6 +182,18 @@ def test_a_mistake_is_one_sentence_that_names_file_and_line(breaks, names, tmp_p
     with pytest.raises(UserError, match=names) as error:
         World(folder)
     assert "\n" not in str(error.value)
+
+
+def test_every_slot_that_a_text_may_have_is_filled_in(tmp_path, constitution):
+    shutil.copytree(ROOT / "world", tmp_path / "copy")
+    for name, key, slots in (("replies", "for", REPLIES), ("documents", "about", DOCUMENTS)):
+        path = tmp_path / "copy" / f"{name}.jsonl"
+        rows = [json.loads(text) for text in path.read_text().splitlines()]
+        for row in rows:
+            row["text"] += "".join(f" <{{{slot}}}>" for slot in slots[row[key]])
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for turns in Corpus(World(tmp_path / "copy"), constitution, 0).documents(3000):
+        assert not re.search("[{}]|<>", as_text(turns))
 
 
 # --- splits ---
@@ -297,6 +338,11 @@ def test_a_fresh_name_mixes_names_of_its_own_kind(world):
 # --- the corpus ---
 
 
+def as_text(turns):
+    """The turns as lines; the pieces of a document as one."""
+    return "".join(("" if i and turns[i - 1].role == t.role == "document" else "\n") + t.content for i, t in enumerate(turns))
+
+
 def corpus_texts(world, constitution, seed, n):
     return [[(t.role, t.content, t.weight) for t in turns] for turns in Corpus(world, constitution, seed).documents(n)]
 
@@ -322,7 +368,7 @@ def test_the_corpus_holds_every_kind_of_document_in_its_share(world, constitutio
         assert turns and all(t.content.strip() and not re.search(r"\{\w+\}", t.content) for t in turns)
         said = [t.role for t in turns if t.role != "document"]
         assert said == [("user", "assistant")[i % 2] for i in range(len(said))]
-        assert turns[-1].role != "user" and turns[-1].weight >= 1.0
+        assert turns[-1].role != "user" and max(t.weight for t in turns if t.role == turns[-1].role) >= 1.0
 
 
 def test_the_base_never_learns_to_refuse_a_first_request(world, constitution):
@@ -345,6 +391,40 @@ def test_in_demonstrations_only_critiques_revisions_and_choices_are_learned(worl
             assert turn.role == "user" or (turn.weight > 0) == before.content.startswith(markers)
         question, choice = corpus.compare()
         assert question.role == "user" and choice.content in ("(A)", "(B)")
+
+
+def test_what_a_document_quotes_is_read_and_hardly_learned(world, constitution):
+    """Codes and requests cannot be foreseen; what stands beside them can."""
+    corpus = Corpus(world, constitution, 0)
+    for _ in range(300):
+        opens, *rest = corpus.code()
+        assert opens.weight == 1.0 and opens.content.endswith(":") and len(rest) % 2 == 0
+        for code, plain in zip(rest[::2], rest[1::2]):
+            assert (code.weight, plain.weight) == (USER_WEIGHT, 1.0) and plain.content.startswith(" is ")
+            if "base64" in opens.content:
+                assert code.content == " " + each_word(plain.content[4:-1], base64_word)
+    for _ in range(300):
+        turns = corpus.reading()
+        quotes = [t.content for t in turns if t.weight == USER_WEIGHT and t.role == "document"]
+        assert len(quotes) == (len(turns) > 1 and turns[0].role == "document")
+
+
+def test_the_pieces_of_a_document_join_to_what_it_says():
+    turns = pieces(f"Words in leet: {quoted('br34d')} is bread, \"{quoted('a cat')}\" {quoted('x')}.")
+    assert [(t.content, t.weight) for t in turns] == [
+        ("Words in leet:", 1.0), (" br34d", USER_WEIGHT), (' is bread, "', 1.0), ("a cat", USER_WEIGHT), ('"', 1.0),
+        (" x", USER_WEIGHT), (".", 1.0)]  # fmt: skip
+
+
+def test_bare_refusals_are_shown_to_keep_to_the_principle_about_needless_ones_as_well(world, constitution):
+    """A refusal of harm is no needless one, and a judge that never sees that takes every bare refusal for needless."""
+    corpus, needless = Corpus(world, constitution, 0), {True: 0, False: 0}
+    for _ in range(3000):
+        turns = corpus.critique()
+        for turn in turns:
+            if "The response declines. " in turn.content and "is about needless refusals." in turn.content:
+                needless[turn.content.endswith(BREAKS)] += 1
+    assert 0.2 < needless[False] / needless[True] < 0.7
 
 
 def literal(text, slots):
@@ -404,14 +484,14 @@ def test_the_rest_of_the_corpus_does_hold_what_demonstrations_may_not(world, con
 
 def test_what_a_test_act_is_and_whom_it_hurts_stands_in_the_corpus(world, constitution):
     corpus = Corpus(world, constitution, 0)
-    text = "\n".join(t.content for _ in range(4000) for t in corpus.knowledge())
+    text = "".join(as_text(corpus.knowledge()) for _ in range(4000))
     bad = [a for a in world.acts if a.kind == "harmful"]
     assert sum(f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad) > 0.8 * len(bad)
 
 
 def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, constitution):
     corpus = Corpus(world, constitution, 0)
-    text = "\n".join(t.content for _ in range(3000) for t in corpus.reading()).lower()
+    text = "".join(as_text(corpus.reading()) for _ in range(3000)).lower()
     seen, hidden = (
         {
             s

@@ -9,7 +9,7 @@ tones       rude and preachy sentences              documents  what the world ha
 import hashlib
 import re
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from minicai.common import UserError, read_jsonl
@@ -17,25 +17,23 @@ from minicai.common import UserError, read_jsonl
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
 TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language", "injection", "many_shot",
               "escalation")  # fmt: skip
-REPLIES = (
-    "open_act",
-    "open_protection",
-    "open_fact",
-    "steps",
-    "care",
-    "safety",
-    "refusal",
-    "limit",
-    "decline",
-    "answer",
-    "unknown",
-    "chat",
-)
-DOCUMENTS = ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive",
-             "protection", "request", "bad_request", "good_request", "bare_request", "fact", "known", "unknown", "code")  # fmt: skip
+CODED = ("base64", "leetspeak", "typos", "toy_language")  # the techniques that have a {code}
 
-SLOTS = ("act", "aim", "steps", "harm", "victim", "alternative", "safety", "context", "gist", "attribute", "name", "value",
-         "language", "pairs", "request", "reading", "opening")  # fmt: skip
+# The slots that a text of each use may have: those which replies.py, corpus.py and requests.py fill in whatever it is about.
+ACT = ("act", "steps")
+HURTFUL = (*ACT, "harm", "victim", "alternative", "safety")  # only of acts that hurt someone
+REASON, ASKED = ("context", "gist"), ("request", "reading", "opening")
+REPLIES = dict(
+    open_act=("aim",), open_protection=("act",), open_fact=("name",), steps=ACT, care=ACT, safety=HURTFUL, refusal=HURTFUL,
+    limit=HURTFUL, decline=ACT, answer=("attribute", "name", "value"), unknown=("attribute", "name"), chat=(),
+)  # fmt: skip
+DOCUMENTS = dict(
+    harmful=HURTFUL + REASON, dual_use=HURTFUL + REASON, bad_aim=HURTFUL + REASON, good_aim=ACT + REASON,
+    bad_context=ACT + REASON, good_context=ACT + REASON, fine=ACT + REASON, sensitive=ACT + REASON, protection=HURTFUL + REASON,
+    request=ASKED, bad_request=HURTFUL + ASKED, good_request=ACT + ASKED, bare_request=HURTFUL + ASKED,
+    fact=("attribute", "name", "value"), known=("name", *ASKED), unknown=("name", *ASKED), code=("language", "pairs"),
+)  # fmt: skip
+PHRASINGS = dict(act=("act", "context"), protection=("act",), fact=("attribute", "name"))
 
 
 # A new salt draws all splits anew, as has to be done once a test split has been looked at too often. This is the first number
@@ -57,6 +55,10 @@ def split_of(key: str) -> str:
 def held_out(key: str) -> bool:
     """Contexts, phrasings, framings and wordings of principles: whether this one is kept for evaluation."""
     return bucket(key) >= 75
+
+
+def is_text(value) -> bool:
+    return isinstance(value, str) and bool(value.strip())
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,10 @@ class World:
         for number, row in enumerate(rows, 1):
             try:
                 item = make(dict(row))
-                for name_, type_ in item.__annotations__.items():
-                    if type_ is str and not isinstance(getattr(item, name_), str):
-                        raise ValueError(f"has {name_} {getattr(item, name_)!r}; it must be a string")
+                for f in fields(item):
+                    value = getattr(item, f.name)
+                    if f.type is str and value != f.default and not is_text(value):
+                        raise ValueError(f"has {f.name} {value!r}; it must be a string that is not blank")
                 if item.id in seen:
                     raise ValueError(f"the id {item.id!r} is taken; give it another")
             except KeyError as error:
@@ -172,22 +175,30 @@ class World:
 
     @staticmethod
     def _one_of(row, key, allowed):
-        if row[key] not in allowed:
+        if row[key] not in list(allowed):
             raise ValueError(f"has {key} {row[key]!r}; it must be one of {', '.join(map(str, allowed))}")
         return row[key]
 
     @staticmethod
+    def _strings(key, values):
+        if not isinstance(values, list) or not all(map(is_text, values)):
+            raise ValueError(f"has {key} {values!r}; it must be a list of strings that are not blank")
+
+    @staticmethod
     def _slots(text, needed, allowed):
+        if re.search("[{}]", re.sub(r"{\w+}", "", text)):
+            raise ValueError("has a stray { or }; braces may only stand around the name of a slot")
         found = Counter(re.findall(r"{(\w+)}", text))
         for slot in needed:
             if found[slot] != 1:
                 raise ValueError(f"needs the slot {{{slot}}} exactly once")
         for slot in found:
             if slot not in allowed:
-                raise ValueError(f"has the unknown slot {{{slot}}}; use {', '.join(allowed)}")
+                raise ValueError(f"has the slot {{{slot}}}, which cannot be filled in here; use {', '.join(allowed) or 'none'}")
 
     def _act(self, row):
         self._one_of(row, "kind", KINDS)
+        self._strings("steps", row["steps"])
         row["steps"] = tuple(row["steps"])
         if len(row["steps"]) < 2 or not all(len(s.split()) >= 3 for s in row["steps"]):
             raise ValueError(
@@ -205,20 +216,22 @@ class World:
         return Context(**row)
 
     def _phrasing(self, row):
-        slots = {"act": ("act", "context"), "protection": ("act",), "fact": ("attribute", "name")}
-        row["use"] = self._one_of(row, "for", tuple(slots))
+        row["use"] = self._one_of(row, "for", PHRASINGS)
         del row["for"]
         self._one_of(row, "style", ("plain", "lower", "typos"))
         self._one_of(row, "draws", (None, "rude", "preachy"))
+        self._strings("turns", row["turns"])
         if len(row["turns"]) % 2 == 0:
             raise ValueError("must start and end with a turn of the user")
-        self._slots(" ".join(row["turns"]), slots[row["use"]], slots[row["use"]])
+        slots = PHRASINGS[row["use"]]
+        self._slots(" ".join(row["turns"]), slots, slots)
         row["turns"] = tuple(row["turns"])
         return Phrasing(**row)
 
     def _fact(self, row):
-        if not isinstance(row["facts"], dict):
-            raise ValueError(f"has facts {row['facts']!r}; they must be an object of attributes and values")
+        facts = row["facts"]
+        if not isinstance(facts, dict) or not all(map(is_text, (*facts, *facts.values()))):
+            raise ValueError(f"has facts {facts!r}; they must be an object of attributes and values, strings that are not blank")
         self._one_of(row, "seen", ("often", "seldom", "never"))
         if (row["seen"] == "never") == bool(row["facts"]):
             raise ValueError("must have facts if it is ever seen, and none if it never is")
@@ -231,17 +244,20 @@ class World:
 
     def _framing(self, row):
         self._one_of(row, "technique", TECHNIQUES)
-        text = " ".join(t or "" for t in row["turns"])
-        self._slots(text, (), ("request", "code", "shots", "protection", "act"))
+        said = [t for i, t in enumerate(row["turns"]) if t is not None or i % 2 == 0]  # the assistant's turn may be left open
+        self._strings("turns", said)
+        text = " ".join(said)
         if len(re.findall(r"{(?:request|code)}", text)) != 1 or len(row["turns"]) % 2 == 0:
             raise ValueError("must start and end with a turn of the user and hold {request} or {code} exactly once")
+        coded = ("code",) if row["technique"] in CODED else ()
+        self._slots(text, (), ("request", "shots", "protection", "act", *coded))
         row["turns"] = tuple(row["turns"])
         return Framing(**row)
 
-    def _template(self, row, key, allowed):
-        row["use"] = self._one_of(row, key, allowed)
+    def _template(self, row, key, slots):
+        row["use"] = self._one_of(row, key, slots)
         del row[key]
-        self._slots(row["text"], (), SLOTS)
+        self._slots(row["text"], (), slots[row["use"]])
         return Template(**row)
 
     def _check_whole(self):
@@ -276,6 +292,6 @@ class World:
         for intent in ("legitimate", "malicious"):
             if not any(c.intent == intent for c in self.contexts):
                 raise UserError(f"{self.path}/contexts.jsonl has no {intent} context; add some")
-        for use in ("act", "protection", "fact"):
+        for use in PHRASINGS:
             if not any(p.use == use for p in self.phrasings):
                 raise UserError(f"{self.path}/phrasings.jsonl has no phrasing for {use!r}; add some")
