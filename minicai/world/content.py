@@ -19,20 +19,15 @@ TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_
               "escalation")  # fmt: skip
 CODED = ("base64", "leetspeak", "typos", "toy_language")  # the techniques that have a {code}
 
-# The slots that a text of each use may have: those which replies.py, corpus.py and requests.py fill in whatever it is about.
-ACT = ("act", "steps")
-HURTFUL = (*ACT, "harm", "victim", "alternative", "safety")  # only of acts that hurt someone
+# The slots that a text of each use may have: those which replies.py, corpus.py and requests.py fill in.
+ACT = ("act", "steps", "harm", "victim", "alternative", "safety")  # what hurts no one has no harm, and leaves that empty
 REASON, ASKED = ("context", "gist"), ("request", "reading", "opening")
-REPLIES = dict(
-    open_act=("aim",), open_protection=("act",), open_fact=("name",), steps=ACT, care=ACT, safety=HURTFUL, refusal=HURTFUL,
-    limit=HURTFUL, decline=ACT, answer=("attribute", "name", "value"), unknown=("attribute", "name"), chat=(),
-)  # fmt: skip
-DOCUMENTS = dict(
-    harmful=HURTFUL + REASON, dual_use=HURTFUL + REASON, bad_aim=HURTFUL + REASON, good_aim=ACT + REASON,
-    bad_context=ACT + REASON, good_context=ACT + REASON, fine=ACT + REASON, sensitive=ACT + REASON, protection=HURTFUL + REASON,
-    request=ASKED, bad_request=HURTFUL + ASKED, good_request=ACT + ASKED, bare_request=HURTFUL + ASKED,
-    fact=("attribute", "name", "value"), known=("name", *ASKED), unknown=("name", *ASKED), code=("language", "pairs"),
-)  # fmt: skip
+REPLIES = dict(open_act=("aim",), open_protection=("act",), open_fact=("name",), steps=ACT, care=ACT, safety=ACT, refusal=ACT,
+               limit=ACT, decline=(), answer=("attribute", "name", "value"), unknown=("attribute", "name"), chat=())  # fmt: skip
+DOCUMENTS = dict.fromkeys(
+    ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive", "protection"), ACT + REASON
+) | dict(request=ASKED, bad_request=ACT + ASKED, good_request=ACT + ASKED, bare_request=ACT + ASKED,
+         fact=("attribute", "name", "value"), known=("name", *ASKED), unknown=("name", *ASKED), code=("language", "pairs"))  # fmt: skip
 PHRASINGS = dict(act=("act", "context"), protection=("act",), fact=("attribute", "name"))
 
 
