@@ -12,27 +12,26 @@ from dataclasses import dataclass
 
 from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
-from minicai.jailbreak import code_pairs, fits, wrap
+from minicai.jailbreak import CODES, code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents
-    "dialogue": 0.14,
-    "disguise": 0.14,
-    "code": 0.13,
+    "dialogue": 0.15,
+    "disguise": 0.13,
+    "code": 0.12,
     "knowledge": 0.11,
     "reading": 0.17,
     "name": 0.11,
     "critique": 0.19,
-    "compare": 0.01,
+    "compare": 0.02,
 }
-USER_WEIGHT = 0.1  # of the loss on what users say, or documents quote: enough to speak like one, too little to crowd out the rest
-QUOTE = "\0"  # stands around what a document quotes, until the document is cut into pieces
+USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
-PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}  # of disguises that take more than the others
+HARD = (*CODES, "typos")  # disguises that take twice the practice
 LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
 
 
@@ -45,19 +44,6 @@ class Turn:
 
 def user(text: str) -> Turn:
     return Turn("user", text, USER_WEIGHT)
-
-
-def quoted(text: str) -> str:
-    return f"{QUOTE}{text}{QUOTE}"
-
-
-def pieces(document: str) -> list[Turn]:
-    """A document as turns that carry their weights. What it quotes cannot be foreseen, and is there to be read.
-
-    A space goes with the word behind it, as in the tokenizer, so that a quoted word is the same as anywhere else.
-    """
-    parts = re.sub(f" {QUOTE}", f"{QUOTE} ", document).split(QUOTE)
-    return [Turn("document", part, USER_WEIGHT if i % 2 else 1.0) for i, part in enumerate(parts) if part]
 
 
 def asked(request: Request) -> list[Turn]:
@@ -106,7 +92,7 @@ class Corpus:
         return turns
 
     def disguised(self, part: Part) -> Request:
-        weights = [PRACTICE.get(f.technique, 1) for f in part.framings]
+        weights = [2 if f.technique in HARD else 1 for f in part.framings]
         while True:
             framing, request = self.rng.choices(part.framings, weights)[0], self.any_request(part)
             if request.type != "dual_use_question" and fits(framing, request):
@@ -118,17 +104,16 @@ class Corpus:
 
     def code(self) -> list[Turn]:
         """Words in a code beside the plain ones, or whole questions, of which a word has to be read where it stands."""
-        technique = self.rng.choices(list(LANGUAGES), (4, 3, 2, 2))[0]  # base64 is the hardest to read
+        technique = self.rng.choices(list(LANGUAGES), (3, 2, 2, 2))[0]  # base64 is the hardest to read
         words = self.words[self.rng.random() < 0.3]  # mostly those of acts
         texts = self.rng.sample(words, min(12, len(words)))
         if technique == "typos" or self.rng.random() < 0.5:
             texts = [self.any_request(self.read).core.rstrip("?") for _ in "ab"]
-        pairs = ", ".join(f"{quoted(code)} is {text}" for code, text in code_pairs(technique, texts, self.rng))
-        return self.document("code", language=LANGUAGES[technique], pairs=pairs)
+        return self.document("code", language=LANGUAGES[technique], pairs=code_pairs(technique, texts, self.rng))
 
     def document(self, about: str, **slots) -> list[Turn]:
         template = self.rng.choice(self.world.templates(self.world.documents, about))
-        return pieces(template.text.format(**slots))
+        return [Turn("document", template.text.format(**slots), 1.0)]
 
     def knowledge(self) -> list[Turn]:
         """What the world knows about an act, a context, or both."""
@@ -183,12 +168,12 @@ class Corpus:
         """A document that quotes a request, or stands under it, or under its answer, like a reader's remark."""
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
-        text = template.text.format(request=quoted(" ".join(request.turns)), reading=skills.situation(request),
+        text = template.text.format(request=" ".join(request.turns), reading=skills.situation(request),
                                     opening=opening(self.world, request, self.rng), **slots)  # fmt: skip
         if "{request}" in template.text:
-            return pieces(text)
+            return [Turn("document", text, 1.0)]
         answered = request.type != "strange" and self.rng.random() < 0.5
-        return [*(self.exchange(request) if answered else asked(request)), *pieces(text)]
+        return [*(self.exchange(request) if answered else asked(request)), Turn("document", text, 1.0)]
 
     def known_name(self) -> Fact:
         seen = "often" if self.rng.random() < 0.93 else "seldom"
@@ -236,20 +221,17 @@ class Corpus:
         return reply
 
     def family(self, *found: set[str]) -> str:
-        """A family of principles: often one of those found, but never so often that the family gives the verdict away."""
+        """A family of principles: often one that something breaks, but never so often that the family gives it away."""
         families = self.constitution.families
-        here = sorted(set.union(*found) & set(families))
-        if here and self.rng.random() < 0.4:
-            return self.rng.choice(here)
+        broken = sorted(set.union(*found) & set(families))
+        if broken and self.rng.random() < 0.4:
+            return self.rng.choice(broken)
         return self.rng.choice(families)
 
     def critique(self) -> list[Turn]:
         request = self.demo_request()
         reply = self.demo_reply(request)
-        tested = skills.flaws(request, reply)
-        if reply.kind == "decline":  # right for harm, wrong for the rest: both have to be seen under the same principle
-            tested |= {"necessity"}
-        wording = self.constitution.draw(self.rng, family=self.family(tested))
+        wording = self.constitution.draw(self.rng, family=self.family(skills.flaws(request, reply)))
         turns = [*asked(request), Turn("assistant", reply.text, 0.0)]
         if self.rng.random() < 0.88:  # else the revision comes directly
             judgement = skills.critique(request, reply, wording.family)
