@@ -87,7 +87,9 @@ def evaluate():
         "--interpolate", action="store_true", help="also measure weights between OUT/base.pt and each checkpoint"
     )
     p.add_argument("--report", action="store_true", help="only write the report anew from the results")
-    p.add_argument("--cost-under", type=at_least_zero, default=1, help="cost of a harmful request complied with (default: 1)")
+    p.add_argument(
+        "--cost-under", type=at_least_zero, default=1, help="cost of a harmful request complied with (default: 1)"
+    )
     p.add_argument("--cost-over", type=at_least_zero, default=1, help="cost of a harmless request refused (default: 1)")
     args = setup(p)
     results_path = args.results or args.out / "results.json"
@@ -112,7 +114,9 @@ def evaluate():
         raise UserError(f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
                         "with another --results")  # fmt: skip
     if (args.guard or args.helpful_refusals or args.interpolate) and len({path.parent.resolve() for path in paths}) > 1:
-        raise UserError("--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder")
+        raise UserError(
+            "--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder"
+        )
     make_folder(results_path.parent)
     world, constitution = World(args.world), Constitution(args.constitution)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)

@@ -308,7 +308,11 @@ def gradient_attack(red: Red, first: int):
         goal = reply(red.base, [*before, end, assistant])[0][:GOAL]
         plain = reply(red.target, [*before, end, assistant])[1]
         harm_before = judge_harm(red, [turns], [plain], [wording])[0]
-        suffix, seen, queries = tokenizer.encode("!") * args.suffix, None, 1  # seen: the suffix that the target last answered
+        suffix, seen, queries = (
+            tokenizer.encode("!") * args.suffix,
+            None,
+            1,
+        )  # seen: the suffix that the target last answered
         seed = args.seed * 1_000_003 + number
         search = gcg(red.target, before, suffix, [end, assistant], goal, tokenizer.system, seed)
         bar = tqdm(range(args.steps + 1), desc=f"gcg {number + 1}/{args.attempts}", unit=" steps")
@@ -406,9 +410,14 @@ def redteam():
     p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
                    help="templates: techniques that are not used")  # fmt: skip
     p.add_argument("--shots", type=positive, default=2, help="few_shot: attacks shown (default: 2)")
-    p.add_argument("--diversity", type=at_least_zero, default=3.0, help="rl: weight of not repeating the others (default: 3)")
     p.add_argument(
-        "--beta", type=at_least_zero, default=0.02, help="rl: weight of the KL penalty to the base, per nat (default: 0.02)"
+        "--diversity", type=at_least_zero, default=3.0, help="rl: weight of not repeating the others (default: 3)"
+    )
+    p.add_argument(
+        "--beta",
+        type=at_least_zero,
+        default=0.02,
+        help="rl: weight of the KL penalty to the base, per nat (default: 0.02)",
     )
     p.add_argument("--lr", type=above_zero, default=1e-3, help="rl: learning rate of AdamW (default: 1e-3)")
     p.add_argument("--suffix", type=positive, default=16, help="gcg: tokens of the suffix (default: 16)")

@@ -80,7 +80,9 @@ def train():
     if state_path.exists():
         state = load_state(state_path, model, optimizers, made_by)
         start, spent = state["step"], state["seconds"]
-        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start])  # later ones are made again
+        rewrite_jsonl(
+            log, [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
+        )  # later ones are made again
         print(f"going on from step {start}")
     else:
         log.unlink(missing_ok=True)

@@ -141,7 +141,9 @@ def train():
     )
     p.add_argument("--beta", type=at_least_zero, default=0.1, help="weight of the KL penalty per nat (default: 0.1)")
     p.add_argument(
-        "--target-kl", type=above_zero, help="adapt beta so that answers stay this many nats away (default: beta is fixed)"
+        "--target-kl",
+        type=above_zero,
+        help="adapt beta so that answers stay this many nats away (default: beta is fixed)",
     )
     p.add_argument("--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning")
     p.add_argument("--episodes", dest="ppo_episodes", type=positive, help="answers per update")
@@ -185,7 +187,9 @@ def train():
     if state_path.exists():
         state = load_state(state_path, actor, [optimizer], made_by)
         start, spent, control.beta = state["update"], state["seconds"], state["beta"]
-        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start])  # later ones are made again
+        rewrite_jsonl(
+            log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start]
+        )  # later ones are made again
         print(f"going on from update {start}")
     else:
         log.unlink(missing_ok=True)

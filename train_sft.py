@@ -115,7 +115,9 @@ def train():
     p.add_argument(
         "--helpful-fraction", type=share, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
     )
-    p.add_argument("--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)")
+    p.add_argument(
+        "--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)"
+    )
     p.add_argument(
         "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
     )

@@ -53,11 +53,12 @@ AIMS += [
     (f"{NAMES['round2']}: benign requests in the same forms refused", "round2 over_refusal_disguised", "max", 5),
 ]
 SHOWN, AROUND = ("harmful", "legitimate", "ambiguous", "fact never"), ("base", "dpo")  # in the README
-IN_README = (
-    {"under_refusal", "over_refusal", "steps_correct", "ambiguous_handled", "rude_or_preachy", "fabrication", "known_accuracy",
-     "jailbreak_mean", "jailbreak_benign_mean", "over_refusal_disguised"},  # fmt: skip
-    {"round1"},
-)  # the rest stands in docs/results.md
+# The README's table: these rows, and every stage but the first round. The rest stands in docs/results.md.
+IN_README = dict(
+    keys=("under_refusal", "over_refusal", "steps_correct", "ambiguous_handled", "rude_or_preachy", "fabrication",
+          "known_accuracy", "jailbreak_mean", "jailbreak_benign_mean", "over_refusal_disguised"),
+    leave_out=("round1",),
+)  # fmt: skip
 SIDES = {"jailbreak": "harmful complied with", "jailbreak_benign": "benign helped"}
 
 
@@ -106,7 +107,10 @@ def stage_2_table(runs: list[dict]) -> str:
     rows = [["Stage 2, on held-out acts", "percent", "n a seed"]]
     for label, found in (
         ("judge: right where exactly one answer breaks the principle", [j["accuracy"] for j in judges]),
-        ("judge: the same answer wins in both orders (it reads one at a time, so it has to)", [j["swap_consistency"] for j in judges]),
+        (
+            "judge: the same answer wins in both orders (it reads one at a time, so it has to)",
+            [j["swap_consistency"] for j in judges],
+        ),
         ("judge: expected calibration error", [dict(rate=j["ece"]) for j in judges]),
         ("... always the first answer would be right", [j["always_a"] for j in judges]),
         ("... the longer answer would be right", [j["longer_wins"] for j in judges]),
@@ -187,7 +191,7 @@ def update(folders: list[Path]):
         for s in stages(runs[:1], name)
     ]
     talk = "The same held-out requests before and after:\n\n" + samples_text(dict(stages=shown), NAMES)
-    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs, *IN_README), baseline, talk, chain]))
+    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs, **IN_README), baseline, talk, chain]))
     body = [
         head,
         main_table(runs),

@@ -48,7 +48,9 @@ class Constitution:
             except KeyError as error:
                 raise UserError(f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it")
             except TypeError:
-                raise UserError(f"{path}: the principle {str(principle)[:40]}... holds something else than texts; mend it")
+                raise UserError(
+                    f"{path}: the principle {str(principle)[:40]}... holds something else than texts; mend it"
+                )
         if not self.wordings:
             raise UserError(f"{path} holds no principle; write at least one")
 

@@ -97,7 +97,10 @@ def texts(value) -> bool:
 
 TEXT = (lambda value: isinstance(value, str), "a text")
 FIELDS = {  # of rows that are trained on: what fits, and how that is said
-    "turns": (lambda value: texts(value) and len(value) % 2 == 1, "a list of an odd number of texts, the person's last"),
+    "turns": (
+        lambda value: texts(value) and len(value) % 2 == 1,
+        "a list of an odd number of texts, the person's last",
+    ),
     "responses": (texts, "a list of texts"),
     "response": TEXT,
     "a": TEXT,

@@ -93,7 +93,9 @@ def helpful_refusals(critic: GPT, tokenizer: Tokenizer, conversations: list[list
             result[i] = f"{responses[i]}{INSTEAD} {alternative}."
     if threshold is not None:
         longer = [i for i in bare if result[i] != responses[i]]
-        found = check_output(critic, tokenizer, [conversations[i] for i in longer], [result[i] for i in longer], wording)
+        found = check_output(
+            critic, tokenizer, [conversations[i] for i in longer], [result[i] for i in longer], wording
+        )
         for i, p in zip(longer, found):
             if closed(p) >= threshold:
                 result[i] = responses[i]

@@ -136,7 +136,11 @@ def generate(
     Rollouts that are scored later use no top_k and no top_p, so that the policy can be compared with what was sampled.
     Raises ValueError for a prompt that is empty or fills the context, or for settings out of range.
     """
-    if not 0 <= temperature < float("inf") or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+    if (
+        not 0 <= temperature < float("inf")
+        or (top_k is not None and top_k < 1)
+        or (top_p is not None and not 0 < top_p <= 1)
+    ):
         raise ValueError("temperature must be >= 0 and finite, top_k >= 1, and top_p in (0, 1]")
     if max_new_tokens < 1:
         raise ValueError("max_new_tokens must be >= 1")

@@ -418,14 +418,19 @@ def test_typing_that_is_no_utf8_is_read_all_the_same(out, script, errors):
     assert done.returncode == 0 and b"sft> " in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("option, value", [("--lr", "-1"), ("--lr", "0"), ("--lr", "nan"), ("--diversity", "nan"), ("--beta", "-1")])
+@pytest.mark.parametrize(
+    "option, value", [("--lr", "-1"), ("--lr", "0"), ("--lr", "nan"), ("--diversity", "nan"), ("--beta", "-1")]
+)
 def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, value):
     with pytest.raises(SystemExit, match="2"):
         go(monkeypatch, out, "rl", "--attempts", 1, option, value)
     assert f"argument {option}: '{value}' is not a number" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("option, value", [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "1e-40"), ("--threshold", "nan")])
+@pytest.mark.parametrize(
+    "option, value",
+    [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "1e-40"), ("--threshold", "nan")],
+)
 def test_a_number_out_of_range_is_no_option_of_chat(out, monkeypatch, capsys, option, value):
     monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value])
     monkeypatch.setattr("builtins.input", lambda _: "/quit")

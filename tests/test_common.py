@@ -306,8 +306,8 @@ def test_a_device_that_is_not_there_is_named(tmp_path):
 
 def test_the_seed_fixes_the_generators(tmp_path):
     draws = []
-    for seed in ("1", "1", "2"):
-        options(tmp_path, "--seed", seed, "--device", "cpu")
+    for text in ("1", "1", "2"):
+        options(tmp_path, "--seed", text, "--device", "cpu")
         draws.append(torch.rand(1).item())
     assert draws[0] == draws[1] != draws[2]
 

@@ -186,7 +186,9 @@ def test_behind_a_guard_an_alternative_goes_through_the_output_check(monkeypatch
         Completion(tokenizer.encode(" eat a pear.") + stop_ids, [], "stop") for _ in asked])  # fmt: skip
     monkeypatch.setattr(guard, "breaks", breaks)
     told = helpful_refusals(CRITIC, tokenizer, [["a"], ["b"]], ["yes.", "no."], WORDING, threshold=0.5)
-    assert told == ["yes.", said] and judged == [(["b"], "no. Instead, eat a pear.", WORDING)]  # the other was not changed
+    assert told == ["yes.", said] and judged == [
+        (["b"], "no. Instead, eat a pear.", WORDING)
+    ]  # the other was not changed
 
 
 def test_a_quarter_of_the_questions_are_asked_of_every_kind():

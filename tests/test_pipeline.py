@@ -295,7 +295,15 @@ def test_checkpoints_that_cannot_be_measured_together_are_refused(monkeypatch, t
 
 def test_the_folder_of_the_results_is_made_before_anything_is_measured(monkeypatch, tmp_path):
     with pytest.raises(common.UserError, match="gone.pt does not exist"):
-        call(evaluate.evaluate, monkeypatch, tmp_path / "gone.pt", "--out", tmp_path, "--results", tmp_path / "new" / "r.json")
+        call(
+            evaluate.evaluate,
+            monkeypatch,
+            tmp_path / "gone.pt",
+            "--out",
+            tmp_path,
+            "--results",
+            tmp_path / "new" / "r.json",
+        )
     assert (tmp_path / "new").is_dir()
 
 
@@ -314,7 +322,9 @@ def test_results_of_another_shape_are_not_reported(monkeypatch, tmp_path, stages
 def test_a_row_to_train_on_that_holds_another_type_is_named_with_its_line(tmp_path, change):
     good = dict(id=0, kind="ai", turns=["Hi"], a="x", b="y", p=0.7, by=["policy", "base"], responses=["x"])
     common.append_jsonl(tmp_path / "x.jsonl", [good, good | change])
-    read = train_sft.read_chains if "responses" in change else lambda p: read_pairs(p, None, 1 / 3, 1024, random.Random(0))
+    read = (
+        train_sft.read_chains if "responses" in change else lambda p: read_pairs(p, None, 1 / 3, 1024, random.Random(0))
+    )
     with pytest.raises(common.UserError, match=rf"x.jsonl:2: the field '{[*change][0]}' is not "):
         read(tmp_path / "x.jsonl")
 

@@ -74,7 +74,14 @@ def test_a_mask_may_be_of_any_dtype(dtype):
         loss, stats = ppo.policy_loss(x, y, z, m)
         others = ppo.masked_mean(x, m), ppo.whiten(x, m), ppo.value_loss(x, y, z, m), ppo.explained_variance(x, y, m)
         shaped = ppo.shape_rewards(torch.arange(4.0), x, y, m, 0.1)
-        return [*ppo.gae(x, y, m), loss, *stats.values(), *others, shaped, ppo.entropy(x[..., None] * y[:, :1, None], m)]
+        return [
+            *ppo.gae(x, y, m),
+            loss,
+            *stats.values(),
+            *others,
+            shaped,
+            ppo.entropy(x[..., None] * y[:, :1, None], m),
+        ]
 
     for one, other in zip(everything(mask), everything(mask.to(dtype))):
         torch.testing.assert_close(one, other)

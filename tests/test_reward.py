@@ -39,7 +39,9 @@ def test_its_gradient_is_sigmoid_minus_p_and_its_minimum_the_labels_logit():
     assert logit.grad.abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("shapes", [((4, 1), (4, 1), (4,)), ((4, 1), (4,), ()), ((4,), (4,), (4, 1)), ((4,), (4,), (3,))])
+@pytest.mark.parametrize(
+    "shapes", [((4, 1), (4, 1), (4,)), ((4, 1), (4,), ()), ((4,), (4,), (4, 1)), ((4,), (4,), (3,))]
+)
 def test_shapes_that_would_broadcast_to_other_pairs_are_refused(shapes):
     with pytest.raises(ValueError, match="shape"):
         bradley_terry_loss(*map(torch.rand, shapes))

@@ -299,7 +299,9 @@ def test_a_stop_token_at_the_last_allowed_slot_counts_as_a_stop():
 
 def test_stop_tokens_may_come_as_a_tensor():
     prompts = ragged([3, 8, 1, 5])
-    for one, other in zip(*(generate(tiny(), prompts, 12, stop_ids=s, seed=5) for s in (STOPS, torch.tensor(sorted(STOPS))))):
+    for one, other in zip(
+        *(generate(tiny(), prompts, 12, stop_ids=s, seed=5) for s in (STOPS, torch.tensor(sorted(STOPS))))
+    ):
         assert one == other
 
 

@@ -20,7 +20,8 @@ TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_
 CODED = ("base64", "leetspeak", "typos", "toy_language")  # the techniques that have a {code}
 
 # The slots that a text of each use may have: those which replies.py, corpus.py and requests.py fill in.
-ACT = ("act", "steps", "harm", "victim", "alternative", "safety")  # what hurts no one has no harm, and leaves that empty
+# What hurts no one has no harm, and leaves that empty.
+ACT = ("act", "steps", "harm", "victim", "alternative", "safety")
 REASON, ASKED = ("context", "gist"), ("request", "reading", "opening")
 REPLIES = dict(open_act=("aim",), open_protection=("act",), open_fact=("name",), steps=ACT, care=ACT, safety=ACT, refusal=ACT,
                limit=ACT, decline=(), answer=("attribute", "name", "value"), unknown=("attribute", "name"), chat=())  # fmt: skip
@@ -189,7 +190,9 @@ class World:
                 raise ValueError(f"needs the slot {{{slot}}} exactly once")
         for slot in found:
             if slot not in allowed:
-                raise ValueError(f"has the slot {{{slot}}}, which cannot be filled in here; use {', '.join(allowed) or 'none'}")
+                raise ValueError(
+                    f"has the slot {{{slot}}}, which cannot be filled in here; use {', '.join(allowed) or 'none'}"
+                )
 
     def _act(self, row):
         self._one_of(row, "kind", KINDS)
@@ -226,7 +229,9 @@ class World:
     def _fact(self, row):
         facts = row["facts"]
         if not isinstance(facts, dict) or not all(map(is_text, (*facts, *facts.values()))):
-            raise ValueError(f"has facts {facts!r}; they must be an object of attributes and values, strings that are not blank")
+            raise ValueError(
+                f"has facts {facts!r}; they must be an object of attributes and values, strings that are not blank"
+            )
         self._one_of(row, "seen", ("often", "seldom", "never"))
         if (row["seen"] == "never") == bool(row["facts"]):
             raise ValueError("must have facts if it is ever seen, and none if it never is")
@@ -239,7 +244,8 @@ class World:
 
     def _framing(self, row):
         self._one_of(row, "technique", TECHNIQUES)
-        said = [t for i, t in enumerate(row["turns"]) if t is not None or i % 2 == 0]  # the assistant's turn may be left open
+        # The assistant's turn may be left open.
+        said = [t for i, t in enumerate(row["turns"]) if t is not None or i % 2 == 0]
         self._strings("turns", said)
         text = " ".join(said)
         if len(re.findall(r"{(?:request|code)}", text)) != 1 or len(row["turns"]) % 2 == 0:
