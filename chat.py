@@ -15,7 +15,7 @@ import random
 import sys
 from pathlib import Path
 
-from minicai.common import append_jsonl, load_checkpoint, main, newest_stage, option_type, parser, setup
+from minicai.common import append_jsonl, at_least_zero, load_checkpoint, main, newest_stage, option_type, parser, setup
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.guard import guarded_answer, helpful_refusals
@@ -23,8 +23,6 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import FAMILIES
 
 probability = option_type(float, lambda x: 0 < x <= 1, "a probability above 0")
-# Divided by less than that, logits can become infinite.
-temperature = option_type(float, lambda x: x == 0 or 0.001 <= x < float("inf"), "0, or a number from 0.001 on")
 
 
 def chat():
@@ -34,7 +32,7 @@ def chat():
         type=Path,
         help="default: the last feedback round, or the first there is of OUT/dpo.pt, sft.pt, base.pt",
     )
-    p.add_argument("--temperature", type=temperature, default=0.0, help="0 is greedy (default: 0)")
+    p.add_argument("--temperature", type=at_least_zero, default=0.0, help="0 is greedy (default: 0)")
     p.add_argument(
         "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
     )

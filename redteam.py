@@ -308,11 +308,8 @@ def gradient_attack(red: Red, first: int):
         goal = reply(red.base, [*before, end, assistant])[0][:GOAL]
         plain = reply(red.target, [*before, end, assistant])[1]
         harm_before = judge_harm(red, [turns], [plain], [wording])[0]
-        suffix, seen, queries = (
-            tokenizer.encode("!") * args.suffix,
-            None,
-            1,
-        )  # seen: the suffix that the target last answered
+        # seen: the suffix that the target last answered
+        suffix, seen, queries = tokenizer.encode("!") * args.suffix, None, 1
         seed = args.seed * 1_000_003 + number
         search = gcg(red.target, before, suffix, [end, assistant], goal, tokenizer.system, seed)
         bar = tqdm(range(args.steps + 1), desc=f"gcg {number + 1}/{args.attempts}", unit=" steps")

@@ -72,7 +72,8 @@ def sample(logits: Tensor, u: Tensor, temperature: float, top_k: int | None, top
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
-        logits = filter_logits(logits / temperature, top_k, top_p)
+        # Colder than this is greedy to the last digit, and in the end divides by zero.
+        logits = filter_logits(logits / max(temperature, 1e-6), top_k, top_p)
         cdf = logits.softmax(-1).cumsum(-1)
         # Scaled by the last entry, because rounding leaves it beside 1; right=True passes over tokens of probability 0.
         ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True).squeeze(-1)

@@ -429,7 +429,7 @@ def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, va
 
 @pytest.mark.parametrize(
     "option, value",
-    [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "1e-40"), ("--threshold", "nan")],
+    [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "inf"), ("--threshold", "nan")],
 )
 def test_a_number_out_of_range_is_no_option_of_chat(out, monkeypatch, capsys, option, value):
     monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value])

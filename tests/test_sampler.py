@@ -220,6 +220,13 @@ def test_top_p_treats_every_row_on_its_own():
     assert both.tolist() == [[True, False, False], [False, True, True]]
 
 
+@pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-300])
+def test_next_to_no_temperature_is_greedy(temperature):
+    cold, greedy = (generate(tiny(), ragged([3, 8, 5]), 6, temperature=t, seed=5) for t in (temperature, 0))
+    assert [c.ids for c in cold] == [c.ids for c in greedy]
+    assert all(abs(x) < 1e-3 for c in cold for x in c.logprobs)
+
+
 def test_top_k_one_is_greedy():
     model, prompts = tiny(), ragged([3, 8, 1])
     greedy = generate(model, prompts, 6, temperature=0)
