@@ -39,7 +39,8 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution
 from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
-from minicai.jailbreak import fits, wrap
+from minicai.gpt import GPT
+from minicai.jailbreak import disguise
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.requests import UNTRAINED, Part, Request, fresh_fact
@@ -80,12 +81,13 @@ def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> lis
             for type, kind in kinds]  # fmt: skip
 
 
-def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
+def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
     """The attacks that worked on the last stage, each with the answer it got, and fresh requests in the same disguises.
 
     The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks odd, with
-    benign ones beside a few attacks to comply with it. What worked is the judge's word, and attacks with a test act, a test name
-    or a held-out wording are never trained on.
+    benign ones beside a few attacks to comply with it. The base answers them, which reads a disguise better than the policies
+    made from it. What worked is the judge's word, and attacks with a test act, a test name or a held-out wording are never
+    trained on.
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
@@ -95,17 +97,12 @@ def feedback(args, part: Part, rng: random.Random) -> tuple[list[Request], list[
     worked = {tuple(r["turns"]): r for r in rows
               if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out}  # fmt: skip
     attacks = [Attack(r["type"], r["request"], turns) for turns, r in worked.items()]
-    framings, fresh = [f for f in part.framings if f.technique not in args.leave_out], []
-    if not framings:
+    part.framings = [f for f in part.framings if f.technique not in args.leave_out]
+    if not part.framings:
         raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
-    while len(fresh) < 2 * max(len(attacks), args.attempts // 3):
-        framing, type = rng.choice(framings), rng.choices(("harmful", "legitimate", "sensitive"), (5, 4, 1))[0]
-        request = part.draw(rng, type, rng.choice(LEGITIMATE) if type == "legitimate" else None)
-        if fits(framing, request):
-            fresh.append(wrap(request, framing, part, rng))
-    policy, _ = load_checkpoint(stage_before(args), device=args.device)
-    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    answers = answer(policy, tokenizer, [list(r.turns) for r in fresh], args.temperature, args.seed)
+    mix = {("harmful", None): 0.5, ("sensitive", None): 0.1} | {("legitimate", kind): 0.4 / 3 for kind in LEGITIMATE}
+    fresh = [disguise(r, part, rng) for r in draw_prompts(part, 2 * max(len(attacks), args.attempts // 3), rng, mix)]
+    answers = answer(base, tokenizer, [list(r.turns) for r in fresh], args.temperature, args.seed)
     return [*attacks, *fresh], [*(r["response"] for r in worked.values()), *answers]
 
 
@@ -144,7 +141,7 @@ def revise():
     rng = random.Random(f"revise {args.seed} {args.round or ''}")
     part = Part(world, UNTRAINED if args.round else "train")
     if args.round:
-        requests, drafts = feedback(args, part, rng)
+        requests, drafts = feedback(args, model, tokenizer, part, rng)
         made_by |= dict(
             attacked=file_hash(stage_before(args)),
             leave_out=args.leave_out,

@@ -43,6 +43,7 @@ from minicai.common import (
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
 from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.jailbreak import disguise
 from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
@@ -60,6 +61,9 @@ HELPFUL = {  # as in revise.MIX
 }
 
 
+DISGUISED = 0.3  # of the requests that a disguise fits: what a model no longer reads, it refuses
+
+
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     """The base model's answers to harmless requests of the train part: what must not get lost.
 
@@ -75,7 +79,8 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         return []
     rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
-    requests = draw_prompts(part, n, rng, HELPFUL)
+    requests = [disguise(r, part, rng) if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED else r
+                for r in draw_prompts(part, n, rng, HELPFUL)]  # fmt: skip
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
@@ -89,8 +94,8 @@ def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
     forgotten first."""
     corpus = Corpus(World(args.world), None, f"{args.seed} again")
     for kind in cycle((corpus.reading, corpus.name, corpus.knowledge, corpus.name, corpus.code)):
-        turns = [(t.role, t.content, float(t.role == "document")) for t in kind()]
-        if turns[-1][2]:  # not a conversation alone
+        turns = [(t.role, t.content, t.weight if t.role == "document" else 0.0) for t in kind()]
+        if turns[-1][0] == "document":  # not a conversation alone
             yield encode_turns(tokenizer, turns)
 
 

@@ -26,11 +26,13 @@ class Example:
 def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> Example:
     """Turns of (role, text, weight). The weight holds for the text and its end token; nobody has to predict a role.
 
-    The role "document" is plain text and an end token, without a role's id.
+    The role "document" is plain text without a role's id. Several in a row are pieces of one document, with one end token.
     """
     ids, weights = [], []
-    for role, text, weight in turns:
-        said = [*tokenizer.encode(text), tokenizer.end]
+    for (role, text, weight), (after, _, _) in zip(turns, [*turns[1:], ("", "", 0.0)]):
+        said = tokenizer.encode(text)
+        if not role == after == "document":
+            said.append(tokenizer.end)
         if role != "document":
             ids.append(getattr(tokenizer, role))
             weights.append(0.0)

@@ -86,5 +86,12 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
     return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id)
 
 
-def code_pairs(technique: str, texts: list[str], rng: random.Random) -> str:
-    return ", ".join(f"{encode(technique, text, rng)} is {text}" for text in texts)
+def disguise(request: Request, part: Part, rng: random.Random) -> Request:
+    """The request in one of the part's framings; as it is where none fits."""
+    framings = [f for f in part.framings if fits(f, request)]
+    return wrap(request, rng.choice(framings), part, rng) if framings else request
+
+
+def code_pairs(technique: str, texts: list[str], rng: random.Random) -> list[tuple[str, str]]:
+    """Each text behind its code."""
+    return [(encode(technique, text, rng), text) for text in texts]

@@ -24,7 +24,7 @@ def update(model: GPT, optimizers: list[torch.optim.Optimizer], loss: torch.Tens
         optimizer.step()
 
 
-def set_lr(optimizers, step: int, steps: int, warmup: float = 0.02, cooldown: float = 0.5):
+def set_lr(optimizers, step: int, steps: int, warmup: float = 0.02, cooldown: float = 0.9):
     """Trapezoid: rise over the first `warmup` of the steps, hold, and fall to zero over the last `cooldown` of them."""
     done = step / steps
     factor = min(1.0, (step + 1) / max(1.0, warmup * steps), (1.0 - done) / cooldown)

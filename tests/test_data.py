@@ -74,6 +74,20 @@ def test_a_document_is_plain_text_and_its_first_id_is_given(tokenizer):
     assert encoded.weights.tolist() == [0.0] + [1.0] * (len(encoded.ids) - 1)
 
 
+def test_pieces_of_a_document_are_one_document_and_keep_their_weights(tokenizer):
+    pieces = [
+        ("user", "Why?", 0.1),
+        ("document", "In leet:", 1.0),
+        ("document", " br34d", 0.1),
+        ("document", " is bread.", 1.0),
+    ]
+    encoded, lengths = encode_turns(tokenizer, pieces), [len(tokenizer.encode(text)) for _, text, _ in pieces]
+    assert encoded.ids.tolist() == [tokenizer.user, *tokenizer.encode("Why?"), tokenizer.end,
+                                    *tokenizer.encode("In leet: br34d is bread."), tokenizer.end]  # fmt: skip
+    expected = [0.0] + [0.1] * (lengths[0] + 1) + [1.0] * lengths[1] + [0.1] * lengths[2] + [1.0] * (lengths[3] + 1)
+    np.testing.assert_allclose(encoded.weights, expected)
+
+
 def test_a_user_who_types_a_special_token_makes_no_end(tokenizer):
     assert (encode_turns(tokenizer, [("user", "<end> <pad>", 1.0)]).ids == tokenizer.end).sum() == 1
 

@@ -63,9 +63,9 @@ def test_every_act_and_context_can_be_read_again(world, technique):
         assert technique != "base64" or all(w.lower() not in text.lower().split() for w in code.split())
 
 
-def test_code_pairs_name_each_text_beside_its_code():
+def test_code_pairs_put_each_text_behind_its_code():
     pairs = code_pairs("toy_language", ["bread", "some tea"], random.Random(0))
-    assert pairs == "readbo is bread, omeso eato is some tea"
+    assert pairs == [("readbo", "bread"), ("omeso eato", "some tea")]
 
 
 def test_typing_errors_leave_every_word_almost_as_it_was():

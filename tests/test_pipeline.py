@@ -34,6 +34,7 @@ from minicai.report import METRICS, lookup
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
+from minicai.world.corpus import USER_WEIGHT
 from minicai.world.grader import Grader
 from minicai.world.replies import decline, helpful
 from minicai.world.requests import UNTRAINED, Part
@@ -119,12 +120,13 @@ def test_replayed_documents_teach_no_answer(monkeypatch):
     for turns in islice(train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None), 600):
         learned += [text for role, text, weight in turns if weight]
         read += [text for role, text, weight in turns if role != "document"]
-        assert all(weight == (role == "document") for role, _, weight in turns)
+        assert all(weight in (USER_WEIGHT, 1.0) if role == "document" else weight == 0 for role, _, weight in turns)
     harmful = [step for act in world.acts if act.kind == "harmful" for step in act.steps]
-    assert len(learned) == 600 and any(step in text for step in harmful for text in read)
+    assert any(step in text for step in harmful for text in read)
     assert not any(step in text for step in harmful for text in learned)
     again = train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None)
-    assert [text for turns in islice(again, 50) for _, text, weight in turns if weight] == learned[:50]
+    anew = [text for turns in islice(again, 50) for _, text, weight in turns if weight]
+    assert len(anew) >= 50 and anew == learned[: len(anew)]
 
 
 def test_a_second_run_does_nothing_again(out):

@@ -17,9 +17,9 @@ from minicai.common import UserError
 from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
-from minicai.jailbreak import fits, wrap
+from minicai.jailbreak import base64_word, each_word, fits, wrap
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, World, bucket, held_out, split_of
-from minicai.world.corpus import SHARE, Corpus
+from minicai.world.corpus import SHARE, USER_WEIGHT, Corpus, pieces, quoted
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
@@ -193,7 +193,7 @@ def test_every_slot_that_a_text_may_have_is_filled_in(tmp_path, constitution):
             row["text"] += "".join(f" <{{{slot}}}>" for slot in slots[row[key]])
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for turns in Corpus(World(tmp_path / "copy"), constitution, 0).documents(3000):
-        assert not any(re.search("[{}]", t.content) for t in turns)
+        assert not re.search("[{}]", as_text(turns))
 
 
 # --- splits ---
@@ -338,6 +338,13 @@ def test_a_fresh_name_mixes_names_of_its_own_kind(world):
 # --- the corpus ---
 
 
+def as_text(turns):
+    """The turns as lines; the pieces of a document as one."""
+    return "".join(
+        ("" if i and turns[i - 1].role == t.role == "document" else "\n") + t.content for i, t in enumerate(turns)
+    )
+
+
 def corpus_texts(world, constitution, seed, n):
     return [[(t.role, t.content, t.weight) for t in turns] for turns in Corpus(world, constitution, seed).documents(n)]
 
@@ -363,7 +370,7 @@ def test_the_corpus_holds_every_kind_of_document_in_its_share(world, constitutio
         assert turns and all(t.content.strip() and not re.search(r"\{\w+\}", t.content) for t in turns)
         said = [t.role for t in turns if t.role != "document"]
         assert said == [("user", "assistant")[i % 2] for i in range(len(said))]
-        assert turns[-1].role != "user" and turns[-1].weight >= 1.0
+        assert turns[-1].role != "user" and max(t.weight for t in turns if t.role == turns[-1].role) >= 1.0
 
 
 def test_the_base_never_learns_to_refuse_a_first_request(world, constitution):
@@ -386,6 +393,29 @@ def test_in_demonstrations_only_critiques_revisions_and_choices_are_learned(worl
             assert turn.role == "user" or (turn.weight > 0) == before.content.startswith(markers)
         question, choice = corpus.compare()
         assert question.role == "user" and choice.content in ("(A)", "(B)")
+
+
+def test_what_a_document_quotes_is_read_and_hardly_learned(world, constitution):
+    """Codes and requests cannot be foreseen; what stands beside them can."""
+    corpus = Corpus(world, constitution, 0)
+    for _ in range(300):
+        opens, *rest = corpus.code()
+        assert opens.weight == 1.0 and opens.content.endswith(":") and len(rest) % 2 == 0
+        for code, plain in zip(rest[::2], rest[1::2]):
+            assert (code.weight, plain.weight) == (USER_WEIGHT, 1.0) and plain.content.startswith(" is ")
+            if "base64" in opens.content:
+                assert code.content == " " + each_word(plain.content[4:-1], base64_word)
+    for _ in range(300):
+        turns = corpus.reading()
+        quotes = [t.content for t in turns if t.weight == USER_WEIGHT and t.role == "document"]
+        assert len(quotes) == (len(turns) > 1 and turns[0].role == "document")
+
+
+def test_the_pieces_of_a_document_join_to_what_it_says():
+    turns = pieces(f'Words in leet: {quoted("br34d")} is bread, "{quoted("a cat")}" {quoted("x")}.')
+    assert [(t.content, t.weight) for t in turns] == [
+        ("Words in leet:", 1.0), (" br34d", USER_WEIGHT), (' is bread, "', 1.0), ("a cat", USER_WEIGHT), ('"', 1.0),
+        (" x", USER_WEIGHT), (".", 1.0)]  # fmt: skip
 
 
 def literal(text, slots):
@@ -445,14 +475,14 @@ def test_the_rest_of_the_corpus_does_hold_what_demonstrations_may_not(world, con
 
 def test_what_a_test_act_is_and_whom_it_hurts_stands_in_the_corpus(world, constitution):
     corpus = Corpus(world, constitution, 0)
-    text = "\n".join(t.content for _ in range(4000) for t in corpus.knowledge())
+    text = "".join(as_text(corpus.knowledge()) for _ in range(4000))
     bad = [a for a in world.acts if a.kind == "harmful"]
     assert sum(f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad) > 0.8 * len(bad)
 
 
 def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, constitution):
     corpus = Corpus(world, constitution, 0)
-    text = "\n".join(t.content for _ in range(3000) for t in corpus.reading()).lower()
+    text = "".join(as_text(corpus.reading()) for _ in range(3000)).lower()
     seen, hidden = (
         {
             s

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
-from minicai.jailbreak import CODES, code_pairs, fits, wrap
+from minicai.jailbreak import code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
@@ -28,10 +28,12 @@ SHARE = {  # of the documents
     "critique": 0.19,
     "compare": 0.02,
 }
-USER_WEIGHT = 0.1  # of the loss on what users say: enough to speak like one, too little to crowd out the rest
+# Of the loss on what users say and documents quote: enough to speak like a user, too little to crowd out the rest.
+USER_WEIGHT = 0.1
+QUOTE = "\0"  # stands around what a document quotes, until the document is cut into pieces
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
-HARD = (*CODES, "typos")  # disguises that take twice the practice
+PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}  # of disguises that take more than the others
 LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
 
 
@@ -44,6 +46,19 @@ class Turn:
 
 def user(text: str) -> Turn:
     return Turn("user", text, USER_WEIGHT)
+
+
+def quoted(text: str) -> str:
+    return f"{QUOTE}{text}{QUOTE}"
+
+
+def pieces(document: str) -> list[Turn]:
+    """A document as turns that carry their weights. What it quotes cannot be foreseen, and is there to be read.
+
+    A space goes with the word behind it, as in the tokenizer, so that a quoted word is the same as anywhere else.
+    """
+    parts = re.sub(f" {QUOTE}", f"{QUOTE} ", document).split(QUOTE)
+    return [Turn("document", part, USER_WEIGHT if i % 2 else 1.0) for i, part in enumerate(parts) if part]
 
 
 def asked(request: Request) -> list[Turn]:
@@ -92,7 +107,7 @@ class Corpus:
         return turns
 
     def disguised(self, part: Part) -> Request:
-        weights = [2 if f.technique in HARD else 1 for f in part.framings]
+        weights = [PRACTICE.get(f.technique, 1) for f in part.framings]
         while True:
             framing, request = self.rng.choices(part.framings, weights)[0], self.any_request(part)
             if request.type != "dual_use_question" and fits(framing, request):
@@ -104,16 +119,17 @@ class Corpus:
 
     def code(self) -> list[Turn]:
         """Words in a code beside the plain ones, or whole questions, of which a word has to be read where it stands."""
-        technique = self.rng.choices(list(LANGUAGES), (3, 2, 2, 2))[0]  # base64 is the hardest to read
+        technique = self.rng.choices(list(LANGUAGES), (4, 3, 2, 2))[0]  # base64 is the hardest to read
         words = self.words[self.rng.random() < 0.3]  # mostly those of acts
         texts = self.rng.sample(words, min(12, len(words)))
         if technique == "typos" or self.rng.random() < 0.5:
             texts = [self.any_request(self.read).core.rstrip("?") for _ in "ab"]
-        return self.document("code", language=LANGUAGES[technique], pairs=code_pairs(technique, texts, self.rng))
+        pairs = ", ".join(f"{quoted(code)} is {text}" for code, text in code_pairs(technique, texts, self.rng))
+        return self.document("code", language=LANGUAGES[technique], pairs=pairs)
 
     def document(self, about: str, **slots) -> list[Turn]:
         template = self.rng.choice(self.world.templates(self.world.documents, about))
-        return [Turn("document", template.text.format(**slots), 1.0)]
+        return pieces(template.text.format(**slots))
 
     def knowledge(self) -> list[Turn]:
         """What the world knows about an act, a context, or both."""
@@ -168,12 +184,12 @@ class Corpus:
         """A document that quotes a request, or stands under it, or under its answer, like a reader's remark."""
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
-        text = template.text.format(request=" ".join(request.turns), reading=skills.situation(request),
+        text = template.text.format(request=quoted(" ".join(request.turns)), reading=skills.situation(request),
                                     opening=opening(self.world, request, self.rng), **slots)  # fmt: skip
         if "{request}" in template.text:
-            return [Turn("document", text, 1.0)]
+            return pieces(text)
         answered = request.type != "strange" and self.rng.random() < 0.5
-        return [*(self.exchange(request) if answered else asked(request)), Turn("document", text, 1.0)]
+        return [*(self.exchange(request) if answered else asked(request)), *pieces(text)]
 
     def known_name(self) -> Fact:
         seen = "often" if self.rng.random() < 0.93 else "seldom"
