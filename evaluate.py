@@ -10,7 +10,7 @@ writes  OUT/results.json, OUT/report.md with pictures where matplotlib is instal
         question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
 
 Decoding is greedy. Rates have Wilson 95 % intervals. A stage already in results.json is not measured again unless its
-checkpoint changed; when the exam, the world or the constitution changed, everything is.
+checkpoint changed. Results of another exam, world or constitution are not mixed with these: name another file with --results.
 """
 
 import random
@@ -32,6 +32,7 @@ from minicai.common import (
     positive,
     read_json,
     read_jsonl,
+    rounds,
     seed,
     setup,
     world_hash,
@@ -53,9 +54,7 @@ SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one quest
 
 
 def find_checkpoints(out: Path) -> list[Path]:
-    rounds = [path for path in out.glob("round*.pt") if path.stem.removeprefix("round").isdigit()]
-    rounds.sort(key=lambda path: int(path.stem.removeprefix("round")))
-    return [path for name in STAGES if (path := out / f"{name}.pt").exists()] + rounds
+    return [path for name in STAGES if (path := out / f"{name}.pt").exists()] + rounds(out)
 
 
 def commit() -> str:

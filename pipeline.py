@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 
 from minicai.common import UserError, main, parser, read_json, setup, world_hash, write_json
+from minicai.constitution import Constitution
+from minicai.world.content import World
 
 STEPS = [  # name, its own options, what it leaves behind; the command is the name's first word
     ("train_base", (), "base.pt"),
@@ -65,8 +67,9 @@ def pipeline():
     p.add_argument("--rounds", type=int, default=0, choices=range(10), help="of red-teaming and feedback (default: 0)")
     args = setup(p)
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
+    World(args.world), Constitution(args.constitution)  # what is wrong with them is said before anything is made
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
-    if read_json(settings, made_by) != made_by:
+    if read_json(record, {}) and read_json(settings, made_by) != made_by:
         raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
     write_json(settings, made_by)
     seconds = read_json(record, {})

@@ -56,8 +56,8 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.critique import MAX_NEW_TOKENS, answer
-from minicai.data import collate, encode_turns, make_batches, weighted_nll
-from minicai.gpt import GPT
+from minicai.data import collate, collate_responses, encode_turns, make_batches, weighted_nll
+from minicai.gpt import GPT, token_logps
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
 from minicai.metrics import distinct_n, rate, self_bleu
@@ -68,7 +68,6 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.grader import Grader
 from minicai.world.requests import UNTRAINED, Part, Request
-from train_ppo import collate_answers, take
 
 # Options of one mode only.
 KNOBS = {
@@ -229,11 +228,13 @@ def learn(red: Red, attacker: GPT, optimizer, prompts, completions, rows: list[d
     repeats = overlap([" ".join(row["turns"]) for row in rows])
     # No verdict is no reward; and an attack that never ended, or said nothing, is not praised for being unlike the others.
     reward = [(row["judge"] or 0.0) - args.diversity * (o if row["turns"] else 1.0) for row, o in zip(rows, repeats)]
-    ids, mask, _ = collate_answers(prompts, completions, red.tokenizer.pad, args.device)
+    written = [prompt + c.ids for prompt, c in zip(prompts, completions)]
+    ids, mask = collate_responses(written, [len(prompt) for prompt in prompts], red.tokenizer.pad, args.device)
+    mask = mask[:, 1:]  # (B, T-1), as in ppo.py
     parts = torch.arange(len(rows), device=args.device).split(16)  # all at once would take a gigabyte
 
     def logps(model, part):
-        return take(model(ids[part, :-1]).float(), ids[part])
+        return token_logps(model(ids[part, :-1]), ids[part])
 
     with torch.no_grad():
         old, reference = (torch.cat([logps(model, part) for part in parts]) for model in (attacker, red.base))

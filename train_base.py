@@ -63,7 +63,7 @@ def train():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="whose wordings the demonstrations use")
     p.add_argument("--documents", type=positive, help="size of the corpus, read once")
-    p.add_argument("--lr", type=above_zero, help="peak learning rate of Muon")
+    p.add_argument("--lr", dest="base_lr", type=above_zero, help="peak learning rate of Muon")
     args = setup(p)
     began = time.time()
     tokenizer, examples = prepare(args)
@@ -72,9 +72,11 @@ def train():
         tokenizer.vocab_size, args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden, BLOCK_SIZE
     )
     model = GPT(config).to(args.device)
-    optimizers = make_optimizers(model, args.lr)
+    optimizers = make_optimizers(model, args.base_lr)
 
-    made_by = dict(seed=args.seed, world=world_hash(args), documents=args.documents, preset=args.preset, lr=args.lr)
+    made_by = dict(
+        seed=args.seed, world=world_hash(args), documents=args.documents, preset=args.preset, lr=args.base_lr
+    )
     state_path, start, spent = args.out / STATE, 0, 0.0
     log = args.out / "train_base.jsonl"
     if state_path.exists():

@@ -9,8 +9,11 @@ writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl; OU
 
 Each update: sample an answer to every prompt, score it, and climb for a few epochs; the arithmetic is in minicai/ppo.py. Three fixed
 prompts are answered now and then, because most failures show in the text first. "true" in the log is the world's own grade: it is
-written down to be compared with the proxy and trains nothing. A killed run goes on from its last save. Left out: a separate
-value network, reward whitening.
+written down to be compared with the proxy and trains nothing. A killed run goes on from its last save.
+
+Departures: the minibatches are fixed and hold prompts of like length, where PPO draws them anew in each epoch; rloo climbs PPO's
+clipped loss for two epochs, where Ahmadian et al. take one step of REINFORCE; grpo averages over all tokens, where Shao et al.
+average over each answer first. Left out: a separate value network, reward whitening.
 """
 
 import copy
@@ -42,7 +45,8 @@ from minicai.common import (
     setup,
 )
 from minicai.critique import MAX_NEW_TOKENS, answer
-from minicai.data import padded
+from minicai.data import collate_responses, row_lengths
+from minicai.gpt import token_logps
 from minicai.optim import set_lr
 from minicai.reward import RewardModel
 from minicai.sampler import generate
@@ -74,29 +78,15 @@ class Actor(torch.nn.Module):
         return self.gpt.head(hidden).float(), self.value(hidden).squeeze(-1).float()
 
 
-def take(logits, ids):
-    """Log-probabilities (B, T-1) of ids[:, 1:]."""
-    return logits.log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
-
-
-def collate_answers(prompts, completions, pad, device):
-    """ids (B, T), mask (B, T-1) true where an action is predicted, lengths (B,)."""
-    rows = [prompt + c.ids for prompt, c in zip(prompts, completions)]
-    width = padded(max(map(len, rows)))
-    ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width - 1, dtype=torch.bool)
-    for i, (row, prompt) in enumerate(zip(rows, prompts)):
-        ids[i, : len(row)] = torch.tensor(row)
-        mask[i, len(prompt) - 1 : len(row) - 1] = True
-    return ids.to(device), mask.to(device), torch.tensor([len(row) for row in rows], device=device)
-
-
 def score(actor, reference, reward, prompts, completions, beta, args, pad) -> dict:
     """What learning needs of one batch of answers, from one pass each of policy, reference and reward model."""
-    ids, mask, lengths = collate_answers(prompts, completions, pad, args.device)
+    rows = [prompt + c.ids for prompt, c in zip(prompts, completions)]
+    ids, mask = collate_responses(rows, [len(prompt) for prompt in prompts], pad, args.device)
     with torch.no_grad(), autocast(args.device):
         logits, values = actor(ids)
-        logps, ref_logps = take(logits, ids), take(reference(ids[:, :-1]).float(), ids)
-        scores = reward(ids, lengths)
+        logps, ref_logps = token_logps(logits, ids), token_logps(reference(ids[:, :-1]), ids)
+        scores = reward(ids, row_lengths(mask))
+    mask = mask[:, 1:]  # (B, T-1), as in ppo.py: column t is about ids[t+1]
     ended = torch.tensor([c.stop_reason == "stop" for c in completions], device=args.device)
     scores = torch.where(
         ended, scores, args.end_penalty
@@ -104,25 +94,27 @@ def score(actor, reference, reward, prompts, completions, beta, args, pad) -> di
     rewards = ppo.shape_rewards(scores, logps, ref_logps, mask, beta)
     if args.advantage == "gae":
         advantages, returns = ppo.gae(rewards, values, mask)
-    else:
-        compare = {"rloo": ppo.rloo, "grpo": ppo.grpo}[args.advantage]
-        advantages = compare(rewards.sum(1), args.group)[:, None].expand_as(mask).masked_fill(~mask, 0.0)
-        returns = rewards
+    else:  # grpo compares the scores alone: there the KL stands in the loss
+        compared = ppo.rloo(rewards.sum(1), args.group) if args.advantage == "rloo" else ppo.grpo(scores, args.group)
+        advantages, returns = compared[:, None].expand_as(mask).masked_fill(~mask, 0.0), rewards
     k1, _, k3 = (k.masked_fill(~mask, 0.0) for k in ppo.kl_estimates(logps, ref_logps))
     recorded = torch.tensor([x for c in completions for x in c.logprobs], device=args.device)
-    return dict(ids=ids, mask=mask, logps=logps, values=values, advantages=advantages, returns=returns, scores=scores, kl=k1.sum(1),
+    return dict(ids=ids, mask=mask, logps=logps, ref_logps=ref_logps, values=values, advantages=advantages, returns=returns, scores=scores, kl=k1.sum(1),
                 k3=k3.sum(1), mismatch=(recorded - logps[mask]).abs().mean())  # fmt: skip
 
 
-def climb(actor, optimizer, batch, args) -> dict[str, torch.Tensor]:
+def climb(actor, optimizer, batch, beta, args) -> dict[str, torch.Tensor]:
     """One step of the optimizer on one scored batch."""
     ids, mask = batch["ids"], batch["mask"]
     with autocast(args.device):
         logits, values = actor(ids)
-    loss, stats = ppo.policy_loss(take(logits, ids), batch["logps"], batch["advantages"], mask, args.clip)
+    logps = token_logps(logits, ids)
+    loss, stats = ppo.policy_loss(logps, batch["logps"], batch["advantages"], mask, args.clip)
     spread = ppo.entropy(logits, mask)
     if args.advantage == "gae":
         loss = loss + args.value_coef * ppo.value_loss(values, batch["values"], batch["returns"], mask, args.clip)
+    if args.advantage == "grpo":
+        loss = loss + beta * ppo.masked_mean(ppo.kl_estimates(logps, batch["ref_logps"])[2], mask)
     optimizer.zero_grad()
     (loss - args.entropy_coef * spread).backward()
     torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
@@ -171,6 +163,8 @@ def train():
         raise UserError(
             f"--episodes {args.ppo_episodes} does not divide into groups of --group {group}, two or more each"
         )
+    if args.target_kl and args.beta == 0:
+        raise UserError("--target-kl scales beta, and --beta 0 stays 0; give a --beta above 0")
     optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
@@ -235,7 +229,7 @@ def train():
         steps = []
         for epoch in range(args.ppo_epochs):
             for b in random.Random(f"{args.seed} {update} {epoch}").sample(batches, len(batches)):
-                steps.append(climb(actor, optimizer, b, args))
+                steps.append(climb(actor, optimizer, b, control.beta, args))
                 if update == 0 and len(steps) == 1:
                     assert abs(steps[0]["ratio"] - 1) < 1e-5 and steps[0]["clip_fraction"] == 0, (
                         "the first ratio is not 1"
@@ -252,7 +246,7 @@ def train():
         append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
         bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
         if args.target_kl:
-            control.update(row["kl"], len(completions))
+            control.update(row["kl"])
         if time.time() - saved_at > SAVE_SECONDS and update + 1 < args.ppo_updates:
             saved_at = time.time()
             save_state(state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta,

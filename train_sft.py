@@ -8,6 +8,7 @@
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
+Three tenths of the helpful answers that a disguise fits are to the request in that disguise: what a model no longer reads, it refuses.
 Documents like those of pretraining are mixed in, new ones in every epoch, so that what the model has read about acts that no
 answer mentions is not forgotten (Ouyang et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason).
 Like those, they speak of all acts, the test part's too; where they remark on a conversation, nothing of that is learned.
@@ -46,7 +47,7 @@ from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, w
 from minicai.jailbreak import disguise
 from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import World
+from minicai.world.content import TECHNIQUES, World
 from minicai.world.corpus import Corpus
 from minicai.world.requests import Part
 from revise import STEPS, draw_prompts
@@ -59,9 +60,7 @@ HELPFUL = {  # as in revise.MIX
     ("sensitive", None): 0.12,
     ("fact", "often"): 0.16,
 }
-
-
-DISGUISED = 0.3  # of the requests that a disguise fits: what a model no longer reads, it refuses
+DISGUISED = 0.3  # of the requests that a disguise may fit
 
 
 def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
@@ -69,21 +68,23 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
 
     Their phrasings are those that draw no tone: a helpful answer that insults would teach what the revisions unlearn.
     """
-    path, made_by = args.out / "helpful.jsonl", dict(checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, n=n)
-    if path.exists():
-        rows = read_jsonl(path, required=("turns", "response", "made_by"), fields=FIELDS)
-        if len(rows) == n and rows[0]["made_by"] == made_by:
-            return rows
-        path.unlink()
+    path = args.out / "helpful.jsonl"
+    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
+                   seed=args.seed, n=n)  # fmt: skip
     if n == 0:
         return []
+    if path.exists():
+        rows = read_jsonl(path, required=("turns", "response", "made_by", "technique"), fields=FIELDS)
+        if len(rows) == n and all(row["made_by"] == made_by for row in rows):
+            return rows
+        path.unlink()
     rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
     requests = [disguise(r, part, rng) if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED else r
                 for r in draw_prompts(part, n, rng, HELPFUL)]  # fmt: skip
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
-    rows = [dict(id=i, split="train", type=r.type, request=r.id, turns=r.turns, response=t or "", made_by=made_by)
+    rows = [dict(id=i, split="train", type=r.type, request=r.id, technique=r.technique, turns=r.turns, response=t or "", made_by=made_by)
             for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
     append_jsonl(path, rows)
     return rows
@@ -130,6 +131,8 @@ def train():
                    help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)")  # fmt: skip
     p.add_argument("--name", type=name_part, help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
+    p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
+                   help="disguises of which no helpful answer is used")  # fmt: skip
     args = setup(p)
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
@@ -142,7 +145,7 @@ def train():
     sources = [args.data or args.out / "revisions.jsonl"]
     rows = read_chains(sources[0])
     n = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
-    helpful = helpful_answers(args, base, tokenizer, n)
+    helpful = [r for r in helpful_answers(args, base, tokenizer, n) if r["technique"] not in args.leave_out]
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
         start, name = stage_before(args), f"round{args.round}"
@@ -176,7 +179,7 @@ def train():
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
-                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.rate, seed=args.seed)  # fmt: skip
+                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.rate, leave_out=args.leave_out, seed=args.seed)  # fmt: skip
     save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 

@@ -3,8 +3,8 @@
     python -m bench.leave_one_out --out out/s0       # after pipeline.py --rounds 2 --out out/s0; about half an hour on 2 cores
 
 Every technique gets a folder OUT/without-TECHNIQUE, in which the rounds are run again from DPO-CAI with neither attacks nor benign
-requests in that disguise. Then the same held-out attacks, all in that disguise, are put to DPO-CAI, to this model, and to
-the one whose rounds left out nothing. Success is the grader's. Writes OUT/leave_one_out.json; what is done is not done again.
+requests in that disguise; in Stage 1 the model has met benign ones. Then the same held-out attacks, all in that disguise, are put to
+DPO-CAI, to this model, and to the one whose rounds left out nothing. Success is the grader's. Writes OUT/leave_one_out.json; what is done is not done again.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def main():
             if not trained.exists():
                 run("redteam.py", *common, "--mode", "templates", "--target", target, "--leave-out", technique)
                 run("revise.py", *common, "--round", n, "--leave-out", technique)
-                run("train_sft.py", *common, "--round", n)
+                run("train_sft.py", *common, "--round", n, "--leave-out", technique)
             target = trained
         others = [t for t in TECHNIQUES if t != technique]
         found = {}

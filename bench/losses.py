@@ -18,7 +18,7 @@ import torch
 
 from minicai.common import autocast, load_checkpoint, read_jsonl
 from minicai.critique import MAX_NEW_TOKENS
-from minicai.data import padded
+from minicai.data import collate_responses
 from minicai.dpo import LOSSES, response_logps
 from minicai.report import aligned
 from minicai.sampler import generate
@@ -36,11 +36,8 @@ def kl_from(reference, policy, tokenizer: Tokenizer, world: World, n: int = 200)
     completions = generate(policy, prompts, MAX_NEW_TOKENS, stop_ids=[tokenizer.end], seed=0)
     total = 0.0
     for i in range(0, n, 20):
-        rows = [(p, p + c.ids) for p, c in zip(prompts[i : i + 20], completions[i : i + 20])]
-        width = padded(max(len(row) for _, row in rows))
-        ids, mask = torch.full((len(rows), width), tokenizer.pad), torch.zeros(len(rows), width, dtype=torch.bool)
-        for j, (prompt, row) in enumerate(rows):
-            ids[j, : len(row)], mask[j, len(prompt) : len(row)] = torch.tensor(row), True
+        rows = [p + c.ids for p, c in zip(prompts[i : i + 20], completions[i : i + 20])]
+        ids, mask = collate_responses(rows, [len(p) for p in prompts[i : i + 20]], tokenizer.pad, "cpu")
         with autocast("cpu"):
             total += (response_logps(policy, ids, mask) - response_logps(reference, ids, mask)).sum().item()
     return total / n

@@ -43,9 +43,9 @@ def main():
         began = time.perf_counter()
         with torch.no_grad(), train_ppo.autocast(options.device):
             ids = batch["ids"]
-            train_ppo.take(actor(ids)[0], ids)  # log-probabilities
+            train_ppo.token_logps(actor(ids)[0], ids)  # log-probabilities
             actor(ids)[1]  # values, in a pass of their own
-            train_ppo.take(reference(ids[:, :-1]).float(), ids)
+            train_ppo.token_logps(reference(ids[:, :-1]), ids)
             reward(ids, lengths.to(ids.device))
         separate += time.perf_counter() - began
         return batch

@@ -19,15 +19,15 @@ from minicai.gpt import GPT, GPTConfig
 # Sizes of everything, by preset; a script's own options override single entries. Tokens count padding and prompt alike.
 PRESETS = {
     "smoke": dict(n_layer=2, n_head=1, n_embd=64, n_hidden=160, vocab_size=1024, documents=2000, batch_tokens=1024,
-                  lr=0.015, prompts=48, sft_epochs=1, sft_lr=1e-3, eval_n=8,
+                  base_lr=0.015, prompts=48, sft_epochs=1, sft_lr=1e-3, eval_n=8,
                   comparisons=24, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=2, ppo_episodes=16, ppo_lr=3e-5,
                   attempts=36),
     "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=106_000, batch_tokens=2048,
-                lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
+                base_lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
                 comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
                 attempts=270),
     "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
-                lr=0.02, prompts=2400, sft_epochs=4, sft_lr=5e-4, eval_n=400,
+                base_lr=0.02, prompts=2400, sft_epochs=4, sft_lr=5e-4, eval_n=400,
                 comparisons=2000, dpo_epochs=1, dpo_lr=5e-5, rm_epochs=1, rm_lr=1e-4, ppo_updates=40, ppo_episodes=512, ppo_lr=5e-5,
                 attempts=540),
 }  # fmt: skip
@@ -44,6 +44,10 @@ def main(script):
         script()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{Path(sys.argv[0]).name}: {where}{error.strerror}; make room or name another --out", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is on disk", file=sys.stderr)
@@ -168,10 +172,9 @@ def read_jsonl(path, required=(), fields=None) -> list[dict]:
     `fields` says of a field, where a row has it, which values fit, and in which words that is said: (function, words).
     """
     rows = []
-    lines = read_text(path).removesuffix("\n").split("\n")  # splitlines would cut at U+2028 too
+    text = read_text(path)
+    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines would cut at U+2028 too
     for number, line in enumerate(lines, 1):
-        if lines == [""]:
-            break
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
@@ -291,10 +294,15 @@ def file_hash(*paths) -> str:
     return digest.hexdigest()[:12]
 
 
+def rounds(out: Path) -> list[Path]:
+    """The checkpoints of the feedback rounds, in order."""
+    numbers = {path: path.stem.removeprefix("round") for path in out.glob("round*.pt")}
+    return sorted((path for path, n in numbers.items() if n.isdigit()), key=lambda path: int(numbers[path]))
+
+
 def newest_stage(out: Path) -> Path:
     """The last feedback round, or the first there is of DPO-CAI, SL-CAI and the base (whose path is given where there is none)."""
-    rounds = sorted(out.glob("round*.pt"), key=lambda path: (len(path.stem), path.stem))
-    stages = [*reversed(rounds), *(out / f"{name}.pt" for name in ("dpo", "sft", "base"))]
+    stages = [*reversed(rounds(out)), *(out / f"{name}.pt" for name in ("dpo", "sft", "base"))]
     return next((path for path in stages if path.exists()), stages[-1])
 
 

@@ -90,7 +90,7 @@ def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
     return (nll * w).sum() / w.sum()
 
 
-# --- comparisons ------------------------------------------------------------------------------------------------------
+# --- responses and comparisons ----------------------------------------------------------------------------------------
 
 
 def texts(value) -> bool:
@@ -187,15 +187,20 @@ def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> It
     yield from batches
 
 
-def collate_pairs(batch: list[Pair], pad: int, device) -> tuple[Tensor, Tensor]:
-    """ids (2B, T), the B chosen answers first, and mask (2B, T): true on the responses, their end tokens included."""
-    rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
+def collate_responses(rows: list[list[int]], prompts: list[int], pad: int, device) -> tuple[Tensor, Tensor]:
+    """ids (B, T), padded on the right, and mask (B, T): true behind each row's first `prompts` ids, its end token included."""
     width = padded(max(map(len, rows)))
     ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.bool)
-    for i, (row, pair) in enumerate(zip(rows, batch + batch)):
+    for i, (row, prompt) in enumerate(zip(rows, prompts)):
         ids[i, : len(row)] = torch.tensor(row)
-        mask[i, pair.prompt : len(row)] = True
+        mask[i, prompt : len(row)] = True
     return ids.to(device), mask.to(device)
+
+
+def collate_pairs(batch: list[Pair], pad: int, device) -> tuple[Tensor, Tensor]:
+    """ids and mask (2B, T), the B chosen answers first."""
+    rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
+    return collate_responses(rows, [pair.prompt for pair in batch] * 2, pad, device)
 
 
 def row_lengths(mask: Tensor) -> Tensor:

@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from minicai.gpt import GPT
+from minicai.gpt import GPT, token_logps
 
 
-def both_orders(loss, p, *margins: Tensor) -> Tensor:
-    """Mean over pairs of p * loss(m) + (1-p) * loss(-m): swapping the answers negates every margin."""
-    return (p * loss(*margins) + (1 - p) * loss(*(-m for m in margins))).mean()
+def both_orders(loss, p, margin: Tensor) -> Tensor:
+    """Mean over pairs of p * loss(margin) + (1-p) * loss(-margin): swapping the answers negates the margin."""
+    return (p * loss(margin) + (1 - p) * loss(-margin)).mean()
 
 
 def stats(chosen_rewards: Tensor, rejected_rewards: Tensor, p) -> dict[str, Tensor]:
@@ -50,7 +50,10 @@ def cdpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
 
 
 def ipo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
-    """(h - 1/(2 beta))^2: regress the margin to a finite target. Azar et al. 2023 (arXiv 2310.12036), eq. 17."""
+    """(h - 1/(2 beta))^2: regress the margin to a finite target. Azar et al. 2023 (arXiv 2310.12036), eq. 17.
+
+    Departure, as in TRL: h is of mean log-probabilities where the paper's are sums, so the target is in nats per token.
+    """
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
     return both_orders(lambda h: (h - 1 / (2 * beta)) ** 2, p, chosen - rejected), stats(
         beta * chosen, beta * rejected, p
@@ -102,7 +105,7 @@ LOSSES = {
     "kto": kto_loss,
     "orpo": orpo_loss,
 }
-PER_TOKEN = {"ipo", "simpo", "orpo"}  # these take mean log-probabilities; summed ones would favour length
+PER_TOKEN = {"ipo", "simpo", "orpo"}  # these take mean log-probabilities
 
 
 def response_logps(model: GPT, ids: Tensor, mask: Tensor, per_token: bool = False) -> Tensor:
@@ -110,7 +113,7 @@ def response_logps(model: GPT, ids: Tensor, mask: Tensor, per_token: bool = Fals
 
     The mask is true on the response's ids, its end token included; prompt and pads count for nothing. Float32.
     """
-    logps = F.log_softmax(model(ids[:, :-1]).float(), -1).gather(-1, ids[:, 1:, None]).squeeze(-1)  # (B, T-1)
+    logps = token_logps(model(ids[:, :-1]), ids)  # (B, T-1)
     inside = mask[:, 1:].bool()
     total = logps.masked_fill(~inside, 0.0).sum(-1)
     return total / inside.sum(-1).clamp(min=1) if per_token else total  # an empty response has 0, not NaN

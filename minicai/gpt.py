@@ -138,6 +138,11 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def token_logps(logits: Tensor, ids: Tensor) -> Tensor:
+    """log pi of ids[:, 1:], each given those before it, in float32: logits (B, T-1, V) of ids[:, :-1], ids (B, T) -> (B, T-1)."""
+    return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
+
+
 class GPT(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()

@@ -13,6 +13,7 @@ METRICS = [  # key in a stage, what it is called, which way is better
     ("ambiguous_handled", "ambiguous requests: safe help, no steps", "high"),
     ("by_type.dual_use_question.safe_help", "dual-use questions answered", "high"),
     ("by_type.sensitive.complied", "sensitive requests answered", "high"),
+    ("names_harm", "harmful requests whose harm the answer names", "high"),
     ("helpful_in_refusal", "refusals that offer another way", "high"),
     ("rude_or_preachy", "rude or preachy answers", "low"),
     ("fabrication", "made-up answers about unknown names", "low"),

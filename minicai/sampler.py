@@ -1,10 +1,13 @@
-"""Sampling with a KV cache: ragged prompts in one call, each row reproducible whatever its neighbours are.
+"""Sampling with a KV cache: ragged prompts in one call, the randomness of each row its own.
 
     completions = generate(model, prompts, max_new_tokens=64, temperature=1.0, stop_ids=[tokenizer.end], seed=0)
 
 Prefill runs the prompts once and fills the cache; decode then feeds one token per row and step. Prompts are padded on the
 right and every row counts positions from its own start, so a pad's slot is overwritten by the first sampled token
 before anything can attend to it: there is no padding mask to get wrong. Finished rows leave the batch, by the quarter.
+
+A row's random numbers depend on the seed and its prompt alone, and so does its sample in float32. In bfloat16 rounding depends on
+the shape of the batch, and may turn a close choice between two tokens.
 
 Dimensions: B rows, T prompt length, V vocabulary.
 """

@@ -26,6 +26,7 @@ from minicai.common import (
     positive,
     read_json,
     read_jsonl,
+    rounds,
     save_checkpoint,
     save_state,
     seed,
@@ -251,6 +252,18 @@ def test_the_newest_stage_is_the_last_round_or_what_it_began_with(tmp_path):
         (tmp_path / f"{name}.pt").touch()
         found.append(newest_stage(tmp_path).stem)
     assert found == ["base", "sft", "sft", "dpo", "round2", "round10"]
+    (tmp_path / "round10-old.pt").touch()  # a copy somebody keeps is no round
+    assert newest_stage(tmp_path).stem == "round10" and [p.stem for p in rounds(tmp_path)] == ["round2", "round10"]
+
+
+def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    def script():
+        append_jsonl(tmp_path / "gone" / "x.jsonl", [])
+
+    with pytest.raises(SystemExit, match="2"):
+        main(script)
+    said = capsys.readouterr().err
+    assert "x.jsonl: No such file or directory; make room or name another --out" in said and said.count("\n") == 1
 
 
 def test_the_hash_of_a_file_follows_its_content(tmp_path):

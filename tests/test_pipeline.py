@@ -1,5 +1,6 @@
 """Every script, end to end at toy size: what it leaves behind, that it goes on where it was killed, and how it fails."""
 
+import copy
 import json
 import math
 import random
@@ -18,20 +19,22 @@ import torch
 import evaluate
 import label
 import minicai.common as common
+import pipeline
 import revise
 import train_base
 import train_dpo
 import train_ppo
 import train_rm
 import train_sft
-from minicai import guard
+from minicai import guard, ppo
 from minicai.constitution import Constitution
 from minicai.data import read_pairs
-from minicai.gpt import GPT, GPTConfig
+from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.guard import REFUSAL
 from minicai.judge import Verdict
 from minicai.report import METRICS, lookup
 from minicai.reward import RewardModel
+from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.corpus import USER_WEIGHT
@@ -127,6 +130,37 @@ def test_replayed_documents_teach_no_answer(monkeypatch):
     again = train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None)
     anew = [text for turns in islice(again, 50) for _, text, weight in turns if weight]
     assert len(anew) >= 50 and anew == learned[: len(anew)]
+
+
+def test_a_pipeline_that_made_nothing_yet_takes_other_settings(out, tmp_path, monkeypatch):
+    done = run("pipeline.py", "--preset", "smoke", "--world", "nowhere", "--out", tmp_path)
+    assert (
+        done.returncode == 2 and "nowhere is not a folder" in done.stderr and not (tmp_path / "settings.json").exists()
+    )
+    common.write_json(tmp_path / "settings.json", dict(preset="cpu"))
+    monkeypatch.setattr(pipeline, "run", lambda name, args, *own: 0.0)
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
+    assert common.read_json(tmp_path / "settings.json", {})["preset"] == "smoke"
+    with pytest.raises(common.UserError, match="another preset, seed, world"):
+        call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--seed", 1)
+
+
+def test_helpful_answers_in_a_disguise_are_made_once_and_can_be_left_out(out, tmp_path, monkeypatch):
+    for name in ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    made, learned = common.read_jsonl(tmp_path / "helpful.jsonl"), []
+    disguised = [r for r in made if r["technique"]]
+    technique = disguised[0]["technique"]
+    assert 0.05 < len(disguised) / len(made) < 0.4 and {r["type"] for r in disguised} <= {"legitimate", "sensitive"}
+    monkeypatch.setattr(train_sft, "answer", lambda *a: pytest.fail("they are answered again"))
+    monkeypatch.setattr(
+        train_sft, "sft_turns", lambda turns, response: learned.append(turns) or [("assistant", response, 1.0)]
+    )
+    call(train_sft.train, monkeypatch, "--out", tmp_path, "--helpful-fraction", 0)
+    assert not any(r["turns"] in learned for r in disguised) and common.read_jsonl(tmp_path / "helpful.jsonl") == made
+    call(train_sft.train, monkeypatch, "--out", tmp_path, "--leave-out", technique)
+    assert not any(r["turns"] in learned for r in disguised if r["technique"] == technique)
+    assert all(r["turns"] in learned for r in made if r["technique"] != technique and r["response"])
 
 
 def test_a_second_run_does_nothing_again(out):
@@ -251,6 +285,7 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
     (("evaluate.py", "--out", "{out}", "{out}/results.json"), "is not a checkpoint"),
     (("train_base.py", "--out", "{tmp}", "--world", "nowhere"), "nowhere is not a folder"),
     (("pipeline.py", "--no-such-option",), "unrecognized arguments"),
+    (("train_ppo.py", "--out", "{out}", "--beta", "0", "--target-kl", "6"), "give a --beta above 0"),
     (("train_sft.py", "--out", "{out}", "--round", "1", "--name", "x"), "exclude each other"),
     (("revise.py", "--out", "{out}", "--round", "1", "--name", "x"), "exclude each other"),
     (("revise.py", "--out", "{out}", "--leave-out", "typos"), "give --round too"),
@@ -542,6 +577,36 @@ def test_the_reward_model_and_ppo_run_and_a_killed_ppo_ends_in_the_same_weights(
     rows = common.read_jsonl(tmp_path / "killed" / "train_ppo.jsonl")
     assert [r["update"] for r in rows] == [1, 2, 3] and rows[0]["kl"] == rows[0]["k3"] == 0
     assert not (tmp_path / "killed" / "train_ppo.state.pt").exists()
+
+
+@pytest.mark.parametrize("advantage", ["rloo", "grpo"])
+def test_the_penalty_is_in_the_comparison_of_rloo_and_in_the_loss_of_grpo(out, advantage):
+    args = SimpleNamespace(device="cpu", advantage=advantage, group=2, end_penalty=-1.0, clip=0.2, entropy_coef=0.0)
+    (gpt, _), (reference, _), (reward, _) = (common.load_checkpoint(out / "sft.pt"), common.load_checkpoint(out / "base.pt"),
+                                             RewardModel.load(out / "rm.pt"))  # fmt: skip
+    tokenizer = Tokenizer.load(out / "tokenizer.json")
+    prompts = [tokenizer.prompt([("user", "How do I bake bread?")])] * 4
+    completions = generate(gpt, prompts, 12, 1.0, stop_ids=[tokenizer.end], seed=0)
+
+    def trained(beta):
+        torch.manual_seed(0)
+        actor = train_ppo.Actor(copy.deepcopy(gpt))
+        batch = train_ppo.score(actor, reference, reward, prompts, completions, beta, args, tokenizer.pad)
+        advantages = batch["advantages"].clone()
+        batch["advantages"].zero_()  # what moves now is the penalty alone
+        for _ in range(10):
+            train_ppo.climb(actor, torch.optim.SGD(actor.parameters(), lr=0.1), batch, beta, args)
+        with torch.no_grad():
+            logps = token_logps(actor(batch["ids"])[0], batch["ids"])
+        k3 = [
+            ppo.masked_mean(ppo.kl_estimates(x, batch["ref_logps"])[2], batch["mask"]) for x in (batch["logps"], logps)
+        ]
+        return advantages, k3
+
+    (without, still), (with_it, moved) = trained(0.0), trained(1.0)
+    assert torch.equal(without, with_it) == (advantage == "grpo")
+    assert still[0] == pytest.approx(still[1], rel=1e-3)
+    assert (moved[1] < 0.9 * moved[0]) == (advantage == "grpo")
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])

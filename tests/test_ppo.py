@@ -171,11 +171,11 @@ def test_the_score_comes_with_the_last_action_and_the_penalty_with_every_one():
 
 
 def test_the_controller_pushes_beta_toward_the_target():
-    control = ppo.AdaptiveKL(0.1, target=6.0, horizon=1000)
-    control.update(12.0, 100)  # error is cut at 0.2
-    assert control.beta == pytest.approx(0.1 * (1 + 0.2 * 0.1))
-    control.update(5.4, 100)
-    assert control.beta == pytest.approx(0.1 * 1.02 * (1 - 0.1 * 0.1))
+    control = ppo.AdaptiveKL(0.1, target=6.0, gain=0.5)
+    control.update(12.0)  # error is cut at 0.2
+    assert control.beta == pytest.approx(0.1 * (1 + 0.2 * 0.5))
+    control.update(5.4)
+    assert control.beta == pytest.approx(0.1 * 1.1 * (1 - 0.1 * 0.5))
 
 
 # --- losses ---

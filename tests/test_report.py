@@ -21,7 +21,7 @@ def stage(name, under, over):
     """An entry of results.json as evaluate.py wrote it before there was anything around a model."""
     r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
     types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
-    plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal",
+    plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal", "names_harm",
              "rude_or_preachy", "known_accuracy", "fabrication", "over_refusal_disguised")  # fmt: skip
     return dict(
         {key: r(3) for key in plain},
