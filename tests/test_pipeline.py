@@ -35,7 +35,7 @@ from minicai.judge import Verdict
 from minicai.report import METRICS, lookup
 from minicai.reward import RewardModel
 from minicai.sampler import generate
-from minicai.tokenizer import Tokenizer
+from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World, held_out, split_of
 from minicai.world.corpus import USER_WEIGHT
 from minicai.world.grader import Grader
@@ -585,7 +585,7 @@ def test_the_penalty_is_in_the_comparison_of_rloo_and_in_the_loss_of_grpo(out, a
     (gpt, _), (reference, _), (reward, _) = (common.load_checkpoint(out / "sft.pt"), common.load_checkpoint(out / "base.pt"),
                                              RewardModel.load(out / "rm.pt"))  # fmt: skip
     tokenizer = Tokenizer.load(out / "tokenizer.json")
-    prompts = [tokenizer.prompt([("user", "How do I bake bread?")])] * 4
+    prompts = [tokenizer.prompt(talk("How do I bake bread?"))] * 4
     completions = generate(gpt, prompts, 12, 1.0, stop_ids=[tokenizer.end], seed=0)
 
     def trained(beta):
