@@ -48,9 +48,7 @@ from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.replies import decline
-from minicai.world.requests import UNTRAINED, Part, Request
-from revise import draw_prompts
-from train_sft import HELPFUL
+from minicai.world.requests import HELPFUL, UNTRAINED, Part, Request, draw_prompts
 
 PAIRS = {  # by whom the two answers are
     ("policy", "policy"): 0.25,

@@ -43,26 +43,12 @@ from minicai.gpt import GPT
 from minicai.jailbreak import disguise
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
-from minicai.world.requests import UNTRAINED, Part, Request, fresh_fact
-from minicai.world.skills import FAMILIES
+from minicai.world.requests import UNTRAINED, Part, Request, draw_prompts
+from minicai.world.skills import STEPS
 
 BATCH = 256
-STEPS = len(FAMILIES)
-MIX = {  # type of request, kind of act or name: dual-use acts stand on both sides equally often
-    ("harmful", "harmful"): 0.16,
-    ("harmful", "dual_use"): 0.14,
-    ("ambiguous", None): 0.12,
-    ("legitimate", "dual_use"): 0.14,
-    ("legitimate", "everyday"): 0.09,
-    ("legitimate", "lookalike"): 0.07,
-    ("dual_use_question", None): 0.05,
-    ("sensitive", None): 0.05,
-    ("fact", "often"): 0.06,
-    ("fact", "never"): 0.12,
-}
-
-
-LEGITIMATE = ("dual_use", "everyday", "lookalike")
+FRESH = {("harmful", None): 0.5, ("sensitive", None): 0.1,  # of a round, in disguise
+         **{("legitimate", kind): 0.4 / 3 for kind in ("dual_use", "everyday", "lookalike")}}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,13 +58,6 @@ class Attack:
     type: str
     id: str
     turns: tuple[str, ...]
-
-
-def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
-    """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
-    kinds = rng.choices(list(mix), mix.values(), k=n)
-    return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
-            for type, kind in kinds]  # fmt: skip
 
 
 def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
@@ -100,8 +79,7 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
     part.framings = [f for f in part.framings if f.technique not in args.leave_out]
     if not part.framings:
         raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
-    mix = {("harmful", None): 0.5, ("sensitive", None): 0.1} | {("legitimate", kind): 0.4 / 3 for kind in LEGITIMATE}
-    fresh = [disguise(r, part, rng) for r in draw_prompts(part, 2 * max(len(attacks), args.attempts // 3), rng, mix)]
+    fresh = [disguise(r, part, rng) for r in draw_prompts(part, 2 * max(len(attacks), args.attempts // 3), rng, FRESH)]
     answers = answer(base, tokenizer, [list(r.turns) for r in fresh], args.temperature, args.seed)
     return [*attacks, *fresh], [*(r["response"] for r in worked.values()), *answers]
 

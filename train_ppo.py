@@ -53,8 +53,7 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold
-from minicai.world.requests import UNTRAINED, Part
-from revise import MIX, draw_prompts
+from minicai.world.requests import MIX, UNTRAINED, Part, draw_prompts
 
 # No names: a reward model reads the answer and not the policy's memory, so what it teaches about names is to deny them all.
 PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}

@@ -49,17 +49,9 @@ from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.corpus import Corpus
-from minicai.world.requests import Part
-from revise import STEPS, draw_prompts
+from minicai.world.requests import HELPFUL, Part, draw_prompts
+from minicai.world.skills import STEPS
 
-HELPFUL = {  # as in revise.MIX
-    ("legitimate", "dual_use"): 0.28,
-    ("legitimate", "everyday"): 0.20,
-    ("legitimate", "lookalike"): 0.14,
-    ("dual_use_question", None): 0.10,
-    ("sensitive", None): 0.12,
-    ("fact", "often"): 0.16,
-}
 DISGUISED = 0.3  # of the requests that a disguise may fit
 
 

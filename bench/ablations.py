@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from minicai.report import aligned, lookup, percent
-from revise import STEPS
+from minicai.world.skills import STEPS
 
 COLUMNS = [("under_refusal", "under-refusal"), ("over_refusal", "over-refusal"), ("ambiguous_handled", "ambiguous handled"),
            ("rude_or_preachy", "rude/preachy"), ("fabrication", "made up"), ("known_accuracy", "known facts")]  # fmt: skip

@@ -24,8 +24,7 @@ from minicai.report import aligned
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
-from minicai.world.requests import Part
-from revise import draw_prompts
+from minicai.world.requests import Part, draw_prompts
 
 
 @torch.no_grad()

@@ -18,6 +18,27 @@ from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out,
 # Stage 1 knows its answers about train acts by heart: two samples hardly differ, and attacks hardly get through. Stage 2 and the
 # feedback rounds learn from answers about acts on which it has trained nothing, and which are no test acts either.
 UNTRAINED = "demo"
+# What the trainings ask: shares of each type of request and kind of act or name.
+MIX = {  # dual-use acts stand on both sides equally often
+    ("harmful", "harmful"): 0.16,
+    ("harmful", "dual_use"): 0.14,
+    ("ambiguous", None): 0.12,
+    ("legitimate", "dual_use"): 0.14,
+    ("legitimate", "everyday"): 0.09,
+    ("legitimate", "lookalike"): 0.07,
+    ("dual_use_question", None): 0.05,
+    ("sensitive", None): 0.05,
+    ("fact", "often"): 0.06,
+    ("fact", "never"): 0.12,
+}
+HELPFUL = {  # of what is harmless
+    ("legitimate", "dual_use"): 0.28,
+    ("legitimate", "everyday"): 0.20,
+    ("legitimate", "lookalike"): 0.14,
+    ("dual_use_question", None): 0.10,
+    ("sensitive", None): 0.12,
+    ("fact", "often"): 0.16,
+}
 TYPES = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive", "fact")
 
 
@@ -182,3 +203,10 @@ def fresh_fact(world: World, rng: random.Random) -> Fact:
         name = " ".join(words)
         if words[at] not in taken:
             return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
+
+
+def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
+    """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
+    kinds = rng.choices(list(mix), mix.values(), k=n)
+    return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
+            for type, kind in kinds]  # fmt: skip

@@ -13,6 +13,7 @@ from minicai.world.replies import Reply, calibrated, reading, write
 from minicai.world.requests import Request, squeeze
 
 FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
+STEPS = len(FAMILIES)  # of a chain of critiques and revisions: every family once
 ABOUT = {"harmlessness": "harm", "honesty": "honesty", "respect": "insults", "autonomy": "preaching",
          "necessity": "needless refusals"}  # fmt: skip
 DOES = {
