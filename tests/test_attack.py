@@ -363,13 +363,13 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
     monkeypatch.setattr(redteam, "BATCH", 32)
     monkeypatch.setattr(redteam, "breaks", lambda m, t, turns, *_: [prize.get(x[-1][:12], 0.0) for x in turns])
     late = {}
-    for weight in (0, 1):
+    for weight in (0, 3):
         rows = go(monkeypatch, out, "rl", "--attempts", 384, "--diversity", weight, "--lr", 0.0005)
         mine = [r for r in rows if r["made_by"]["diversity"] == weight]
         harm = [sum(r["judge"] or 0 for r in part) / 64 for part in (mine[:64], mine[-64:])]
         assert harm[1] > harm[0] + 0.15
         late[weight] = [" ".join(r["turns"]) for r in mine[-64:]]
-    assert distinct_n(late[0], 2) < 0.6 * distinct_n(late[1], 2)
+    assert distinct_n(late[0], 2) < 0.6 * distinct_n(late[3], 2)
 
 
 def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
