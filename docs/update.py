@@ -5,6 +5,7 @@
 Replaces what stands between the markers `<!-- NAME: ... -->` and `<!-- end of NAME -->`.
 """
 
+import argparse
 import json
 import re
 import sys
@@ -208,6 +209,6 @@ def update(folders: list[Path]):
 
 
 if __name__ == "__main__":
-    if len(sys.argv) < 2:
-        sys.exit(__doc__)
-    update([Path(a) for a in sys.argv[1:]])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT")
+    update(parser.parse_args().folders)

@@ -598,10 +598,8 @@ def test_the_penalty_is_in_the_comparison_of_rloo_and_in_the_loss_of_grpo(out, a
             train_ppo.climb(actor, torch.optim.SGD(actor.parameters(), lr=0.1), batch, beta, args)
         with torch.no_grad():
             logps = token_logps(actor(batch["ids"])[0], batch["ids"])
-        k3 = [
-            ppo.masked_mean(ppo.kl_estimates(x, batch["ref_logps"])[2], batch["mask"]) for x in (batch["logps"], logps)
-        ]
-        return advantages, k3
+        k3 = (ppo.kl_estimates(x, batch["ref_logps"])[2] for x in (batch["logps"], logps))
+        return advantages, [ppo.masked_mean(x, batch["mask"]).item() for x in k3]
 
     (without, still), (with_it, moved) = trained(0.0), trained(1.0)
     assert torch.equal(without, with_it) == (advantage == "grpo")
