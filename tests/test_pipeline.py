@@ -580,7 +580,8 @@ def test_the_reward_model_and_ppo_run_and_a_killed_ppo_ends_in_the_same_weights(
 
 
 @pytest.mark.parametrize("advantage", ["rloo", "grpo"])
-def test_the_penalty_is_in_the_comparison_of_rloo_and_in_the_loss_of_grpo(out, advantage):
+def test_the_penalty_is_in_the_comparison_of_rloo_and_in_the_loss_of_grpo(out, monkeypatch, advantage):
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
     args = SimpleNamespace(device="cpu", advantage=advantage, group=2, end_penalty=-1.0, clip=0.2, entropy_coef=0.0)
     (gpt, _), (reference, _), (reward, _) = (common.load_checkpoint(out / "sft.pt"), common.load_checkpoint(out / "base.pt"),
                                              RewardModel.load(out / "rm.pt"))  # fmt: skip
