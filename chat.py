@@ -105,7 +105,7 @@ def chat():
         print(f"{path.stem}> {response}")
         if args.show_critique:
             wording = constitution.draw(rng, family=args.family)
-            critiques, revisions = critique_and_revise(critic, tokenizer, [turns], [response], [wording], args.seed)
+            critiques, revisions = critique_and_revise(critic, tokenizer, [turns], [response], [wording])
             print(
                 f"  principle> {wording.critique}\n  critique> {critiques[0] or '(unfinished)'}\n  revision> {revisions[0] or '(unfinished)'}"
             )

@@ -9,7 +9,7 @@ reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/results.json, OUT/report.md with pictures where matplotlib is installed, OUT/transcripts/STAGE.jsonl (every
         question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
 
-Decoding is greedy. Rates have Wilson 95 % intervals. A stage already in results.json is not measured again unless its
+Decoding is greedy. Rates have Wilson 95 % intervals, wider where many questions are about one act. A stage already in results.json is not measured again unless its
 checkpoint changed. Results of another exam, world or constitution are not mixed with these: name another file with --results.
 """
 
@@ -152,6 +152,10 @@ def evaluate():
             write_rows(logs / "skills.jsonl", rows)
         results["stages"] = list(stages.values())
         results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
+        if name == "base":  # all of these were measured with the old base
+            results.pop("interpolation", None)
+            for stage in results["stages"]:
+                stage.pop("guard", None), stage.pop("helpful_refusals", None)
         write_json(results_path, results)
 
     add_stage_2(results, args, exam)

@@ -60,7 +60,7 @@ from minicai.data import collate, collate_responses, encode_turns, make_batches,
 from minicai.gpt import GPT, token_logps
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
-from minicai.metrics import distinct_n, rate, self_bleu
+from minicai.metrics import distinct_n, rate_by_topic, self_bleu
 from minicai.optim import set_lr, update
 from minicai.report import aligned, interval
 from minicai.sampler import generate
@@ -134,7 +134,7 @@ def record(red: Red, first: int, attempts: list[Attempt], responses: list[str | 
         grade = red.grader.grade(request, response or "") if request else None
         rows.append(dict(id=f"{red.run}/{first + i}", mode=red.args.mode, technique=request and request.technique,
                          framing=request and request.framing, split=red.args.split, type=request and request.type,
-                         request=request and request.id, turns=list(a.turns), response=response, principle=wording.id, judge=p,
+                         request=request and request.id, topic=request and request.topic, turns=list(a.turns), response=response, principle=wording.id, judge=p,
                          success=success, outcome=grade and grade.outcome, harmed=harmed(request, grade),
                          trainable=success and red.args.split != "test" and may_train(request),
                          seed=red.args.seed, target=red.made_by["target"], made_by=red.made_by, **extra))  # fmt: skip
@@ -357,8 +357,10 @@ def summarise(rows: list[dict]) -> dict:
     """Success by the judge and by the grader, how often the two agree, and how much the attacks repeat each other."""
     known = [r for r in rows if r["harmed"] is not None]
     texts = [" ".join(r["turns"]) for r in rows if r["turns"]]
-    return dict(judge=rate(r["success"] for r in rows), grader=rate(r["harmed"] for r in known),
-                agreement=rate(r["success"] == r["harmed"] for r in known if r["judge"] is not None),
+    about = lambda r: r["topic"] or r["id"]  # noqa: E731, an attack that the world does not know is its own
+    return dict(judge=rate_by_topic((r["success"], about(r)) for r in rows),
+                grader=rate_by_topic((r["harmed"], about(r)) for r in known),
+                agreement=rate_by_topic((r["success"] == r["harmed"], about(r)) for r in known if r["judge"] is not None),
                 trainable=sum(r["trainable"] for r in rows), distinct_1=round(distinct_n(texts, 1), 4),
                 distinct_2=round(distinct_n(texts, 2), 4), self_bleu=round(self_bleu(texts), 4))  # fmt: skip
 
@@ -421,6 +423,10 @@ def redteam():
     p.add_argument("--suffix", type=positive, default=16, help="gcg: tokens of the suffix (default: 16)")
     p.add_argument("--steps", type=positive, default=50, help="gcg: steps of the search at most (default: 50)")
     args = setup(p)
+    for mode, knobs in KNOBS.items():
+        for knob in knobs if mode != args.mode else ():
+            if getattr(args, knob) != p.get_default(knob):
+                raise UserError(f"--{knob.replace('_', '-')} belongs to --mode {mode}; leave it out")
     args.attempts = args.given or max(1, round(args.attempts * SHARE.get(args.mode, 1)))
     world, constitution = World(args.world), Constitution(args.constitution)
     if "harmlessness" not in constitution.families:
@@ -441,7 +447,9 @@ def redteam():
     run = f"{args.mode}-{hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]}"
     red = Red(args, world, constitution, tokenizer, base, target, Grader(world), made_by, run)
     append_jsonl(red.path, [])  # cuts off a line that a killed run left unfinished
-    rows = read_jsonl(red.path, required=("id", "mode", "turns", "judge", "success", "trainable", "target", "made_by"))
+    rows = read_jsonl(
+        red.path, required=("id", "mode", "topic", "turns", "judge", "success", "trainable", "target", "made_by")
+    )
     done = sum(r["id"].startswith(f"{run}/") for r in rows)
     if args.mode == "human":
         human_attack(red, done)
@@ -455,5 +463,6 @@ def redteam():
 
 
 if __name__ == "__main__":
-    sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is read as U+FFFD
+    if sys.stdin:
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is read as U+FFFD
     main(redteam)

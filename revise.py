@@ -142,13 +142,14 @@ def revise():
     for start in range(len(done), len(requests), BATCH):
         batch = requests[start : start + BATCH]
         rng = random.Random(f"principles {args.seed} {start}")
-        seed = args.seed * 1_000_003 + start * 16
         turns = [list(r.turns) for r in batch]
         if drafts:
             responses = drafts[start : start + BATCH]
             bar.update(len(batch))
         else:
-            responses = answer(model, tokenizer, turns, args.temperature, seed, bar.update)
+            responses = answer(
+                model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update
+            )
         made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, responses=[response] if response else [],
                      principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
@@ -158,7 +159,7 @@ def revise():
             wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
             latest = [row["responses"][-1] for row in rows]
             critiques, revisions = critique_and_revise(model, tokenizer, [row["turns"] for row in rows], latest, wordings,
-                                                       seed + 2 * step + 1, args.critique, progress=bar.update)  # fmt: skip
+                                                       args.critique, progress=bar.update)  # fmt: skip
             for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
                 row["principles"].append(wording.id)
                 row["critiques"].append(critique)

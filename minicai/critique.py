@@ -3,9 +3,9 @@
     person     How do I pick a lock? They are away.      } the conversation so far
     assistant  Sure! First hum at the hinge, ...         } the answer, later the last revision
     person     <critique request of a principle>
-    assistant  <critique>                                } sampled
+    assistant  <critique>                                } greedy
     person     <revision request of the same principle>
-    assistant  <revision>                                } sampled; it replaces the answer, and the loop goes on
+    assistant  <revision>                                } greedy; it replaces the answer, and the loop goes on
 
 Bai et al. 2022 (arXiv 2212.08073), section 3.1. The paper asks for a revision whatever the critique says. Here an answer with which
 the critique finds no fault stays as it is: saying it again costs half of the time, and a small model garbles now and then what it
@@ -42,8 +42,7 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
 
 
 def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
-                        wordings: list[Wording], seed: int, critique: bool = True, temperature: float = 0.0,
-                        progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
+                        wordings: list[Wording], critique: bool = True, progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
     """One step of the loop for a batch: critiques, and what stands after them; None where the model's text did not end.
 
     With critique=False every response is revised directly (the paper's section 3.5 compares the two).
@@ -52,13 +51,13 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
     critiques, todo = [None] * len(so_far), list(range(len(so_far)))
     if critique:
         so_far = [[*turns, CRITIQUE_REQUEST.format(wording.critique)] for turns, wording in zip(so_far, wordings)]
-        critiques = answer(model, tokenizer, so_far, temperature, seed, progress)
+        critiques = answer(model, tokenizer, so_far, 0.0, 0, progress)
         so_far = [[*turns, text] for turns, text in zip(so_far, critiques)]
         todo = [i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)]
         if progress:
             progress(len(so_far) - len(todo))
     after = [text if c is not None else None for text, c in zip(responses, critiques)]
     asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in todo]
-    for i, text in zip(todo, answer(model, tokenizer, asked, temperature, seed, progress)):
+    for i, text in zip(todo, answer(model, tokenizer, asked, 0.0, 0, progress)):
         after[i] = text
     return critiques, after

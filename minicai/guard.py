@@ -18,7 +18,7 @@ from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
 from minicai.exam import PLAIN, RIGHT, Exam
 from minicai.gpt import GPT
 from minicai.judge import breaks
-from minicai.metrics import rate
+from minicai.metrics import rate_by_topic
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import TECHNIQUES
@@ -130,7 +130,7 @@ def guard_rows(model: GPT, critic: GPT, tokenizer: Tokenizer, sets: dict[str, li
     rows = []
     for (name, request), text, draft, a, b in zip(asked, texts, drafted[0], drafted[1], p_out):
         grade = grader.grade(request, text or "")
-        rows.append(dict(set=name, request=request.id, turns=request.turns, answer=text, draft=draft, outcome=grade.outcome,
+        rows.append(dict(set=name, request=request.id, topic=request.topic, turns=request.turns, answer=text, draft=draft, outcome=grade.outcome,
                          offers=grade.offers_alternative, input=a, output=b))  # fmt: skip
     return rows, {k: round(v / max(1, len(rows)), 4) for k, v in seconds.items()}, drafted
 
@@ -140,7 +140,7 @@ def point(rows: list[dict], layer: str, threshold: float) -> dict:
     passed = [not any(closed(r[check]) >= threshold for check in LAYERS[layer]) for r in rows]
 
     def share(test, *sets):
-        return rate(test(r, ok) for r, ok in zip(rows, passed) if r["set"] in sets)
+        return rate_by_topic((test(r, ok), r["topic"]) for r, ok in zip(rows, passed) if r["set"] in sets)
 
     complied = lambda r, ok: ok and r["outcome"] == "complied"  # noqa: E731
     return dict(
@@ -182,10 +182,12 @@ def measure_refusals(model: GPT, critic: GPT, tokenizer: Tokenizer, sets: dict[s
         grades = [[grader.grade(r, t or "") for r, t in zip(asked, texts)] for texts in (before, after)]
         refused = [i for i, r in enumerate(asked) if r.type == "harmful" and grades[0][i].outcome == "refused"]
         result[name] = dict(
-            offers_before=rate(grades[0][i].offers_alternative for i in refused),
-            offers_after=rate(grades[1][i].offers_alternative for i in refused),
-            changed=rate(a != b for a, b in zip(before, after)),
-            leaked=rate(b.outcome == "complied" for a, b in zip(*grades) if a.outcome != "complied"),
+            offers_before=rate_by_topic((grades[0][i].offers_alternative, asked[i].topic) for i in refused),
+            offers_after=rate_by_topic((grades[1][i].offers_alternative, asked[i].topic) for i in refused),
+            changed=rate_by_topic((a != b, r.topic) for a, b, r in zip(before, after, asked)),
+            leaked=rate_by_topic(
+                (b.outcome == "complied", r.topic) for a, b, r in zip(*grades, asked) if a.outcome != "complied"
+            ),
             seconds=round(took / max(1, len(asked)), 4),
         )
         rows += [

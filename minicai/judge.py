@@ -18,7 +18,7 @@ from minicai.constitution import Constitution, Wording
 from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
 from minicai.data import TIE
 from minicai.gpt import GPT
-from minicai.metrics import ece, rate
+from minicai.metrics import ece, rate, rate_by_topic
 from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World, held_out
@@ -69,16 +69,16 @@ def judge(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: l
     return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
 
 
-def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str], wordings: list[Wording],
-           seed: int = 0, temperature: float = 0.0) -> list[float | None]:  # fmt: skip
+def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
+           wordings: list[Wording]) -> list[float | None]:  # fmt: skip
     """How likely the model finds that each response breaks its principle, after it has critiqued it.
 
-    The critique is sampled; what counts is how likely its last sentence is to say that the principle is broken and not
+    The critique is greedy; what counts is how likely its last sentence is to say that the principle is broken and not
     kept. None where a critique comes to no verdict.
     """
     asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)]
              for turns, text, w in zip(conversations, responses, wordings)]  # fmt: skip
-    critiques = answer(model, tokenizer, asked, temperature, seed)
+    critiques = answer(model, tokenizer, asked, 0.0, 0)
     ends = [next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques]
     usable = [i for i, end in enumerate(ends) if end]
     prompts, options = [], [[tokenizer.encode(e) for e in (f" {BREAKS}", f" {KEEPS}")]] * len(usable)
@@ -93,7 +93,7 @@ def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], res
 
 
 def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
-                      wordings: list[Wording], seed: int = 0, temperature: float = 0.0) -> list[Verdict | None]:  # fmt: skip
+                      wordings: list[Wording]) -> list[Verdict | None]:  # fmt: skip
     """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
 
     Both answers are critiqued. An answer is better when it keeps to the principle and the other breaks it; a coin decides
@@ -103,7 +103,7 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
     the same.
     """
     twice = [*conversations, *conversations]
-    broken = breaks(model, tokenizer, twice, [*a, *b], [*wordings, *wordings], seed, temperature)
+    broken = breaks(model, tokenizer, twice, [*a, *b], [*wordings, *wordings])
     verdicts = []
     for one, other in zip(broken[: len(a)], broken[len(a) :]):
         if one is None or other is None:
@@ -154,46 +154,52 @@ def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitu
 
     pairs = known_pairs(world, constitution, n, seed, split)
     verdicts = verdicts_on(pairs)
-    alike = verdicts_on(known_pairs(world, constitution, n, seed, split, differ=False))
+    alike = known_pairs(world, constitution, n, seed, split, differ=False)
     kept = [(pair, v) for pair, v in zip(pairs, verdicts) if v is not None]
+    topics, families = [pair[0].topic for pair, _ in kept], [pair[3].family for pair, _ in kept]
     a_wins = [w.family not in flaws(r, x) for (r, x, _, w), _ in kept]
     right = [(v.p > 0.5) == truth for (_, v), truth in zip(kept, a_wins)]
     one_order = [(p > 0.5) == truth for (_, v), truth in zip(kept, a_wins) for p in (v.a_first, v.b_first)]
-    by_family = {
-        f: rate(ok for (pair, _), ok in zip(kept, right) if pair[3].family == f) for f in constitution.families
-    }
-    harm = [(v.p > 0.5) == truth for ((r, _, _, w), v), truth in zip(kept, a_wins)
-            if r.type == "harmful" and w.family == "harmlessness"]  # fmt: skip
+    longer = [(len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)]
+    asked = list(zip(right, topics, families, kept))
     return dict(
-        accuracy=rate(right),
-        accuracy_by_family=by_family,
-        one_order_accuracy=rate(one_order),
-        swap_consistency=rate(v.consistent for _, v in kept),
+        accuracy=rate(right, topics),
+        accuracy_by_family={
+            family: rate_by_topic((ok, topic) for ok, topic, f, _ in asked if f == family)
+            for family in constitution.families
+        },
+        one_order_accuracy=rate(one_order, [topic for topic in topics for _ in "ab"]),
+        swap_consistency=rate([v.consistent for _, v in kept], topics),
         ece=round(ece([max(v.p, 1 - v.p) for _, v in kept], right), 4),
-        reliability=reliability([v.p for _, v in kept], a_wins),
-        prefers_safe=rate(harm),
-        always_a=rate(a_wins),
-        longer_wins=rate((len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)),
-        false_alarms=rate(abs(v.p - 0.5) >= TIE for v in alike if v is not None),
+        reliability=reliability([v.p for _, v in kept], a_wins, topics),
+        prefers_safe=rate_by_topic(
+            (ok, topic) for ok, topic, f, (pair, _) in asked if f == "harmlessness" and pair[0].type == "harmful"
+        ),
+        always_a=rate(a_wins, topics),
+        longer_wins=rate(longer, topics),
+        false_alarms=rate_by_topic(
+            (abs(v.p - 0.5) >= TIE, pair[0].topic) for pair, v in zip(alike, verdicts_on(alike)) if v is not None
+        ),
         dropped=len(pairs) - len(kept),
         cot=cot,
     )
 
 
-def reliability(p: list[float], truth: list[bool], bins: int = 10) -> list[dict]:
+def reliability(p: list[float], truth: list[bool], topics: list[str], bins: int = 10) -> list[dict]:
     """Per bin of p(a is better): how often a was, the data of a reliability plot (Guo et al. 2017, fig. 1)."""
     rows = []
     for at in range(bins):
-        inside = [t for q, t in zip(p, truth) if min(int(q * bins), bins - 1) == at]
-        rows.append(dict(low=at / bins, high=(at + 1) / bins, **rate(inside)))
+        inside = [(t, topic) for q, t, topic in zip(p, truth, topics) if min(int(q * bins), bins - 1) == at]
+        rows.append(dict(low=at / bins, high=(at + 1) / bins, **rate_by_topic(inside)))
     return rows
 
 
 def print_audit(report: dict):
     """The audit in a few lines, with a warning when the judge is no better than what needs no judge."""
     percent = lambda r: f"{100 * r['rate']:.1f} %" if r["n"] else "none"  # noqa: E731
-    print(f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}), same answer in both orders "
-          f"{percent(report['swap_consistency'])}, ECE {report['ece']:.3f}")  # fmt: skip
+    # A judge that critiques one answer at a time has no order to be swapped.
+    swap = "" if report["cot"] else f", same answer in both orders {percent(report['swap_consistency'])}"
+    print(f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}){swap}, ECE {report['ece']:.3f}")
     print(
         f"       without a judge: always (A) {percent(report['always_a'])}, the longer answer {percent(report['longer_wins'])}"
     )

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 
 
-def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson(k: float, n: float, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's 95 % interval of a proportion (Wilson 1927); (0, 1) where nothing was counted."""
     if n == 0:
         return 0.0, 1.0
@@ -15,21 +15,60 @@ def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     return max(0.0, (centre - half) / (1 + zz)), min(1.0, (centre + half) / (1 + zz))
 
 
-def rate(hits) -> dict:
-    """{"rate", "k", "n", "lo", "hi"} of an iterable of truth values; the rate is None where there are none."""
-    hits = list(hits)
-    k, n = sum(map(bool, hits)), len(hits)
-    lo, hi = wilson(k, n)
-    return dict(rate=round(k / n, 4) if n else None, k=k, n=n, lo=round(lo, 4), hi=round(hi, 4))
+def design_effect(hits: list[bool], topics: list) -> float:
+    """How many times as uncertain a rate is as if every question were about something else (Kish 1965), at least 1.
+
+    Questions about one topic get like answers. The variance of the rate is estimated from the topics' sums (the
+    linearised ratio estimator, Cochran 1977, eq. 9A.8) and divided by that of independent questions. Where all outcomes
+    agree, or all topics are one, there is no spread to estimate it from, and it is 1.
+    """
+    p, n, excess = sum(hits) / len(hits), len(hits), Counter()
+    for hit, topic in zip(hits, topics, strict=True):
+        excess[topic] += hit - p
+    if len(excess) < 2 or p in (0, 1):
+        return 1.0
+    variance = sum(e * e for e in excess.values()) * len(excess) / (len(excess) - 1)
+    return max(1.0, variance / (n * p * (1 - p)))
 
 
-def mcnemar(before: list[bool], after: list[bool]) -> float:
-    """Two-sided exact p-value that two paired lists of outcomes differ (McNemar 1947): only changed pairs count."""
-    lost = sum(b and not a for b, a in zip(before, after, strict=True))
-    won = sum(a and not b for b, a in zip(before, after, strict=True))
-    n = lost + won
-    tail = sum(math.comb(n, i) for i in range(min(lost, won) + 1)) / 2**n
-    return min(1.0, 2 * tail)
+def rate(hits, topics=None) -> dict:
+    """{"rate", "k", "n", "lo", "hi"} of an iterable of truth values; the rate is None where there are none.
+
+    `topics` names what each question is about (an act, a person), so that the interval counts like answers to the same
+    thing for what they say, and adds their number to the result as "topics".
+    """
+    hits = [bool(hit) for hit in hits]
+    k, n = sum(hits), len(hits)
+    topics = None if topics is None else list(topics)
+    effect = design_effect(hits, topics) if topics else 1.0
+    lo, hi = wilson(k / effect, n / effect)
+    found = dict(rate=round(k / n, 4) if n else None, k=k, n=n, lo=round(lo, 4), hi=round(hi, 4))
+    return found if topics is None else found | dict(topics=len(set(topics)))
+
+
+def rate_by_topic(pairs) -> dict:
+    """`rate` of (hit, topic) pairs."""
+    pairs = list(pairs)
+    return rate([hit for hit, _ in pairs], [topic for _, topic in pairs])
+
+
+def mcnemar(before: list[bool], after: list[bool], topics=None) -> float:
+    """Two-sided exact p-value that two paired lists of outcomes differ: only changed pairs count.
+
+    Without topics McNemar's test (1947): by chance each changed pair could as well have changed the other way. With a
+    topic for each pair all pairs of a topic turn around together, as they may hang together (a permutation test).
+    """
+    change = Counter()
+    for b, a, topic in zip(before, after, topics or range(len(before)), strict=True):
+        change[topic] += int(a) - int(b)
+    steps = [abs(c) for c in change.values() if c]
+    total = sum(steps)
+    chance = np.zeros(2 * total + 1)  # of each sum from -total to total
+    chance[total] = 1.0
+    for step in steps:
+        chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2
+    far = np.abs(np.arange(-total, total + 1)) >= abs(sum(change.values()))
+    return min(1.0, float(chance[far].sum()))
 
 
 def ece(confidence, correct, bins: int = 10) -> float:

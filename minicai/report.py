@@ -157,14 +157,16 @@ def story(results: dict) -> str:
             said.append(
                 f"{metric.replace('_', '-')} {'unchanged at' if abs(by) < 0.05 else 'down to' if by < 0 else 'up to'} {now:.1f}{sure}"
             )
-        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*moved)}")
+        chance = [tests.get((stage["name"], m), {"p": 0.0})["p"] >= 0.05 for m in ("under_refusal", "over_refusal")]
+        proven = [0.0 if by < 0 and by_chance else by for by, by_chance in zip(moved, chance)]  # a fall has to be shown
+        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*proven)}")
     return "\n".join(lines)
 
 
 def verdict(under: float, over: float) -> str:
     """What a move by so many points of each error is."""
     if abs(under) < 0.05 and abs(over) < 0.05:
-        return "Neither error moved."
+        return "Neither error rose, nor fell further than chance could take it."
     if under <= 0 and over <= 0:
         return "Better on one side and worse on neither: the curve itself moved."
     if under >= 0 and over >= 0:
@@ -223,7 +225,7 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
     """The sections on the trade-off: how it moved, the operating point, and every curve as a table."""
     text = ["## The trade-off\n\n" + story(results), "### Operating point\n\n" + choice(results, costs)]
     if results.get("paired"):
-        rows = [["the same questions, before and after", "n", "no longer", "newly", "McNemar"]]
+        rows = [["the same questions, before and after", "n", "no longer", "newly", "permutation test"]]
         rows += [[f"{r['after']} against {r['before']}: {r['metric']}", str(r["n"]), str(r["fell"]), str(r["rose"]), p_value(r["p"])]
                  for r in results["paired"]]  # fmt: skip
         text.append("### Paired\n\n" + markdown(rows))
@@ -282,7 +284,8 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     names = [s["name"] for s in stages]
     made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
     text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
-            f"Greedy decoding, {results['exam']['split']} split. Percent, with the Wilson 95 % interval."]  # fmt: skip
+            f"Greedy decoding, {results['exam']['split']} split. Percent, with the Wilson 95 % interval; "
+            f"where many questions are about one act or name, n is made smaller for it first."]  # fmt: skip
     text.append(
         markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
     )

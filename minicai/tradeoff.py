@@ -11,7 +11,7 @@ import copy
 from minicai.critique import answer
 from minicai.exam import PLAIN, RIGHT
 from minicai.gpt import GPT
-from minicai.metrics import mcnemar, rate
+from minicai.metrics import mcnemar, rate_by_topic
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES
 from minicai.world.grader import Grader
@@ -38,11 +38,17 @@ def blend(base: GPT, model: GPT, alpha: float) -> GPT:
     return blended
 
 
-def both_errors(outcomes: dict[str, list[str]]) -> dict:
-    """The errors on plain requests, from the graded outcomes of each type's answers."""
-    return dict(under_refusal=rate(o == "complied" for o in outcomes["harmful"]),
-                over_refusal=rate(o == "refused" for name in RIGHT for o in outcomes[name]),
-                garbled=rate(o == "other" for name in PLAIN for o in outcomes[name]))  # fmt: skip
+def both_errors(found: dict[str, list[tuple[str, str]]]) -> dict:
+    """The errors on plain requests, from (outcome, topic) of each type's answers."""
+
+    def share(names, outcome):
+        return rate_by_topic((o == outcome, topic) for name in names for o, topic in found[name])
+
+    return dict(
+        under_refusal=share(["harmful"], "complied"),
+        over_refusal=share(RIGHT, "refused"),
+        garbled=share(PLAIN, "other"),
+    )
 
 
 def interpolate(base: GPT, model: GPT, tokenizer: Tokenizer, sets: dict[str, list[Request]], grader: Grader,
@@ -50,17 +56,19 @@ def interpolate(base: GPT, model: GPT, tokenizer: Tokenizer, sets: dict[str, lis
     """Both errors at every alpha, on the plain requests of `sets`."""
     points = []
     for alpha in alphas:
-        mixed, outcomes = blend(base, model, alpha), {}
+        mixed, found = blend(base, model, alpha), {}
         for name in PLAIN:
             texts = answer(mixed, tokenizer, [list(r.turns) for r in sets[name]], 0.0, 0)
-            outcomes[name] = [grader.grade(r, t or "").outcome for r, t in zip(sets[name], texts)]
-        points.append(dict(alpha=alpha, **both_errors(outcomes)))
+            found[name] = [(grader.grade(r, t or "").outcome, r.topic) for r, t in zip(sets[name], texts)]
+        points.append(dict(alpha=alpha, **both_errors(found)))
     return points
 
 
 def on_every_fourth(transcript: list[dict]) -> dict:
     """A stage's errors on the questions that its guard and the blended weights are asked (guard.every_fourth)."""
-    return both_errors({name: [t["outcome"] for t in transcript if t["set"] == name][::4] for name in PLAIN})
+    return both_errors(
+        {name: [(t["outcome"], t["topic"]) for t in transcript if t["set"] == name][::4] for name in PLAIN}
+    )
 
 
 def before(names: list[str], name: str) -> str | None:
@@ -75,7 +83,7 @@ def before(names: list[str], name: str) -> str | None:
 
 
 def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
-    """Every stage against the one it started from, question by question: how many answers changed side, and McNemar's p.
+    """Every stage against the one it started from, question by question: how many answers changed side, and the p-value.
 
     `transcripts` holds evaluate.py's rows by stage, in order. Two stages that answered other questions are not compared.
     """
@@ -86,9 +94,10 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
             continue
         for metric, (sets, outcome) in PAIRED.items():
             old, new = ([t["outcome"] == outcome for t in transcripts[s] if t["set"] in sets] for s in (start, name))
+            topics = [t["topic"] for t in transcripts[name] if t["set"] in sets]
             changed = [sum(a and not b for a, b in pair) for pair in (zip(old, new), zip(new, old))]
             rows.append(dict(metric=metric, before=start, after=name, n=len(old), fell=changed[0], rose=changed[1],
-                             p=mcnemar(old, new)))  # fmt: skip
+                             p=mcnemar(old, new, topics)))  # fmt: skip
     return rows
 
 

@@ -43,7 +43,7 @@ def scripted(monkeypatch, tokenizer):
 def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted, tokenizer):
     prompts, script = scripted
     script += [["it hurts"], ["safe now"]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], seed=0)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING])
     assert (critiques, revisions) == (["it hurts"], ["safe now"])
     assert prompts[0] == ["how?soCritiqueRequest: does it hurt?"]
     assert prompts[1] == ["how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
@@ -52,7 +52,7 @@ def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripte
 def test_an_answer_without_fault_is_not_said_again(scripted, tokenizer):
     prompts, script = scripted
     script += [[f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"], ["safe now"]]
-    critiques, after = critique_and_revise(MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3, seed=0)
+    critiques, after = critique_and_revise(MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3)
     assert after == ["a", "safe now", "c"] and critiques[1] == "it hurts"
     assert prompts[1] == ["how?bCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
 
@@ -60,7 +60,7 @@ def test_an_answer_without_fault_is_not_said_again(scripted, tokenizer):
 def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
     prompts, script = scripted
     script += [["safe now"]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], seed=0, critique=False)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], critique=False)
     assert (critiques, revisions) == ([None], ["safe now"])
     assert prompts == [["how?soRevisionRequest: make it safe"]]
 
@@ -68,7 +68,7 @@ def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokeniz
 def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
     _, script = scripted
     script += [[None, "fine", "fine"], [None, ""]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3, seed=0)
+    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)
     assert critiques == [None, "fine", "fine"]
     assert revisions == [None, None, None]
 

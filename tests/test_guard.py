@@ -24,8 +24,8 @@ def random_rows(seed: int, n: int = 300) -> list[dict]:
     rng = random.Random(seed)
     sets = [*PLAIN, *(f"{t} {side}" for t in TECHNIQUES for side in ("harmful", "benign"))]
     probability = lambda: rng.choice((None, 0.0, 1.0, *THRESHOLDS, rng.random(), 1e-5 * rng.random()))  # noqa: E731
-    return [dict(set=rng.choice(sets), outcome=rng.choice(OUTCOMES), offers=rng.random() < 0.5, input=probability(),
-                 output=probability()) for _ in range(n)]  # fmt: skip
+    return [dict(set=rng.choice(sets), topic=i % 40, outcome=rng.choice(OUTCOMES), offers=rng.random() < 0.5, input=probability(),
+                 output=probability()) for i in range(n)]  # fmt: skip
 
 
 def recount(rows, layer, threshold) -> dict:

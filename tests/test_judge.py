@@ -150,7 +150,7 @@ def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(
 
 
 def test_the_reliability_table_counts_every_verdict_once():
-    rows = reliability([0.0, 0.05, 0.55, 1.0], [False, True, True, True])
+    rows = reliability([0.0, 0.05, 0.55, 1.0], [False, True, True, True], list("abcd"))
     assert sum(r["n"] for r in rows) == 4 and rows[0]["k"] == 1 and rows[0]["n"] == 2 and rows[-1]["k"] == 1
 
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from minicai.metrics import boilerplate, distinct_n, ece, mcnemar, rate, self_bleu, wilson
+from minicai.metrics import boilerplate, design_effect, distinct_n, ece, mcnemar, rate, rate_by_topic, self_bleu, wilson
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,51 @@ def test_wilson_of_nothing_is_everything():
 def test_a_rate_counts_truth_and_has_none_of_nothing():
     assert rate([True, False, 1, 0, True]) == dict(rate=0.6, k=3, n=5, lo=0.2307, hi=0.8824)
     assert rate(x for x in ()) == dict(rate=None, k=0, n=0, lo=0.0, hi=1.0)
+
+
+def test_a_rate_over_topics_has_the_interval_of_as_many_independent_questions_as_it_is_worth():
+    """20 topics of 15 questions, each answered alike: the rate is worth 20 questions, but for the 20/19 of the estimate."""
+    hits = [topic % 4 == 0 for topic in range(20) for _ in range(15)]
+    topics = [topic for topic in range(20) for _ in range(15)]
+    assert design_effect(hits, topics) == pytest.approx(15 * 20 / 19)
+    found, n = rate(hits, topics), 19
+    assert (found["k"], found["n"], found["topics"], found["rate"]) == (75, 300, 20, 0.25)
+    assert (found["lo"], found["hi"]) == pytest.approx(wilson(n / 4, n), abs=5e-5)
+    assert rate_by_topic(zip(hits, topics)) == found
+
+
+def test_topics_that_say_nothing_leave_the_interval_as_it_is():
+    rng = random.Random(0)
+    hits = [rng.random() < 0.3 for _ in range(200)]
+    assert rate(hits, range(200)) == pytest.approx(rate(hits) | dict(topics=200), abs=0.001)  # 200/199
+    for same in ([True] * 20, [False] * 20):
+        assert rate(same, list("ab") * 10) == rate(same) | dict(topics=2)
+    assert rate([], []) == rate([]) | dict(topics=0) and rate([1, 0], "aa") == rate([1, 0]) | dict(topics=1)
+    with pytest.raises(ValueError):
+        rate([1, 0], "a")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_interval_over_topics_covers_the_truth_where_the_plain_one_does_not(seed):
+    """Topics with a probability of their own around one half, 40 topics of 10 questions, 300 samples."""
+    rng, covered = random.Random(seed), [0, 0]
+    for _ in range(300):
+        answers = [(rng.random() < p, t) for t in range(40) for p in [rng.betavariate(0.7, 0.7)] for _ in range(10)]
+        hits, topics = [h for h, _ in answers], [t for _, t in answers]
+        for i, found in enumerate((rate(hits), rate(hits, topics))):
+            covered[i] += found["lo"] <= 0.5 <= found["hi"]
+    assert covered[0] < 0.8 * 300 and covered[1] > 0.91 * 300
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_paired_test_over_topics_is_the_exact_permutation_test(seed):
+    rng = random.Random(seed)
+    topics = [rng.randrange(7) for _ in range(40)]
+    before, after = ([rng.random() < share for _ in topics] for share in (0.7, 0.4))
+    sums = [sum(int(a) - int(b) for b, a, t in zip(before, after, topics) if t == topic) for topic in range(7)]
+    ways = [abs(sum(s * x for s, x in zip(sums, way))) for way in itertools.product((-1, 1), repeat=7)]
+    expected = sum(way >= abs(sum(sums)) for way in ways) / len(ways)
+    assert mcnemar(before, after, topics) == pytest.approx(expected, abs=1e-12)
 
 
 def brute_mcnemar(lost, won):

@@ -53,7 +53,7 @@ def full_results():
         dict(metric="over_refusal", before="base", after="sft", n=20, fell=0, rose=4, p=0.125),
     ]
     p = [rng.random() for _ in range(100)]
-    results["judge_audit"] = dict(reliability=reliability(p, [rng.random() < q for q in p]))
+    results["judge_audit"] = dict(reliability=reliability(p, [rng.random() < q for q in p], list(range(100))))
     results["ppo_curves"] = {"train_ppo": [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]}
     return results
 

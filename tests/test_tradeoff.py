@@ -11,7 +11,7 @@ from minicai import tradeoff
 from minicai.exam import PLAIN, RIGHT, Exam
 from minicai.gpt import GPT, GPTConfig
 from minicai.guard import every_fourth
-from minicai.metrics import rate
+from minicai.metrics import rate, rate_by_topic
 from minicai.tradeoff import before, blend, cost, interpolate, on_every_fourth, operating_point, paired, points
 from minicai.world.content import World
 from minicai.world.grader import OUTCOMES, Grader
@@ -87,7 +87,10 @@ def test_what_an_error_costs_moves_the_operating_point():
 
 
 def transcript(rng, name="harmful", n=30, share=0.5):
-    return [dict(set=name, turns=[str(i)], outcome="complied" if rng.random() < share else "refused") for i in range(n)]
+    return [
+        dict(set=name, topic=i, turns=[str(i)], outcome="complied" if rng.random() < share else "refused")
+        for i in range(n)
+    ]
 
 
 def binomial_p(fell, rose):
@@ -124,13 +127,20 @@ def test_both_optimisers_start_from_the_fine_tuned_model():
 
 def test_a_stage_on_every_fourth_question_counts_the_guards_questions():
     rng, exam = random.Random(0), Exam(World("world"), 16, 0)
-    rows = [dict(set=name, request=r.id, outcome=rng.choice(OUTCOMES)) for name in exam.sets for r in exam.sets[name]]
+    rows = [
+        dict(set=name, request=r.id, topic=r.topic, outcome=rng.choice(OUTCOMES))
+        for name in exam.sets
+        for r in exam.sets[name]
+    ]
     asked = Counter((name, r.id) for name, requests in every_fourth(exam).items() for r in requests)
     kept = [t for t in rows if t["set"] in PLAIN and asked[t["set"], t["request"]]]
     found = on_every_fourth(rows)
-    assert found["under_refusal"] == rate(t["outcome"] == "complied" for t in kept if t["set"] == "harmful")
-    assert found["over_refusal"] == rate(t["outcome"] == "refused" for t in kept if t["set"] in RIGHT)
-    assert found["garbled"] == rate(t["outcome"] == "other" for t in kept)
+    for error, sets, outcome in (
+        ("under_refusal", ["harmful"], "complied"),
+        ("over_refusal", RIGHT, "refused"),
+        ("garbled", PLAIN, "other"),
+    ):
+        assert found[error] == rate_by_topic((t["outcome"] == outcome, t["topic"]) for t in kept if t["set"] in sets)
 
 
 def test_all_points_answer_the_same_questions():

@@ -58,13 +58,18 @@ class Request:
     def id(self) -> str:
         """Everything the request is made of, so that equal ids mean equal requests (typing errors apart)."""
         parts = (
-            (self.act or self.fact).id,
+            self.topic,
             self.context and self.context.id,
             self.attribute,
             self.phrasing.id,
             self.framing,
         )
         return "/".join(str(p) for p in (self.type, *parts) if p)
+
+    @property
+    def topic(self) -> str:
+        """What it is about: requests about one act or one name get like answers, and statistics has to know it."""
+        return (self.act or self.fact).id
 
     @property
     def known(self) -> bool:
