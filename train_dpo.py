@@ -22,6 +22,7 @@ from minicai.common import (
     above_zero,
     append_jsonl,
     autocast,
+    begin_log,
     file_hash,
     load_checkpoint,
     main,
@@ -77,10 +78,13 @@ def train():
     batches = [b for _ in range(args.dpo_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=args.dpo_lr, betas=(0.9, 0.95), weight_decay=0.0)
     log, bar = args.out / "train_dpo.jsonl", tqdm(batches, desc=f"train {args.loss}", unit=" steps")
+    begin_log(log, args.name or "dpo")
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
         chosen, rejected = logps(batch)
         ref_chosen, ref_rejected = reference[[pair.number for pair in batch]].to(args.device).unbind(1)
+        # Equal but for the rounding of batches of other shapes.
+        assert step or (chosen - ref_chosen).abs().mean() < 0.5, "the policy is not its reference before the first step"
         label = torch.tensor([pair.p for pair in batch], device=args.device)
         loss, stats = loss_function(chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
         optimizer.zero_grad()

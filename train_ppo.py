@@ -77,6 +77,11 @@ class Actor(torch.nn.Module):
         return self.gpt.head(hidden).float(), self.value(hidden).squeeze(-1).float()
 
 
+def complete(completion) -> bool:
+    """Whether an answer ended, and said something before. By the stop reason: the last of its ids may well be an end token."""
+    return completion.stop_reason == "stop" and len(completion.ids) > 1
+
+
 def score(actor, reference, reward, prompts, completions, beta, args, pad) -> dict:
     """What learning needs of one batch of answers, from one pass each of policy, reference and reward model."""
     rows = [prompt + c.ids for prompt, c in zip(prompts, completions)]
@@ -86,10 +91,8 @@ def score(actor, reference, reward, prompts, completions, beta, args, pad) -> di
         logps, ref_logps = token_logps(logits, ids), token_logps(reference(ids[:, :-1]), ids)
         scores = reward(ids, row_lengths(mask))
     mask = mask[:, 1:]  # (B, T-1), as in ppo.py: column t is about ids[t+1]
-    ended = torch.tensor([c.stop_reason == "stop" for c in completions], device=args.device)
-    scores = torch.where(
-        ended, scores, args.end_penalty
-    )  # by the stop reason: the last slot may well hold an end token
+    ended = torch.tensor([complete(c) for c in completions], device=args.device)
+    scores = torch.where(ended, scores, args.end_penalty)
     rewards = ppo.shape_rewards(scores, logps, ref_logps, mask, beta)
     if args.advantage == "gae":
         advantages, returns = ppo.gae(rewards, values, mask)
@@ -144,7 +147,12 @@ def train():
     p.add_argument("--clip", type=above_zero, default=0.2, help="of ratios and of values (default: 0.2)")
     p.add_argument("--value-coef", type=at_least_zero, default=0.1, help="weight of the value loss (default: 0.1)")
     p.add_argument("--entropy-coef", type=at_least_zero, default=0.0, help="weight of an entropy bonus (default: 0)")
-    p.add_argument("--end-penalty", type=finite, default=-1.0, help="score of an answer that did not end (default: -1)")
+    p.add_argument(
+        "--end-penalty",
+        type=finite,
+        default=-1.0,
+        help="score of an answer that did not end, or is empty (default: -1)",
+    )
     p.add_argument("--name", type=name_part, help="write OUT/ppo-NAME.pt, beside the main file")
     args = setup(p)
     began = time.time()
@@ -167,8 +175,8 @@ def train():
     optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
-    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), advantage=args.advantage, beta=args.beta, target_kl=args.target_kl,
-                   updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
+    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
+                   advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
                    group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
@@ -180,9 +188,8 @@ def train():
     if state_path.exists():
         state = load_state(state_path, actor, [optimizer], made_by)
         start, spent, control.beta = state["update"], state["seconds"], state["beta"]
-        rewrite_jsonl(
-            log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start]
-        )  # later ones are made again
+        append_jsonl(log, [])  # cuts off a line that a killed run left unfinished
+        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start])
         print(f"going on from update {start}")
     else:
         log.unlink(missing_ok=True)
@@ -234,14 +241,16 @@ def train():
                         "the first ratio is not 1"
                     )
 
-        texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
+        texts = [tokenizer.decode(c.ids).strip() if complete(c) else "" for c in completions]
         true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
         proxy, kl, k3 = (torch.cat([b[key] for b in batches]).mean().item() for key in ("scores", "kl", "k3"))
-        values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
         row = dict(update=update + 1, proxy=proxy, true=sum(true) / len(true), kl=kl, k3=k3, beta=control.beta,
-                   explained_variance=ppo.explained_variance(values, returns, torch.ones_like(values, dtype=torch.bool)).item(),
-                   length=sum(len(c.ids) for c in completions) / len(completions), unfinished=texts.count("") / len(texts),
+                   length=sum(len(c.ids) for c in completions) / len(completions),
+                   unfinished=1 - sum(map(complete, completions)) / len(completions),
                    **{key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]})  # fmt: skip
+        if args.advantage == "gae":  # nothing else trains the value head
+            values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
+            row["explained_variance"] = ppo.explained_variance(values, returns, torch.ones_like(values)).item()
         append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
         bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
         if args.target_kl:

@@ -22,6 +22,7 @@ from minicai.common import (
     above_zero,
     append_jsonl,
     autocast,
+    begin_log,
     file_hash,
     load_checkpoint,
     main,
@@ -77,6 +78,7 @@ def train():
     batches = [b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)
     log, bar = args.out / "train_rm.jsonl", tqdm(batches, desc="train rm", unit=" steps")
+    begin_log(log, args.name or "rm")
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
         loss = bradley_terry_loss(*scores(batch), torch.tensor([pair.p for pair in batch], device=args.device))

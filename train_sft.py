@@ -30,6 +30,7 @@ from minicai.common import (
     append_jsonl,
     at_least_zero,
     autocast,
+    begin_log,
     file_hash,
     load_checkpoint,
     main,
@@ -66,6 +67,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     if n == 0:
         return []
     if path.exists():
+        append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
         rows = read_jsonl(path, required=("turns", "response", "made_by", "technique"), fields=FIELDS)
         if len(rows) == n and all(row["made_by"] == made_by for row in rows):
             return rows
@@ -152,15 +154,17 @@ def train():
             revisions = [draft, *revisions][-1:]
         data += [(row["turns"], response) for response in revisions]
     examples = [encode_turns(tokenizer, sft_turns(turns, response)) for turns, response in data]
-    examples = [e for e in examples if len(e.ids) <= model.config.block_size]
+    fits = lambda e: len(e.ids) <= model.config.block_size  # noqa: E731
+    examples = list(filter(fits, examples))
 
     rng = random.Random(f"sft {args.seed}")
-    documents, n = recall(args, tokenizer), round(args.replay * len(examples))
+    documents, n = filter(fits, recall(args, tokenizer)), round(args.replay * len(examples))
     epochs = [examples + list(islice(documents, n)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Fast, with weight decay: gentler runs refuse what is harmful as well, but hardly carry over to names that no one knows.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
+    begin_log(log, name)
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
         ids, weights = collate(batch, tokenizer.pad, args.device)

@@ -67,9 +67,7 @@ def main():
         for seed in args.seeds:
             name = names[loss, seed]
             policy, extra = load_checkpoint(args.out / f"dpo-{name}.pt")
-            rows_of = [row for row in log if row["name"] == name]
-            began = max(i for i, row in enumerate(rows_of) if row["step"] == 1)  # of its last run
-            margins = [row["margin"] for row in rows_of[began:]]
+            margins = [row["margin"] for row in log if row["name"] == name]
             margins = margins[-max(1, len(margins) // 20) :]
             stage = stages[f"dpo-{name}"]
             measured.append((100 * stage["under_refusal"]["rate"], 100 * stage["over_refusal"]["rate"],

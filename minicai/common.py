@@ -209,6 +209,12 @@ def rewrite_jsonl(path, rows):
     os.replace(temporary, path)
 
 
+def begin_log(path, name: str):
+    """Drop what an earlier run of this name has logged."""
+    append_jsonl(path, [])  # it may not exist yet
+    rewrite_jsonl(path, [row for row in read_jsonl(path, required=("name",)) if row["name"] != name])
+
+
 def read_json(path, default: dict) -> dict:
     """The JSON object in a file, or the default where there is no file. Raises UserError when it is something else."""
     if not Path(path).exists():
@@ -233,8 +239,13 @@ def write_json(path, value):
 
 
 def save(path, **value):
-    temporary = f"{path}.tmp"
-    torch.save(value, temporary)
+    """Write to a temporary file and rename. Raises UserError when it cannot be written."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        torch.save(value, temporary)
+    except RuntimeError as error:  # torch's own for a full disk and a folder that is not there
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}); make room or name another --out")
     os.replace(temporary, path)
 
 

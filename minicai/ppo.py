@@ -47,10 +47,10 @@ def kl_estimates(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor, Tens
 
     k1 = r and k3 = exp(-r) - 1 + r are unbiased for r = log pi - log ref; k2 = r^2 / 2 is not. k3 never is negative.
     As a reward, k1 has the right policy gradient; as a loss that is differentiated, k1 has none in expectation, k2 has
-    the gradient of KL(policy || reference), and k3 that of KL(reference || policy). r is cut at +-10 where it is exponentiated.
+    the gradient of KL(policy || reference), and k3 that of KL(reference || policy). In k3, r is at least -10: exp(-r) overflows.
     """
     r = logps - ref_logps
-    cut = r.clamp(-10, 10)
+    cut = r.clamp(min=-10)
     return r, r**2 / 2, torch.expm1(-cut) + cut
 
 
