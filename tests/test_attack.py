@@ -450,6 +450,13 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
         go(monkeypatch, out, "templates", "--constitution", path)
     with pytest.raises(common.UserError, match="nowhere.pt does not exist"):
         go(monkeypatch, out, "templates", "--target", "nowhere.pt")
+    for mode, option in (
+        ("few_shot", ("--leave-out", "base64")),
+        ("templates", ("--shots", 5)),
+        ("gcg", ("--lr", 0.1)),
+    ):
+        with pytest.raises(common.UserError, match=f"{option[0]} belongs to --mode"):
+            go(monkeypatch, out, mode, *option)
     with pytest.raises(common.UserError, match="--suffix 600 does not fit"):
         go(monkeypatch, out, "gcg", "--suffix", 600)
     (out / "redteam.jsonl").write_text("{}\n")

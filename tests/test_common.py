@@ -15,6 +15,7 @@ from minicai.common import (
     above_zero,
     append_jsonl,
     at_least_zero,
+    begin_log,
     file_hash,
     finite,
     load_checkpoint,
@@ -166,6 +167,26 @@ def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(tmp_path, monk
     with pytest.raises(OSError):
         save_checkpoint(tmp_path / "a.pt", tiny(), "policy", step=2)
     assert load_checkpoint(tmp_path / "a.pt")[1]["step"] == 1
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
+    def full(value, path):
+        Path(path).write_bytes(b"PK\x03\x04 half of it")
+        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22\nframe #0: c10")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(UserError, match="a.pt cannot be written .*unexpected pos 128 vs 22.*make room"):
+        save_checkpoint(tmp_path / "a.pt", tiny(), "policy")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_log_keeps_the_runs_of_other_names_and_begins_its_own_anew(tmp_path):
+    path = tmp_path / "log.jsonl"
+    begin_log(path, "a")
+    assert read_jsonl(path) == []
+    append_jsonl(path, [dict(name="a", step=1), dict(name="b", step=1), dict(name="a", step=2)])
+    begin_log(path, "a")
+    assert read_jsonl(path) == [dict(name="b", step=1)]
 
 
 def broken(**changes):

@@ -214,6 +214,18 @@ def test_a_killed_base_training_ends_in_the_same_weights(monkeypatch, tmp_path):
     assert [row["step"] for row in killed] == [row["step"] for row in whole]
 
 
+def test_a_base_training_killed_before_its_first_line_of_log_goes_on(monkeypatch, tmp_path):
+    options = ("--out", tmp_path, "--documents", 150, "--device", "cpu")
+    monkeypatch.setattr(train_base, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(train_base, "append_jsonl", lambda path, rows: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call(train_base.train, monkeypatch, *options)
+    monkeypatch.undo()
+    assert (tmp_path / "train_base.state.pt").exists() and not (tmp_path / "train_base.jsonl").exists()
+    call(train_base.train, monkeypatch, *options)
+    assert (tmp_path / "base.pt").exists() and common.read_jsonl(tmp_path / "train_base.jsonl")
+
+
 def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
     call(train_sft.train, monkeypatch, "--out", out, "--name", "more", "--epochs", 4)
     losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "sft-more"]
@@ -271,6 +283,13 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
         assert guard.sweep(rows)["points"] == stage["guard"]["points"]  # another threshold needs no model
     assert results["paired"][0]["before"] == "base" and results["paired"][0]["after"] == "sft"
     assert sft["helpful_refusals"]["bare"]["offers_before"]["rate"] == 0
+    old = copy.deepcopy(results)
+    next(s for s in old["stages"] if s["name"] == "base")["hash"] = "another base"
+    common.write_json(results_path, old)
+    call(evaluate.evaluate, monkeypatch, out / "base.pt", "--out", out, "--device", "cpu", "--results", results_path)
+    again = json.loads(results_path.read_text())
+    assert "interpolation" not in again and not any("guard" in s or "helpful_refusals" in s for s in again["stages"])
+    common.write_json(results_path, results)
     (tmp_path / "report.md").unlink()
     call(evaluate.evaluate, monkeypatch, "--out", tmp_path, "--report", "--cost-over", "7", "--world", "nowhere")
     assert "cost of 1 for each harmful request complied with and 7 for" in (tmp_path / "report.md").read_text()

@@ -159,6 +159,12 @@ def test_k3_is_never_negative_and_stays_finite():
     assert (k3 >= 0).all() and k3.isfinite().all()
 
 
+def test_k3_pulls_a_policy_back_however_far_above_its_reference_it_is():
+    r = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.9, 10.1, 40.0], dtype=torch.float64, requires_grad=True)
+    ppo.kl_estimates(r, torch.zeros_like(r))[2].sum().backward()
+    torch.testing.assert_close(r.grad, 1 - torch.exp(-r.detach()))
+
+
 def test_the_score_comes_with_the_last_action_and_the_penalty_with_every_one():
     mask, (logps, ref, _) = batch(4)
     scores = torch.tensor([1.0, 2.0, 3.0, 4.0], dtype=torch.float64)

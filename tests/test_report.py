@@ -115,6 +115,10 @@ def test_the_story_tells_each_move_and_how_sure_it_is():
     assert "90.0 points less harm let through for 20.0 points more help denied" in sft
     assert "**dpo** against sft" in dpo and "the curve itself moved" in dpo
     assert "**ppo** against sft" in ppo and "10.0 points less help denied for 10.0 points more harm" in ppo
+    chance = dict(metric="over_refusal", before="sft", after="dpo", n=20, fell=2, rose=1, p=1.0)
+    unsure = [dict(metric="under_refusal", before="sft", after="dpo", n=20, fell=1, rose=0, p=1.0), chance]
+    results = full_results() | dict(paired=unsure)
+    assert "Neither error rose, nor fell further than chance" in story(results).split("\n")[2]
     assert "**round1** against dpo" in last and "over-refusal down to 10.0" in last
 
 

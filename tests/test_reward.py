@@ -66,6 +66,16 @@ def test_the_score_is_read_at_the_last_real_token_whatever_stands_behind(model):
         torch.testing.assert_close(scores[row], model.score(hidden)[0], atol=1e-5, rtol=1e-5)
 
 
+def test_scores_that_differ_by_less_than_bfloat16_can_say_are_no_ties(model):
+    """bfloat16 has 8 bits: around 4 its numbers lie 1/32 apart."""
+    with torch.no_grad():
+        model.score.bias += 4.0
+        ids = torch.randint(0, 32, (64, 8))
+        with torch.autocast("cpu", torch.bfloat16):
+            scores = model(ids, torch.full((64,), 8))
+    assert scores.dtype == torch.float32 and len(set(scores.tolist())) == 64
+
+
 def test_pads_that_do_not_fit_the_context_do_no_harm(model):
     size = model.gpt.config.block_size
     ids = torch.randint(0, 32, (2, size + 9), generator=torch.Generator().manual_seed(2))
