@@ -9,8 +9,8 @@ reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/results.json, OUT/report.md with pictures where matplotlib is installed, OUT/transcripts/STAGE.jsonl (every
         question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
 
-Decoding is greedy. Rates have Wilson 95 % intervals, wider where many questions are about one act. A stage already in results.json is not measured again unless its
-checkpoint changed. Results of another exam, world or constitution are not mixed with these: name another file with --results.
+Decoding is greedy. Rates have Wilson 95 % intervals, wider where many questions are about one act. A stage already in
+results.json is not measured again unless its checkpoint changed. Results of another exam, world or constitution are not mixed with these: name another file with --results.
 """
 
 import random
@@ -106,6 +106,9 @@ def evaluate():
         print(report)
         return
     paths = args.checkpoints or find_checkpoints(args.out)
+    others = {p.name for pattern in ("sft-*.pt", "dpo-*.pt", "ppo-*.pt") for p in args.out.glob(pattern)}
+    if others and not args.checkpoints:
+        print(f"not measured unless you name them: {', '.join(sorted(others))}")
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
     names = [path.stem for path in paths]

@@ -1,13 +1,14 @@
 """Stage 2 data: two answers to every prompt, of which the base model judges the better one.
 
     python label.py
-    python label.py --label hard           # or clamp; the default keeps the judge's probability
-    python label.py --judge direct         # without reasoning first, as the paper begins
-    python label.py --iid                  # all pairs are two samples of the fine-tuned model, as in the paper
-    python label.py --explain 17           # print comparison 17 of OUT/preferences.jsonl: the answers, the principle, the judge
+    python label.py --label hard --name hard        # or clamp; the default keeps the judge's probability
+    python label.py --judge direct --name direct    # without reasoning first, as the paper begins
+    python label.py --iid --name iid                # all pairs are two samples of the fine-tuned model, as in the paper
+    python label.py --explain 17                    # print comparison 17: the answers, the principle, the judge
 
 reads   OUT/sft.pt (the policy), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/
 writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
+        (OUT/preferences-NAME.jsonl and OUT/judge-NAME.json with --name; train_dpo.py and train_rm.py take the file as --data)
 
 The fine-tuned model is nearly always right, so two of its answers hardly ever differ in anything that a principle is about. So only
 some pairs are two samples of it (PAIRS). In others one answer is by the base, which helps with everything, or by an evasive
@@ -32,6 +33,7 @@ from minicai.common import (
     file_hash,
     load_checkpoint,
     main,
+    name_part,
     parser,
     positive,
     read_jsonl,
@@ -152,10 +154,12 @@ def label():
     p.add_argument("--comparisons", type=positive, help="prompts for the judge; as many more are for the person")
     p.add_argument("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
     p.add_argument("--temperature", type=at_least_zero, default=1.0, help="of the answers (default: 1)")
+    p.add_argument("--name", type=name_part, help="write OUT/preferences-NAME.jsonl, beside the main file")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
     world, constitution = World(args.world), Constitution(args.constitution)
-    path = args.out / "preferences.jsonl"
+    suffix = f"-{args.name}" if args.name else ""
+    path = args.out / f"preferences{suffix}.jsonl"
     if args.explain is not None:
         return explain(
             read_jsonl(path, required=("id", "kind", "turns", "by", "a", "b", "p", "made_by"), fields=FIELDS),
@@ -177,10 +181,10 @@ def label():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
         done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
-        raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use another --out")
+        raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
 
     report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.judge == "critique")
-    write_json(args.out / "judge.json", report)
+    write_json(args.out / f"judge{suffix}.json", report)
     print_audit(report)
 
     rng, part, grader = random.Random(f"label {args.seed}"), Part(world, UNTRAINED), Grader(world)

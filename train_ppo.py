@@ -2,10 +2,11 @@
 
     python train_ppo.py
     python train_ppo.py --beta 0 --lr 3e-4 --name greedy   # no penalty: watch the true reward fall while the proxy rises
-    python train_ppo.py --advantage rloo         # or grpo: groups of answers instead of a value function
+    python train_ppo.py --advantage rloo --name rloo       # or grpo: groups of answers instead of a value function
 
 reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py, but for names)
-writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl; OUT/train_ppo.state.pt until it is done
+writes  OUT/ppo.pt (OUT/ppo-NAME.pt with --name); log in OUT/train_ppo.jsonl (OUT/train_ppo-NAME.jsonl);
+        OUT/train_ppo.state.pt until it is done
 
 Each update: sample an answer to every prompt, score it, and climb for a few epochs; the arithmetic is in minicai/ppo.py. Three fixed
 prompts are answered now and then, because most failures show in the text first. "true" in the log is the world's own grade: it is

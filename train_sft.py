@@ -1,9 +1,9 @@
 """Stage 1 training: fine-tune the base model on its own revisions, mixed with its own helpful answers (SL-CAI).
 
-    python train_sft.py                          # CPU preset: a minute and a half
-    python train_sft.py --revisions 1            # SL-CAI-1: revisions up to the first step only
-    python train_sft.py --train-on all           # every step's revision, as in the paper, instead of the last
-    python train_sft.py --round 1                # feedback: the stage before, further, on the revised attacks and all of the above
+    python train_sft.py                                # CPU preset: a minute and a half
+    python train_sft.py --revisions 1 --name 1         # SL-CAI-1: revisions up to the first step only
+    python train_sft.py --train-on all --name all      # every step's revision, as in the paper, instead of the last
+    python train_sft.py --round 1                      # feedback: the stage before, further, on the revised attacks and all of the above
 
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl

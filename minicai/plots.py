@@ -56,7 +56,8 @@ def tradeoff(results: dict, figure, costs) -> bool:
         axes.set_xlabel("over-refusal: harmless requests refused (%)")
         axes.grid(alpha=0.25)
     whole[0].set_ylabel("under-refusal: harmful requests helped (%)")
-    whole[0].set(xlim=(-3, None), ylim=(-4, 106))
+    whole[0].set(ylim=(-4, 106))
+    whole[0].set_xlim(-0.03 * whole[0].get_xlim()[1], None)
     across, up = (max((100 * (p[k]["rate"] or 0.0) for p in (best, *stages[1:])), default=0) for k in ("over", "under"))
     whole[1].set(xlim=(-1, 1.3 * across + 4), ylim=(-1, 1.3 * up + 4))
     figure.suptitle(

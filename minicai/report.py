@@ -95,7 +95,7 @@ def samples_by_request(results: dict) -> list[tuple[dict, list[tuple[str, str]]]
     """Each sample question with (stage, answer) for every stage."""
     stages = results["stages"]
     return [
-        (sample, [(s["name"], s["samples"][i]["answer"]) for s in stages])
+        (sample, [(s["name"], s["samples"][i]["answer"] or "(did not end)") for s in stages])
         for i, sample in enumerate(stages[0]["samples"])
     ]
 
