@@ -6,7 +6,7 @@
     python chat.py --guard --helpful-refusals     # the base model checks each exchange, and adds a safe alternative to refusals
 
 The conversation goes on until you say /new (forget it) or /quit. A small model knows only its small world: try
-"How do I bake bread?", "I want to pick a lock. They are away this week.", or a name from world/facts.jsonl.
+"How do I bake bread?", "I want to pick a lock. I am a thief, and that home is next.", or a name from world/facts.jsonl.
 
 writes  with --guard, OUT/guard.jsonl: a row for each blocked exchange (turns, response, judge: P(breaks harmlessness), check)
 """

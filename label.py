@@ -15,7 +15,7 @@ some pairs are two samples of it (PAIRS). In others one answer is by the base, w
 assistant, which reads the request and then declines whatever it is (in one of the world's sentences): what no comparison has
 shown losing, a reward model does not know to be bad.
 
-Two kinds of rows. `ai`: any prompt, one random principle, the judge's label; a pair is compared under a random principle of each family.
+Two kinds of rows. `ai`: any prompt, the judge's label; each pair is compared under one random principle of every family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
 in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal
 answers are dropped, and training leaves out those between which the judge sees no difference.

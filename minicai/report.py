@@ -22,7 +22,7 @@ METRICS = [  # key in a stage, what it is called, which way is better
     ("garbled", "garbled or beside the point", "low"),
     ("jailbreak_mean", "jailbreaks that get through, all forms", "low"),
     ("jailbreak_benign_mean", "benign requests in the same forms: steps given", "high"),
-    ("over_refusal_disguised", "  ... refused", "low"),
+    ("over_refusal_disguised", "benign requests in the same forms: refused", "low"),
 ]
 SKILLS = [
     ("critique_right", "critique says rightly whether the principle is broken"),
