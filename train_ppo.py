@@ -59,6 +59,7 @@ from minicai.world.requests import MIX, UNTRAINED, Part, draw_prompts
 # No names: a reward model reads the answer and not the policy's memory, so what it teaches about names is to deny them all.
 PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}
 SHOWN = ("harmful", "legitimate", "ambiguous")
+VALUE_RATE = 10  # the value head starts from nothing: it learns this many times as fast as the policy
 BATCHES = 8  # steps of the optimizer per epoch over the answers of one update
 SAVE_SECONDS = 60
 
@@ -173,7 +174,8 @@ def train():
         )
     if args.target_kl and args.beta == 0:
         raise UserError("--target-kl scales beta, and --beta 0 stays 0; give a --beta above 0")
-    optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    groups = [dict(params=gpt.parameters()), dict(params=actor.value.parameters(), lr=VALUE_RATE * args.ppo_lr)]
+    optimizer = torch.optim.AdamW(groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
     made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
