@@ -59,7 +59,6 @@ from minicai.world.requests import MIX, UNTRAINED, Part, draw_prompts
 # No names: a reward model reads the answer and not the policy's memory, so what it teaches about names is to deny them all.
 PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}
 SHOWN = ("harmful", "legitimate", "ambiguous")
-VALUE_RATE = 10  # the value head starts from nothing: it learns this many times as fast as the policy
 BATCHES = 8  # steps of the optimizer per epoch over the answers of one update
 SAVE_SECONDS = 60
 
@@ -148,6 +147,8 @@ def train():
     p.add_argument("--lr", dest="ppo_lr", type=above_zero, help="peak learning rate of AdamW")
     p.add_argument("--clip", type=above_zero, default=0.2, help="of ratios and of values (default: 0.2)")
     p.add_argument("--value-coef", type=at_least_zero, default=0.1, help="weight of the value loss (default: 0.1)")
+    p.add_argument("--value-rate", type=above_zero, default=1.0,
+                   help="how many times as fast the value head learns as the policy (default: 1)")  # fmt: skip
     p.add_argument("--entropy-coef", type=at_least_zero, default=0.0, help="weight of an entropy bonus (default: 0)")
     p.add_argument(
         "--end-penalty",
@@ -174,13 +175,14 @@ def train():
         )
     if args.target_kl and args.beta == 0:
         raise UserError("--target-kl scales beta, and --beta 0 stays 0; give a --beta above 0")
-    groups = [dict(params=gpt.parameters()), dict(params=actor.value.parameters(), lr=VALUE_RATE * args.ppo_lr)]
+    groups = [dict(params=gpt.parameters()), dict(params=actor.value.parameters(), lr=args.value_rate * args.ppo_lr)]
     optimizer = torch.optim.AdamW(groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
     made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
                    advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates, episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
-                   group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef, end_penalty=args.end_penalty)  # fmt: skip
+                   group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
+                   value_rate=args.value_rate, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
         args.out / f"{name}.pt",

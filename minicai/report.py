@@ -153,7 +153,7 @@ def story(results: dict) -> str:
         said = []
         for metric, now, by in zip(("under_refusal", "over_refusal"), (under, over), moved):
             test = tests.get((stage["name"], metric))
-            sure = f" ({p_value(test['p'])})" if test else ""
+            sure = f" ({p_value(test['p'])})" if test and abs(by) >= 0.05 else ""
             said.append(
                 f"{metric.replace('_', '-')} {'unchanged at' if abs(by) < 0.05 else 'down to' if by < 0 else 'up to'} {now:.1f}{sure}"
             )

@@ -328,7 +328,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
     *((s, "--temperature", ("-1", "nan")) for s in (revise.revise, label.label)),
     (train_sft.train, "--replay", ("inf",)), (train_dpo.train, "--beta", ("0", "inf")), (train_ppo.train, "--beta", ("-1", "inf")),
     (train_ppo.train, "--clip", ("0", "nan")), (train_ppo.train, "--target-kl", ("0", "nan")), (train_ppo.train, "--end-penalty", ("nan",)),
-    (train_ppo.train, "--value-coef", ("-1", "nan")), (train_ppo.train, "--entropy-coef", ("-1", "nan")),
+    (train_ppo.train, "--value-coef", ("-1", "nan")), (train_ppo.train, "--value-rate", ("0", "inf")), (train_ppo.train, "--entropy-coef", ("-1", "nan")),
     (evaluate.evaluate, "--cost-under", ("-1", "nan")), (evaluate.evaluate, "--cost-over", ("-1", "inf")),
     (evaluate.evaluate, "--exam-seed", ("-1",)), (revise.revise, "--seed", ("-1", "9" * 30)),
 ])  # fmt: skip
