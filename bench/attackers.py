@@ -1,6 +1,6 @@
 """Every way to attack, before and after the feedback rounds: how often it works, and how much it repeats itself.
 
-    python -m bench.attackers --out out/s0           # after pipeline.py --rounds 2 --out out/s0; an hour on 2 cores
+    python -m bench.attackers --out out/s0           # after pipeline.py --rounds 2 --out out/s0; half an hour on 2 cores
 
 Modes come in the order in which they learn from one another: few_shot and sft need attacks that worked, and where templates and
 zero_shot have found none they have nothing to start from. `rl, no diversity` shows the attacker's collapse. Success is the

@@ -1,6 +1,6 @@
 """Do feedback rounds carry over to a technique that they never saw? Two rounds without it, for each technique.
 
-    python -m bench.leave_one_out --out out/s0       # after pipeline.py --rounds 2 --out out/s0; about half an hour on 2 cores
+    python -m bench.leave_one_out --out out/s0       # after pipeline.py --rounds 2 --out out/s0; ten minutes a technique
 
 Every technique gets a folder OUT/without-TECHNIQUE, in which the rounds are run again from DPO-CAI with neither attacks nor benign
 requests in that disguise; in Stage 1 the model has met benign ones. Then the same held-out attacks, all in that disguise, are put to
