@@ -73,7 +73,8 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     """Parse the options; fill in the preset's sizes, the output folder and the device; seed the generators."""
     for action in p._actions:
         if action.dest in PRESETS["cpu"]:
-            action.help += f" (default: the preset's; {PRESETS['cpu'][action.dest]:,} for cpu)"
+            size = PRESETS["cpu"][action.dest]
+            action.help = f"{action.help or ''} (default: the preset's; {size:,} for cpu)"
             action.metavar = "N"
     args = p.parse_args(argv)
     args.preset = args.preset or ("gpu" if torch.cuda.is_available() else "cpu")
