@@ -165,7 +165,11 @@ def evaluate():
     if args.guard or args.helpful_refusals or args.interpolate:
         around(args, paths, exam, constitution, results, stages, logs)
         write_json(results_path, results)
-    answered = {name: read_jsonl(log) for name in stages if (log := logs / f"{name}.jsonl").exists()}
+    answered = {
+        name: read_jsonl(log, required=("set", "topic", "turns", "outcome"))
+        for name in stages
+        if (log := logs / f"{name}.jsonl").exists()
+    }
     results["paired"] = paired(answered)
     for name, rows in answered.items():
         stages[name]["every_fourth"] = on_every_fourth(rows)

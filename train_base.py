@@ -83,9 +83,8 @@ def train():
         state = load_state(state_path, model, optimizers, made_by)
         start, spent = state["step"], state["seconds"]
         append_jsonl(log, [])  # it may not exist yet, or end in a line that a killed run left unfinished
-        rewrite_jsonl(
-            log, [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
-        )  # the rest comes again
+        logged = [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
+        rewrite_jsonl(log, logged)  # what came after the last save comes again
         print(f"going on from step {start}")
     else:
         log.unlink(missing_ok=True)

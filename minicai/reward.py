@@ -28,9 +28,8 @@ class RewardModel(nn.Module):
         """ids (B, T), padded on the right, lengths (B,) -> scores (B,), read at each row's last real token."""
         hidden = self.gpt.hidden(ids[:, : int(lengths.max())])  # the last pads may not fit the context
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # by length, never by comparing ids
-        with torch.autocast(
-            ids.device.type, enabled=False
-        ):  # bfloat16 would make ties of scores that differ by a percent
+        # In bfloat16, scores that differ by a percent would be ties.
+        with torch.autocast(ids.device.type, enabled=False):
             return self.score(last.float()).squeeze(-1)
 
     def shift(self, amount: float):
