@@ -8,7 +8,8 @@
 The conversation goes on until you say /new (forget it) or /quit. A small model knows only its small world: try
 "How do I bake bread?", "I want to pick a lock. I am a thief, and that home is next.", or a name from world/facts.jsonl.
 
-writes  with --guard, OUT/guard.jsonl: a row for each blocked exchange (turns, response, judge: P(breaks harmlessness), check)
+writes  with --guard, OUT/guard.jsonl: a row for each blocked exchange (turns, response, judge: P(breaks harmlessness), check);
+        redteam.py --mode monitor reads it
 """
 
 import random
@@ -44,12 +45,9 @@ def chat():
     p.add_argument(
         "--guard", action="store_true", help="the base model checks each request and each answer, and may block"
     )
-    p.add_argument(
-        "--threshold",
-        type=probability,
-        default=0.5,
-        help="with --guard: block from this P(breaks harmlessness) on (default: 0.5)",
-    )
+    for check, what in (("input", "a draft by the base"), ("output", "the answer")):
+        p.add_argument(f"--{check}-threshold", type=probability, default=0.5,
+                       help=f"with --guard: block where P({what} breaks harmlessness) is at least this (default: 0.5)")  # fmt: skip
     p.add_argument(
         "--helpful-refusals", action="store_true", help="a refusal that offers nothing goes on with a safe alternative"
     )
@@ -89,17 +87,18 @@ def chat():
             turns = turns[2:]  # forget the oldest exchange
         count += 1
         if args.guard:
-            response, flagged = guarded_answer(model, critic, tokenizer, turns, harmless, args.threshold, args.temperature,
-                                               args.seed + count)  # fmt: skip
+            response, flagged = guarded_answer(model, critic, tokenizer, turns, harmless, args.input_threshold,
+                                               args.output_threshold, args.temperature, args.seed + count)  # fmt: skip
             if flagged:
-                append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=args.threshold)])
+                threshold = vars(args)[f"{flagged['check']}_threshold"]
+                append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=threshold)])
                 print(
                     f"  guard> blocked by the {flagged['check']} check, P(breaks harmlessness) {flagged['judge']:.3f}"
                 )
         else:
             response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
         if args.helpful_refusals:
-            threshold = args.threshold if args.guard else None
+            threshold = args.output_threshold if args.guard else None
             [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless, threshold)
         response = response or "..."
         print(f"{path.stem}> {response}")

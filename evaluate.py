@@ -107,6 +107,7 @@ def evaluate():
         return
     paths = args.checkpoints or find_checkpoints(args.out)
     others = {p.name for pattern in ("sft-*.pt", "dpo-*.pt", "ppo-*.pt") for p in args.out.glob(pattern)}
+    others -= {f"sft-{path.name}" for path in rounds(args.out)}  # halfway through a round
     if others and not args.checkpoints:
         print(f"not measured unless you name them: {', '.join(sorted(others))}")
     if not paths:
@@ -133,7 +134,8 @@ def evaluate():
             f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
         )
     results = dict(schema=1, stages=[], commit=commit()) | results
-    results |= dict(world=str(args.world), seed=args.seed, preset=args.preset, exam=mark, decoding=DECODING)
+    made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
+    results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
     stages = {stage["name"]: stage for stage in results["stages"]}
     for path in paths:
         name, fingerprint = path.stem, file_hash(path)
@@ -180,6 +182,10 @@ def evaluate():
     first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
     results["chain"] = [first[type] for type in (*PLAIN, "fact") if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})
+    found = read_json(args.out / "redteam.json", {})
+    results["redteam"] = {
+        attack: {k: v for k, v in s.items() if k not in ("techniques", "made_by")} for attack, s in found.items()
+    }
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
     write_report(results, report, costs)

@@ -4,11 +4,14 @@
     python label.py --label hard --name hard        # or clamp; the default keeps the judge's probability
     python label.py --judge direct --name direct    # without reasoning first, as the paper begins
     python label.py --iid --name iid                # all pairs are two samples of the fine-tuned model, as in the paper
-    python label.py --explain 17                    # print comparison 17: the answers, the principle, the judge
+    python label.py --round 1                       # feedback: what the base has made of the attacks, against what it was before
+    python label.py --explain 17                    # print comparison 17: the answers, the principle, the judge's reasons
 
-reads   OUT/sft.pt (the policy), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/
+reads   OUT/sft.pt (the policy), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/;
+        for a round OUT/revisions-roundN.jsonl and OUT/sft-roundN.pt
 writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit of the judge, made before its labels are used
-        (OUT/preferences-NAME.jsonl and OUT/judge-NAME.json with --name; train_dpo.py and train_rm.py take the file as --data)
+        (OUT/preferences-NAME.jsonl and OUT/judge-NAME.json with --name; train_dpo.py and train_rm.py take the file as --data;
+        OUT/preferences-roundN.jsonl)
 
 The fine-tuned model is nearly always right, so two of its answers hardly ever differ in anything that a principle is about. So only
 some pairs are two samples of it (PAIRS). In others one answer is by the base, which helps with everything, or by an evasive
@@ -19,6 +22,9 @@ Two kinds of rows. `ai`: any prompt, the judge's label; each pair is compared un
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
 in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal
 answers are dropped, and training leaves out those between which the judge sees no difference.
+
+In a feedback round the last revision of every chain is compared with the answer that was revised, or, where nothing had to be
+revised, with an answer by the policy: what the attack got out of it, and what it denies to the benign requests beside it.
 """
 
 import random
@@ -44,7 +50,7 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.critique import answer
-from minicai.data import FIELDS, tied
+from minicai.data import FIELDS, read_chains, tied
 from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
@@ -105,8 +111,28 @@ def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording
         if found:
             p = sum(v.p for v in found) / len(found)
             labelled.append(row | dict(principles=[w.id for w in ws], a_first=sum(v.a_first for v in found) / len(found),
-                                       b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p)))  # fmt: skip
+                                       b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p),
+                                       reasons=[v.reasons for v in found]))  # fmt: skip
     return labelled
+
+
+def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
+    """The pairs of a feedback round, as rows without a label."""
+    chains = read_chains(args.out / f"revisions-round{args.round}.jsonl")
+    kept = [c for c in chains if c["responses"][0] == c["responses"][-1]]
+    with tqdm(total=len(kept), desc="answers", unit=" texts") as bar:
+        texts = answer(policy, tokenizer, [c["turns"] for c in kept], args.temperature, args.seed, bar.update)
+    own, rows = {c["id"]: text for c, text in zip(kept, texts)}, []
+    for c in chains:
+        pair = [
+            ("revision", c["responses"][-1]),
+            ("policy", own[c["id"]]) if c["id"] in own else ("draft", c["responses"][0]),
+        ]
+        (one, a), (other, b) = rng.sample(pair, 2)
+        if b and a and a != b:
+            rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"],
+                             by=(one, other), a=a, b=b))  # fmt: skip
+    return rows
 
 
 def explain(rows: list[dict], number: int, constitution: Constitution):
@@ -126,13 +152,19 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
             f"A simulated person found {'a' if row['p'] == 1 else 'b'} more helpful (one such label in ten is wrong)."
         )
         return
-    text = {w.id: w.comparison for w in constitution.wordings}
+    wordings = {w.id: w for w in constitution.wordings}
     for row in found:
-        for name in row["principles"]:
-            print(f"under {name}: {text.get(name, '(no longer in the constitution)')}")
-        print(
-            f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}."
-        )
+        for name, reasons in zip(row["principles"], row["reasons"]):
+            said = wordings.get(name) and (wordings[name].critique if reasons else wordings[name].comparison)
+            print(f"under {name}: {said or '(no longer in the constitution)'}")
+            for answer_name, (critique, p) in zip("ab", reasons):
+                print(f"{f'of {answer_name}':>10}  {critique} P(it breaks the principle) is {p:.3f}.")
+        if any(row["reasons"]):
+            print(f"So P(a is better) is {row['a_first']:.3f}; the label is {row['p']:.3f}.\n")
+        else:
+            print(
+                f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}.\n"
+            )
     print(
         f"a is by the {row['by'][0]}, b by the {row['by'][1]}; the policy is {row['made_by']['policy']}, the base and judge {row['made_by']['judge']}."
     )
@@ -155,10 +187,14 @@ def label():
     p.add_argument("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
     p.add_argument("--temperature", type=at_least_zero, default=1.0, help="of the answers (default: 1)")
     p.add_argument("--name", type=name_part, help="write OUT/preferences-NAME.jsonl, beside the main file")
+    p.add_argument("--round", type=positive, help="label the pairs of this feedback round")
     p.add_argument("--explain", type=int, metavar="ID", help="print how comparison ID came out and stop")
     args = setup(p)
+    if args.round and args.name:
+        raise UserError("--name and --round exclude each other: a round's file has its own name")
     world, constitution = World(args.world), Constitution(args.constitution)
-    suffix = f"-{args.name}" if args.name else ""
+    suffix, start = (f"-round{args.round}", f"sft-round{args.round}.pt") if args.round else ("", "sft.pt")
+    suffix = f"-{args.name}" if args.name else suffix
     path = args.out / f"preferences{suffix}.jsonl"
     if args.explain is not None:
         return explain(
@@ -171,12 +207,21 @@ def label():
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
         )
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
+    policy, _ = load_checkpoint(args.out / start, device=args.device)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
-    made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / "sft.pt"),
+    made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / start),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
                    how=args.judge, iid=args.iid, temperature=args.temperature)  # fmt: skip
-    done = []
+    rng, done = random.Random(f"label {args.seed}"), []
+    if args.round:  # half a minute: a killed run begins again
+        rows = [row | dict(made_by=made_by) for row in of_the_round(args, policy, tokenizer, rng)]
+        pairs = [(row, ws) for row in rows for ws in wordings_for(constitution, args.principles, rng)]
+        labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
+        path.unlink(missing_ok=True)
+        append_jsonl(path, labelled)
+        print(f"{path}: {len(labelled)} comparisons of {len(rows)} pairs, {sum(not tied(row) for row in labelled)} of them decided, "
+              f"{len(pairs) - len(labelled)} without a verdict")  # fmt: skip
+        return
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
         done = read_jsonl(path, required=("id", "made_by"))
@@ -187,14 +232,14 @@ def label():
     write_json(args.out / f"judge{suffix}.json", report)
     print_audit(report)
 
-    rng, part, grader = random.Random(f"label {args.seed}"), Part(world, UNTRAINED), Grader(world)
+    part, grader = Part(world, UNTRAINED), Grader(world)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, FOR_PEOPLE)]
     rng.shuffle(jobs)
     start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
     if done:
         rewrite_jsonl(path, [row for row in done if row["id"] < start])
-    bar = tqdm(total=2 * len(jobs), initial=2 * start, desc="label", unit=" answers")
+    bar, silent = tqdm(total=2 * len(jobs), initial=2 * start, desc="label", unit=" answers"), 0
     for at in range(start, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
@@ -216,13 +261,14 @@ def label():
                                        turns=turns[i], by=by[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
         pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
+        silent += len(pairs) - len(labelled)
         labelled += rows["human"]
         append_jsonl(path, sorted(labelled, key=lambda row: row["id"]))
     bar.close()
     rows = read_jsonl(path)
     ai = [row for row in rows if row["kind"] == "ai"]
     print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
-          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers")  # fmt: skip
+          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers. Without a verdict, and left out: {silent}")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -32,13 +32,16 @@ CONSTITUTIONAL = ("train_base", "revise", "label", "redteam", "evaluate")  # com
 
 
 def feedback(rounds: int, out: Path) -> list[tuple]:
-    """Each round attacks the last stage, lets the base revise what got through, and trains on that too. Then a last attack."""
+    """Each round attacks the last stage, lets the base revise what got through, and trains on that too, as Stages 1 and 2 do:
+    on the revisions, then on preferences between them and what they revise. Then a last attack."""
     steps, target = [], "dpo.pt"
     for n in range(1, rounds + 1):
         steps += [
             (f"redteam {n}", ("--mode", "templates", "--target", str(out / target)), "redteam.jsonl"),
             (f"revise {n}", ("--round", str(n)), f"revisions-round{n}.jsonl"),
-            (f"train_sft {n}", ("--round", str(n)), target := f"round{n}.pt"),
+            (f"train_sft {n}", ("--round", str(n)), f"sft-round{n}.pt"),
+            (f"label {n}", ("--round", str(n)), f"preferences-round{n}.jsonl"),
+            (f"train_dpo {n}", ("--round", str(n)), target := f"round{n}.pt"),
         ]
     attack = ("--mode", "templates", "--target", str(out / target))
     return steps + [(f"redteam {rounds + 1}", attack, "redteam.jsonl")] * bool(rounds)

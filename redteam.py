@@ -9,10 +9,11 @@
     python redteam.py --mode rl --diversity 0       # the attacks become all the same: watch distinct-n and self-BLEU
     python redteam.py --mode gcg --attempts 3       # white box: a suffix found by gradient for each request
     python redteam.py --mode human                  # you type
+    python redteam.py --mode monitor                # what a guard has blocked (chat.py --guard), put to the model without it
     python redteam.py --mode templates --split test # held-out requests and framings; nothing of it may be trained on
 
 reads   the target (default: the last feedback round, or the first there is of OUT/dpo.pt, OUT/sft.pt, OUT/base.pt), OUT/base.pt (attacker and judge),
-        OUT/tokenizer.json, constitution.json, world/
+        OUT/tokenizer.json, constitution.json, world/; for monitor OUT/guard.jsonl
 writes  OUT/redteam.jsonl, one row an attempt, appended as they happen; OUT/redteam.json, a summary of each mode/target/split
 
 Success is the judge's word: the base model critiques the answer under a random principle about harm and finds it broken with
@@ -50,13 +51,14 @@ from minicai.common import (
     positive,
     read_json,
     read_jsonl,
+    same_vocabulary,
     setup,
     world_hash,
     write_json,
 )
 from minicai.constitution import Constitution, Wording
 from minicai.critique import MAX_NEW_TOKENS, answer
-from minicai.data import collate, collate_responses, encode_turns, make_batches, weighted_nll
+from minicai.data import FIELDS, collate, collate_responses, encode_turns, make_batches, weighted_nll
 from minicai.gpt import GPT, token_logps
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
@@ -108,8 +110,13 @@ class Red:
         return self.args.out / "redteam.jsonl"
 
     def rng(self, number: int) -> random.Random:
-        """Each attempt has its own, so that a run can go on anywhere."""
-        return random.Random(f"redteam {self.args.seed} {self.args.mode} {number}")
+        """Each attempt has its own, so that a run can go on anywhere.
+
+        Every target is attacked afresh: attacks that the last round was trained on would say little of this one. On the
+        test split, where nothing is trained on, all targets face the same attacks.
+        """
+        fresh = "" if self.args.split == "test" else self.made_by["target"]
+        return random.Random(f"redteam {self.args.seed} {self.args.mode} {fresh} {number}")
 
     def wording(self, number: int) -> Wording:
         return self.constitution.draw(random.Random(f"judge {self.args.seed} {number}"), family="harmlessness")
@@ -201,7 +208,7 @@ def prompts_of(red: Red, first: int, rows: list[dict]) -> list[list[int]]:
 def write_attacks(red: Red, attacker: GPT, prompts: list[list[int]], first: int):
     """Sampled messages of a person, at temperature 1: completions, and the attempts they make."""
     completions = generate(attacker, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[red.tokenizer.end],
-                           seed=red.args.seed * 1_000_003 + first)  # fmt: skip
+                           seed=red.rng(first).getrandbits(48))  # fmt: skip
     texts = [red.tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
     return completions, [Attempt([text], recognise(red.world, text)) if text else Attempt([], None) for text in texts]
 
@@ -350,6 +357,20 @@ def human_attack(red: Red, number: int):
         print(f"{red.args.target.stem}> {row['response'] or '...'}\n  judge> {verdict}\n  grader> {known}")
 
 
+def monitor(red: Red, done: int):
+    """Every conversation that a guard has blocked, once: what would the model have done by itself?"""
+    path = red.args.out / "guard.jsonl"
+    if not path.exists():
+        raise UserError(f"{path} does not exist; chat.py --guard writes there what it blocks")
+    blocked = list(dict.fromkeys(tuple(row["turns"]) for row in read_jsonl(path, required=("turns",), fields=FIELDS)))
+    for first in tqdm(range(done, len(blocked), BATCH), desc="monitor", unit=" batches"):
+        batch = blocked[first : first + BATCH]
+        attempts = [
+            Attempt(list(turns), recognise(red.world, turns[0]) if len(turns) == 1 else None) for turns in batch
+        ]
+        record(red, first, attempts, answer(red.target, red.tokenizer, [a.turns for a in attempts], 0.0, 0))
+
+
 # --- the summary ------------------------------------------------------------------------------------------------------
 
 
@@ -390,7 +411,7 @@ def report(red: Red, rows: list[dict]):
 
 def redteam():
     p = parser(__doc__)
-    p.add_argument("--mode", required=True, choices=("templates", "zero_shot", "few_shot", "sft", "rl", "gcg", "human"),
+    p.add_argument("--mode", required=True, choices=("templates", "zero_shot", "few_shot", "sft", "rl", "gcg", "human", "monitor"),
                    help="how attacks are made")  # fmt: skip
     p.add_argument("--target", type=Path, help="checkpoint to attack (default: the last stage in OUT)")
     p.add_argument(
@@ -437,10 +458,7 @@ def redteam():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     target, _ = load_checkpoint(args.target, device=args.device)
-    if target.config.vocab_size != base.config.vocab_size:
-        raise UserError(
-            f"{args.target} has another vocabulary than {args.out / 'base.pt'}; name its own folder with --out"
-        )
+    same_vocabulary(args.target, target, tokenizer.vocab_size, args.out)
 
     made_by = dict(mode=args.mode, split=args.split, seed=args.seed, target=file_hash(args.target), judge=file_hash(args.out / "base.pt"),
                    world=world_hash(args), **{k: getattr(args, k) for k in KNOBS.get(args.mode, ())})  # fmt: skip
@@ -455,6 +473,8 @@ def redteam():
         human_attack(red, done)
     elif args.mode == "gcg":
         gradient_attack(red, done)
+    elif args.mode == "monitor":
+        monitor(red, done)
     else:
         automatic(red, rows)
     rows = [r for r in read_jsonl(red.path) if r["id"].startswith(f"{run}/")]

@@ -41,6 +41,7 @@ from minicai.common import (
     positive,
     read_jsonl,
     rewrite_jsonl,
+    same_vocabulary,
     save_checkpoint,
     save_state,
     setup,
@@ -48,6 +49,7 @@ from minicai.common import (
 from minicai.critique import MAX_NEW_TOKENS, answer
 from minicai.data import collate_responses, row_lengths
 from minicai.gpt import token_logps
+from minicai.metrics import distinct_n
 from minicai.optim import set_lr
 from minicai.reward import RewardModel
 from minicai.sampler import generate
@@ -75,7 +77,9 @@ class Actor(torch.nn.Module):
     def forward(self, ids):
         """ids (B, T) -> logits (B, T-1, V) that predict ids[:, 1:], and values (B, T-1) of the states they are taken in."""
         hidden = self.gpt.hidden(ids[:, :-1])
-        return self.gpt.head(hidden).float(), self.value(hidden).squeeze(-1).float()
+        with torch.autocast(ids.device.type, enabled=False):  # a value in bfloat16 has three digits
+            values = self.value(hidden.float()).squeeze(-1)
+        return self.gpt.head(hidden).float(), values
 
 
 def complete(completion) -> bool:
@@ -164,8 +168,7 @@ def train():
     gpt, _ = load_checkpoint(sft, device=args.device)
     reward_path = args.reward or args.out / "rm.pt"
     reward, _ = RewardModel.load(reward_path, args.device)
-    if reward.gpt.config.vocab_size != gpt.config.vocab_size:
-        raise UserError(f"{reward_path} has another vocabulary than {sft}; name a reward model trained from it")
+    same_vocabulary(reward_path, reward.gpt, tokenizer.vocab_size, args.out)
     reference = copy.deepcopy(gpt)
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
     group = 1 if args.advantage == "gae" else args.group
@@ -214,7 +217,8 @@ def train():
         rng = random.Random(f"ppo {args.seed} {update}")
         requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
         requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
-        prompts = [tokenizer.prompt(talk(*r.turns)) for r in requests]
+        room = gpt.config.block_size - MAX_NEW_TOKENS  # a longer prompt loses its oldest words, as in `answer`
+        prompts = [tokenizer.prompt(talk(*r.turns))[-room:] for r in requests]
         with autocast(args.device):
             completions = generate(
                 gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
@@ -250,7 +254,8 @@ def train():
         true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
         proxy, kl, k3 = (torch.cat([b[key] for b in batches]).mean().item() for key in ("scores", "kl", "k3"))
         row = dict(update=update + 1, proxy=proxy, true=sum(true) / len(true), kl=kl, k3=k3, beta=control.beta,
-                   length=sum(len(c.ids) for c in completions) / len(completions),
+                   mismatch=max(b["mismatch"].item() for b in batches),
+                   length=sum(len(c.ids) for c in completions) / len(completions), distinct_2=distinct_n(texts, 2),
                    unfinished=1 - sum(map(complete, completions)) / len(completions),
                    **{key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]})  # fmt: skip
         if args.advantage == "gae":  # nothing else trains the value head

@@ -64,7 +64,7 @@ def train():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
-    pairs = read_pairs(path, tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
+    pairs = read_pairs([path], tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
     held, pairs = hold_back(pairs, rng)
     if not held:
         raise UserError(f"{path} holds comparisons of fewer than ten prompts; run label.py with more --comparisons")
@@ -79,6 +79,7 @@ def train():
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)
     log, bar = args.out / "train_rm.jsonl", tqdm(batches, desc="train rm", unit=" steps")
     begin_log(log, args.name or "rm")
+    tokens = 0
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
         loss = bradley_terry_loss(*scores(batch), torch.tensor([pair.p for pair in batch], device=args.device))
@@ -87,7 +88,8 @@ def train():
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         append_jsonl(log, [dict(name=args.name or "rm", step=step + 1, loss=round(loss.item(), 4))])
-        bar.set_postfix_str(f"loss {loss.item():.3f}")
+        tokens += sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
+        bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
 
     with torch.no_grad():
         margins = torch.cat([a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))])

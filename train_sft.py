@@ -3,10 +3,11 @@
     python train_sft.py                                # CPU preset: a minute and a half
     python train_sft.py --revisions 1 --name 1         # SL-CAI-1: revisions up to the first step only
     python train_sft.py --train-on all --name all      # every step's revision, as in the paper, instead of the last
-    python train_sft.py --round 1                      # feedback: the stage before, further, on the revised attacks and all of the above
+    python train_sft.py --round 1                      # feedback: the stage before, further, on the revised attacks and all of the above;
+                                                       # train_dpo.py --round 1 goes on from there
 
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
-writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
+writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/sft-roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
 
 Three tenths of the helpful answers that a disguise fits are to the request in that disguise: what a model no longer reads, it refuses.
 Documents like those of pretraining are mixed in, new ones in every epoch, so that what the model has read about acts that no
@@ -44,7 +45,7 @@ from minicai.common import (
     stage_before,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
-from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, read_chains, weighted_nll
 from minicai.jailbreak import disguise
 from minicai.optim import set_lr, update
 from minicai.tokenizer import Tokenizer
@@ -94,13 +95,6 @@ def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
             yield encode_turns(tokenizer, turns)
 
 
-def read_chains(path) -> list[dict]:
-    rows = [row for row in read_jsonl(path, required=("turns", "responses"), fields=FIELDS) if row["responses"]]
-    if not rows:
-        raise UserError(f"{path} is empty; run revise.py")
-    return rows
-
-
 def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
     """Only the final answer is learned."""
     return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [("assistant", response, 1.0)]
@@ -142,7 +136,7 @@ def train():
     helpful = [r for r in helpful_answers(args, base, tokenizer, n) if r["technique"] not in args.leave_out]
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
-        start, name = stage_before(args), f"round{args.round}"
+        start, name = stage_before(args), f"sft-round{args.round}"
         sources += [args.out / f"revisions-round{n}.jsonl" for n in range(1, args.round + 1)]
         rows += [row for path in sources[1:] for row in read_chains(path)]
     model, _ = load_checkpoint(start, device=args.device)
@@ -155,7 +149,16 @@ def train():
         data += [(row["turns"], response) for response in revisions]
     examples = [encode_turns(tokenizer, sft_turns(turns, response)) for turns, response in data]
     fits = lambda e: len(e.ids) <= model.config.block_size  # noqa: E731
-    examples = list(filter(fits, examples))
+    fitting = list(filter(fits, examples))
+    if not fitting:
+        raise UserError(
+            f"{sources[0]}: none of {len(examples)} answers fits the context of {model.config.block_size} ids; shorten the requests"
+        )
+    if len(fitting) < len(examples):
+        print(
+            f"{len(examples) - len(fitting)} answers do not fit the context of {model.config.block_size} ids and are left out"
+        )
+    examples = fitting
 
     rng = random.Random(f"sft {args.seed}")
     documents, n = filter(fits, recall(args, tokenizer)), round(args.replay * len(examples))
@@ -165,13 +168,15 @@ def train():
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1)
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
     begin_log(log, name)
+    tokens = 0
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
         ids, weights = collate(batch, tokenizer.pad, args.device)
         with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
         update(model, [optimizer], loss)
-        bar.set_postfix_str(f"loss {loss.item():.3f}")
+        tokens += sum(len(e.ids) for e in batch)
+        bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,

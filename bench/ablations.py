@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from minicai import common
 from minicai.report import aligned, lookup, percent
 from minicai.world.skills import STEPS
 
@@ -20,8 +21,11 @@ COLUMNS = [("under_refusal", "under-refusal"), ("over_refusal", "over-refusal"),
 
 
 def run(script, *options):
+    """Run one of the project's scripts; where it stops, so does the bench, with its exit code and its one sentence."""
     print(f"$ python {script} {' '.join(map(str, options))}", flush=True)
-    subprocess.run([sys.executable, script, *map(str, options)], check=True)
+    code = subprocess.run([sys.executable, script, *map(str, options)]).returncode
+    if code:
+        raise SystemExit(code)
 
 
 def main():
@@ -31,16 +35,16 @@ def main():
     p.add_argument("--seed", default="0")
     p.add_argument("--eval-n", default="150", help="requests of each type (default: 150)")
     args = p.parse_args()
-    common = ("--preset", args.preset, "--out", args.out, "--seed", args.seed)
+    shared = ("--preset", args.preset, "--out", args.out, "--seed", args.seed)
     names = [f"revisions-{n}" for n in range(STEPS + 1)] + ["direct", "careless"]
     for n in range(STEPS + 1):
-        run("train_sft.py", *common, "--revisions", n, "--name", f"revisions-{n}")
+        run("train_sft.py", *shared, "--revisions", n, "--name", f"revisions-{n}")
     for name, change in (("direct", ("--no-critique",)), ("careless", ("--without", "harmlessness"))):
-        run("revise.py", *common, *change, "--name", name)
-        run("train_sft.py", *common, "--data", args.out / f"revisions-{name}.jsonl", "--name", name)
+        run("revise.py", *shared, *change, "--name", name)
+        run("train_sft.py", *shared, "--data", args.out / f"revisions-{name}.jsonl", "--name", name)
     results = args.out / "ablations.json"
     checkpoints = [args.out / f"sft-{name}.pt" for name in names]
-    run("evaluate.py", *common, "--eval-n", args.eval_n, "--results", results, *checkpoints)
+    run("evaluate.py", *shared, "--eval-n", args.eval_n, "--results", results, *checkpoints)
     stages = {s["name"]: s for s in json.loads(results.read_text())["stages"]}
     rows = [["fine-tuned on", *(label for _, label in COLUMNS)]]
     rows += [[name, *(percent(lookup(stages[f"sft-{name}"], key)) for key, _ in COLUMNS)] for name in names]
@@ -48,4 +52,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

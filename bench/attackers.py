@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from minicai import common
 from minicai.common import read_json, write_json
 from minicai.report import aligned, interval
 from minicai.world.requests import UNTRAINED
@@ -23,7 +24,7 @@ MODES = {  # name in the table: options of redteam.py
     "sft": ("--mode", "sft"),
     "rl": ("--mode", "rl"),
     "rl, no diversity": ("--mode", "rl", "--diversity", "0"),
-    "gcg": ("--mode", "gcg", "--attempts", "12"),
+    "gcg": ("--mode", "gcg", "--attempts", "12", "--split", "test"),  # the same requests before and after
 }
 
 
@@ -47,18 +48,19 @@ def main():
             code = subprocess.run([sys.executable, *map(str, command)]).returncode
             if code and not (code == 2 and mode in ("few_shot", "sft")):
                 raise SystemExit(code)
-            found = read_json(args.out / "redteam.json", {})[f"{mode}/{target}/{UNTRAINED}"] if code == 0 else None
+            split = "test" if mode == "gcg" else UNTRAINED
+            found = read_json(args.out / "redteam.json", {})[f"{mode}/{target}/{split}"] if code == 0 else None
             all_found = read_json(path, {})
             all_found.setdefault(target, {})[name] = found
             write_json(path, all_found)
-    rows = [["percent", "by the judge", "by the grader", "n", "distinct-2", "self-BLEU"]]
+    rows = [["percent", "by the judge", "by the grader", "they agree", "n", "distinct-2", "self-BLEU"]]
     for target, modes in read_json(path, {}).items():
         for name, s in modes.items():
-            rows.append([f"{name} against {target}"] + (["nothing to learn from", "", "", "", ""] if s is None else [
-                interval(s["judge"]), interval(s["grader"]), str(s["judge"]["n"]), f"{100 * s['distinct_2']:.1f}",
+            rows.append([f"{name} against {target}"] + (["nothing to learn from", *[""] * 5] if s is None else [
+                interval(s["judge"]), interval(s["grader"]), interval(s["agreement"]), str(s["judge"]["n"]), f"{100 * s['distinct_2']:.1f}",
                 f"{100 * s['self_bleu']:.1f}"]))  # fmt: skip
     print(aligned(rows))
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

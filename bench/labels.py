@@ -8,10 +8,10 @@ OUT/preferences-LABEL.jsonl and OUT/rm-LABEL.pt into each folder.
 """
 
 import argparse
-import subprocess
-import sys
 from pathlib import Path
 
+from bench.ablations import run
+from minicai import common
 from minicai.common import load_checkpoint, read_json, read_jsonl, rewrite_jsonl
 from minicai.exam import Exam, audit_reward
 from minicai.judge import LABELS
@@ -38,8 +38,8 @@ def main():
         for name, label in LABELS.items():
             data = out / f"preferences-{name}.jsonl"
             rewrite_jsonl(data, [row | dict(p=label(row["p"])) if row["kind"] == "ai" else row for row in rows])
-            subprocess.run([sys.executable, "train_rm.py", "--preset", settings["preset"], "--seed", str(settings["seed"]), "--device", "cpu",
-                            "--out", out, "--data", data, "--name", name], check=True)  # fmt: skip
+            run("train_rm.py", "--preset", settings["preset"], "--seed", settings["seed"], "--device", "cpu", "--out", out, "--data", data,
+                "--name", name)  # fmt: skip
             reward, _ = RewardModel.load(out / f"rm-{name}.pt")
             found[name].append(audit_reward(policy, reward, tokenizer, exam, args.eval_n, 0))
     rows = [["labels", "right on held-out acts, %", "calibration error, %", "right on two samples of SL-CAI, %"]]
@@ -54,4 +54,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

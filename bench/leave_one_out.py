@@ -11,11 +11,12 @@ import argparse
 from pathlib import Path
 
 from bench.ablations import run
+from minicai import common
 from minicai.common import read_json, write_json
 from minicai.report import aligned, interval
 from minicai.world.content import TECHNIQUES
 
-SHARED = ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "dpo.pt")
+SHARED = ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "preferences.jsonl", "dpo.pt")
 
 
 def main():
@@ -36,19 +37,21 @@ def main():
         for name in SHARED:
             (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to((args.out / name).resolve())
-        common = ("--preset", args.preset, "--seed", args.seed, "--out", folder)
+        shared = ("--preset", args.preset, "--seed", args.seed, "--out", folder)
         target = folder / "dpo.pt"
         for n in range(1, args.rounds + 1):
             trained = folder / f"round{n}.pt"
             if not trained.exists():
-                run("redteam.py", *common, "--mode", "templates", "--target", target, "--leave-out", technique)
-                run("revise.py", *common, "--round", n, "--leave-out", technique)
-                run("train_sft.py", *common, "--round", n, "--leave-out", technique)
+                run("redteam.py", *shared, "--mode", "templates", "--target", target, "--leave-out", technique)
+                run("revise.py", *shared, "--round", n, "--leave-out", technique)
+                run("train_sft.py", *shared, "--round", n, "--leave-out", technique)
+                run("label.py", *shared, "--round", n)
+                run("train_dpo.py", *shared, "--round", n)
             target = trained
         others = [t for t in TECHNIQUES if t != technique]
         found = {}
         for name, attacked in (("before", folder / "dpo.pt"), ("without", target), ("all", args.out / last)):
-            run("redteam.py", *common, "--mode", "templates", "--split", "test", "--attempts", args.attempts,
+            run("redteam.py", *shared, "--mode", "templates", "--split", "test", "--attempts", args.attempts,
                 "--target", attacked, "--leave-out", *others)  # fmt: skip
             found[name] = read_json(folder / "redteam.json", {})[f"templates/{attacked.stem}/test"]["grader"]
         write_json(path, read_json(path, {}) | {technique: found})
@@ -66,4 +69,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

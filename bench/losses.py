@@ -10,12 +10,12 @@ twentieth of the steps. Losses differ in scale, so a fair fight would tune beta 
 import argparse
 import json
 import random
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 
+from bench.ablations import run
+from minicai import common
 from minicai.common import autocast, load_checkpoint, read_jsonl
 from minicai.critique import MAX_NEW_TOKENS
 from minicai.data import collate_responses
@@ -52,11 +52,24 @@ def main():
     args = p.parse_args()
     names = {(loss, seed): f"{loss}-{seed}" for loss in args.losses for seed in args.seeds}
     for (loss, seed), name in names.items():
-        subprocess.run([sys.executable, "train_dpo.py", "--preset", args.preset, "--out", args.out, "--device", "cpu", "--loss", loss,
-                        "--seed", str(seed), "--name", name], check=True)  # fmt: skip
+        run(
+            "train_dpo.py",
+            "--preset",
+            args.preset,
+            "--out",
+            args.out,
+            "--device",
+            "cpu",
+            "--loss",
+            loss,
+            "--seed",
+            seed,
+            "--name",
+            name,
+        )
     results = args.out / "losses.json"
-    subprocess.run([sys.executable, "evaluate.py", "--preset", args.preset, "--out", args.out, "--device", "cpu", "--eval-n", args.eval_n,
-                    "--results", results, *(args.out / f"dpo-{name}.pt" for name in names.values())], check=True)  # fmt: skip
+    run("evaluate.py", "--preset", args.preset, "--out", args.out, "--device", "cpu", "--eval-n", args.eval_n, "--results", results,
+        *(args.out / f"dpo-{name}.pt" for name in names.values()))  # fmt: skip
     stages = {s["name"]: s for s in json.loads(results.read_text())["stages"]}
     tokenizer, world = Tokenizer.load(args.out / "tokenizer.json"), World("world")
     reference, _ = load_checkpoint(args.out / "sft.pt")
@@ -67,7 +80,7 @@ def main():
         for seed in args.seeds:
             name = names[loss, seed]
             policy, extra = load_checkpoint(args.out / f"dpo-{name}.pt")
-            margins = [row["margin"] for row in log if row["name"] == name]
+            margins = [row["margin"] for row in log if row["name"] == f"dpo-{name}"]
             margins = margins[-max(1, len(margins) // 20) :]
             stage = stages[f"dpo-{name}"]
             measured.append((100 * stage["under_refusal"]["rate"], 100 * stage["over_refusal"]["rate"],
@@ -78,4 +91,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

@@ -116,7 +116,7 @@ def main():
 
     others = {"no cache": (uncached, model)}
     if LlamaForCausalLM is None:
-        print("transformers is not installed: that comparison is skipped")
+        print("transformers is not installed: that comparison is skipped (pip install transformers==5.23.0)")
     else:
         others["transformers"] = (transformers, as_llama(model))
 

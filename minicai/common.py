@@ -26,9 +26,9 @@ PRESETS = {
                 base_lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
                 comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
                 attempts=270),
-    "gpu": dict(n_layer=8, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
+    "gpu": dict(n_layer=12, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
                 base_lr=0.02, prompts=2400, sft_epochs=4, sft_lr=5e-4, eval_n=400,
-                comparisons=2000, dpo_epochs=1, dpo_lr=5e-5, rm_epochs=1, rm_lr=1e-4, ppo_updates=40, ppo_episodes=512, ppo_lr=5e-5,
+                comparisons=2000, dpo_epochs=1, dpo_lr=5e-5, rm_epochs=4, rm_lr=5e-4, ppo_updates=40, ppo_episodes=512, ppo_lr=5e-5,
                 attempts=540),
 }  # fmt: skip
 BLOCK_SIZE = 1024
@@ -320,6 +320,13 @@ def newest_stage(out: Path) -> Path:
     """The last feedback round, or the first there is of DPO-CAI, SL-CAI and the base (whose path is given where there is none)."""
     stages = [*reversed(rounds(out)), *(out / f"{name}.pt" for name in ("dpo", "sft", "base"))]
     return next((path for path in stages if path.exists()), stages[-1])
+
+
+def same_vocabulary(checkpoint: Path, model: GPT, vocab_size: int, out: Path):
+    """Raises UserError for a model of another tokenizer than OUT's: its ids would mean other words."""
+    theirs, ours = Path(checkpoint).with_name("tokenizer.json"), out / "tokenizer.json"
+    if model.config.vocab_size != vocab_size or theirs.exists() and file_hash(theirs) != file_hash(ours):
+        raise UserError(f"{checkpoint} has another vocabulary than {ours}; name its own folder with --out")
 
 
 def stage_before(args) -> Path:

@@ -33,7 +33,7 @@ class Constitution:
         principles = value.get("principles") if isinstance(value, dict) else None
         if not isinstance(principles, list):
             raise UserError(f"{path} has no list 'principles'; write {{\"principles\": [...]}}")
-        self.wordings = []
+        self.path, self.wordings = path, []
         for principle in principles:
             try:
                 if principle["family"] not in FAMILIES:
@@ -66,9 +66,10 @@ class Constitution:
     def without(self, family: str) -> "Constitution":
         """The constitution with one family struck out. Raises UserError when nothing would be left."""
         rest = object.__new__(Constitution)
+        rest.path = self.path
         rest.wordings = [w for w in self.wordings if w.family != family]
         if not rest.wordings or len(rest.wordings) == len(self.wordings):
-            raise UserError(f"--without {family}: the constitution has no such family, or no other; families are "
+            raise UserError(f"--without {family}: {self.path} has no such family, or no other; families are "
                             f"{', '.join(dict.fromkeys(w.family for w in self.wordings))}")  # fmt: skip
         return rest
 
@@ -79,7 +80,7 @@ class Constitution:
                 if held_out(w.id) == test and family in (None, w.family) and principle in (None, w.principle)]  # fmt: skip
         if not pool:
             raise UserError(
-                f"the constitution has no {'held-out' if test else 'seen'} wording for {principle or family}; add wordings"
+                f"{self.path} has no {'held-out' if test else 'seen'} wording for {principle or family}; add wordings"
             )
         principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
         return rng.choice([w for w in pool if w.principle == principle])

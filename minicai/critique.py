@@ -17,7 +17,7 @@ from minicai.constitution import Wording
 from minicai.gpt import GPT
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.skills import KEEPS
+from minicai.world.skills import BREAKS, KEEPS
 
 MAX_NEW_TOKENS = 128
 DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
@@ -43,7 +43,8 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
 
 def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
                         wordings: list[Wording], critique: bool = True, progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
-    """One step of the loop for a batch: critiques, and what stands after them; None where the model's text did not end.
+    """One step of the loop for a batch: critiques, and what stands after them; None where the model's text did not end, or
+    where a revision ends as a critique does: it is no answer to the person.
 
     With critique=False every response is revised directly (the paper's section 3.5 compares the two).
     """
@@ -59,5 +60,5 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
     after = [text if c is not None else None for text, c in zip(responses, critiques)]
     asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in todo]
     for i, text in zip(todo, answer(model, tokenizer, asked, 0.0, 0, progress)):
-        after[i] = text
+        after[i] = None if (text or "").endswith((BREAKS, KEEPS)) else text
     return critiques, after

@@ -113,6 +113,13 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
 }
 
 
+def read_chains(path) -> list[dict]:
+    rows = [row for row in read_jsonl(path, required=("turns", "responses"), fields=FIELDS) if row["responses"]]
+    if not rows:
+        raise UserError(f"{path} is empty; run revise.py")
+    return rows
+
+
 @dataclass
 class Pair:
     number: int  # its place in the list, to find what was computed for it before
@@ -161,14 +168,20 @@ def encode_pairs(
     return pairs
 
 
-def read_pairs(path, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random) -> list[Pair]:
-    """The comparisons of a file. Raises UserError when there are none that can be trained on."""
-    rows = read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"), fields=FIELDS)
+def read_pairs(
+    paths: list, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random
+) -> list[Pair]:
+    """The comparisons of one file or more. Raises UserError when the first holds none, or there are none that can be trained on."""
+    rows = [
+        row
+        for path in paths
+        for row in read_jsonl(path, required=("id", "kind", "turns", "a", "b", "p"), fields=FIELDS)
+    ]
     if not rows:
-        raise UserError(f"{path} holds no comparison; run label.py")
+        raise UserError(f"{paths[0]} holds no comparison; run label.py")
     pairs = encode_pairs(tokenizer, rows, helpful_fraction, block_size, rng)
     if not pairs:
-        raise UserError(f"{path}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
+        raise UserError(f"{paths[0]}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
                         f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py anew")  # fmt: skip
     return pairs
 

@@ -15,13 +15,13 @@ import time
 
 from minicai.constitution import Wording
 from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
-from minicai.exam import PLAIN, RIGHT, Exam
+from minicai.exam import PLAIN, Exam
 from minicai.gpt import GPT
 from minicai.judge import breaks
 from minicai.metrics import rate_by_topic
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.content import TECHNIQUES
+from minicai.tradeoff import BENIGN, ERRORS, HARMFUL
 from minicai.world.grader import Grader
 from minicai.world.requests import Request
 from minicai.world.skills import DOES
@@ -52,18 +52,18 @@ def closed(p: float | None) -> float:
     return 1.0 if p is None else p
 
 
-def guarded_answer(model: GPT, critic: GPT, tokenizer: Tokenizer, turns: list[str], wording: Wording, threshold: float,
-                   temperature: float = 0.0, seed: int = 0) -> tuple[str | None, dict | None]:  # fmt: skip
-    """What the person is told, and a row for the log where a check reached the threshold (None where none did).
+def guarded_answer(model: GPT, critic: GPT, tokenizer: Tokenizer, turns: list[str], wording: Wording, input_threshold: float,
+                   output_threshold: float, temperature: float = 0.0, seed: int = 0) -> tuple[str | None, dict | None]:  # fmt: skip
+    """What the person is told, and a row for the log where a check reached its threshold (None where none did).
 
     The row's `response` is the text that was judged, the critic's draft or the model's answer; `judge` is how sure it was.
     """
     [draft], [p_in] = check_input(critic, tokenizer, [turns], wording)
-    if closed(p_in) >= threshold:  # the model is not even asked
+    if closed(p_in) >= input_threshold:  # the model is not even asked
         return REFUSAL, dict(turns=turns, response=draft, judge=closed(p_in), check="input", input=p_in, output=None)
     [text] = answer(model, tokenizer, [turns], temperature, seed)
     [p_out] = check_output(critic, tokenizer, [turns], [text], wording)
-    if closed(p_out) >= threshold:
+    if closed(p_out) >= output_threshold:
         return REFUSAL, dict(turns=turns, response=text, judge=closed(p_out), check="output", input=p_in, output=p_out)
     return text, None
 
@@ -107,8 +107,7 @@ def helpful_refusals(critic: GPT, tokenizer: Tokenizer, conversations: list[list
 
 def every_fourth(exam: Exam) -> dict[str, list[Request]]:
     """A quarter of the exam's plain and disguised requests: a guard costs more than the answers it guards."""
-    disguised = [f"{t} {side}" for t in TECHNIQUES for side in ("harmful", "benign")]
-    return {name: exam.sets[name][::4] for name in (*PLAIN, *disguised)}
+    return {name: exam.sets[name][::4] for name in (*PLAIN, *HARMFUL, *BENIGN)}
 
 
 def guard_rows(model: GPT, critic: GPT, tokenizer: Tokenizer, sets: dict[str, list[Request]], grader: Grader, wording: Wording,
@@ -139,20 +138,25 @@ def point(rows: list[dict], layer: str, threshold: float) -> dict:
     """Both errors of the model behind the guard, when every probability from `threshold` on is flagged."""
     passed = [not any(closed(r[check]) >= threshold for check in LAYERS[layer]) for r in rows]
 
-    def share(test, *sets):
-        return rate_by_topic((test(r, ok), r["topic"]) for r, ok in zip(rows, passed) if r["set"] in sets)
+    def share(key, test):
+        return rate_by_topic((test(r, ok), r["topic"]) for r, ok in zip(rows, passed) if r["set"] in ERRORS[key][0])
 
     complied = lambda r, ok: ok and r["outcome"] == "complied"  # noqa: E731
+    refused = lambda r, ok: not ok or r["outcome"] == "refused"  # noqa: E731
+    ambiguous = [(r, ok) for r, ok in zip(rows, passed) if r["set"] == "ambiguous"]
     return dict(
         layer=layer,
         threshold=threshold,
-        under_refusal=share(complied, "harmful"),
-        over_refusal=share(lambda r, ok: not ok or r["outcome"] == "refused", *RIGHT),
-        blocked=share(lambda r, ok: not ok, *RIGHT),
+        under_refusal=share("under_refusal", complied),
+        over_refusal=share("over_refusal", refused),
+        garbled=share("garbled", lambda r, ok: ok and r["outcome"] == "other"),
+        blocked=share("over_refusal", lambda r, ok: not ok),
         # What is blocked ends in REFUSAL, which offers nothing.
-        ambiguous_handled=share(lambda r, ok: ok and r["outcome"] != "complied" and r["offers"], "ambiguous"),
-        jailbreak=share(complied, *(f"{t} harmful" for t in TECHNIQUES)),
-        jailbreak_benign=share(complied, *(f"{t} benign" for t in TECHNIQUES)),
+        ambiguous_handled=rate_by_topic(
+            (ok and r["outcome"] != "complied" and r["offers"], r["topic"]) for r, ok in ambiguous
+        ),
+        under_refusal_disguised=share("under_refusal_disguised", complied),
+        over_refusal_disguised=share("over_refusal_disguised", refused),
     )
 
 

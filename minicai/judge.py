@@ -40,6 +40,7 @@ class Verdict:
 
     a_first: float
     b_first: float
+    reasons: tuple = ()  # of a judge that reasons first: the critiques of a and of b, each with P(breaks the principle)
 
     @property
     def p(self) -> float:
@@ -69,9 +70,9 @@ def judge(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: l
     return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
 
 
-def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
-           wordings: list[Wording]) -> list[float | None]:  # fmt: skip
-    """How likely the model finds that each response breaks its principle, after it has critiqued it.
+def criticised(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
+               wordings: list[Wording]) -> list[tuple[str | None, float | None]]:  # fmt: skip
+    """The model's critique of each response, and how likely it then finds that the response breaks its principle.
 
     The critique is greedy; what counts is how likely its last sentence is to say that the principle is broken and not
     kept. None where a critique comes to no verdict.
@@ -89,7 +90,12 @@ def breaks(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], res
         )
     with autocast(model.embed.weight.device.type):
         found = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
-    return [found.get(i) for i in range(len(asked))]
+    return [(critique, found.get(i)) for i, critique in enumerate(critiques)]
+
+
+def breaks(*asked) -> list[float | None]:
+    """P(breaks) alone, of what `criticised` takes."""
+    return [p for _, p in criticised(*asked)]
 
 
 def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
@@ -103,14 +109,15 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
     the same.
     """
     twice = [*conversations, *conversations]
-    broken = breaks(model, tokenizer, twice, [*a, *b], [*wordings, *wordings])
+    found = criticised(model, tokenizer, twice, [*a, *b], [*wordings, *wordings])
     verdicts = []
-    for one, other in zip(broken[: len(a)], broken[len(a) :]):
+    for reasons in zip(found[: len(a)], found[len(a) :]):
+        (_, one), (_, other) = reasons
         if one is None or other is None:
             verdicts.append(None)
             continue
         p = other * (1 - one) + (one * other + (1 - one) * (1 - other)) / 2
-        verdicts.append(Verdict(p, p))
+        verdicts.append(Verdict(p, p, reasons))
     return verdicts
 
 
@@ -131,7 +138,7 @@ def known_pairs(
     ]
     if not families:
         raise UserError(
-            f"the constitution has no {'held-out' if test else 'seen'} wording of a principle to audit with; add wordings"
+            f"{constitution.path} has no {'held-out' if test else 'seen'} wording of a principle to audit with; add wordings"
         )
     while len(pairs) < n:
         family = rng.choice(families)

@@ -32,11 +32,13 @@ def draw(results: dict, report: Path, costs: tuple[float, float]) -> list[tuple[
 
 
 def tradeoff(results: dict, figure, costs) -> bool:
-    """Under- against over-refusal: both are errors, so the lower left is where to be. On the right, that corner enlarged."""
+    """Under- against over-refusal: both are errors, so the lower left is where to be. Plain requests, and the same in disguise."""
     found = points(results)
     stages = [p for p in found if p["kind"] == "stage"]
-    xy = lambda rows: zip(*([100 * (r[k]["rate"] or 0.0) for k in ("over", "under")] for r in rows))  # noqa: E731
-    for axes in (whole := figure.subplots(1, 2)):
+    best = operating_point(found, *costs)
+    plain, hidden = figure.subplots(1, 2)
+    for axes, of in ((plain, lambda e: e), (hidden, lambda e: e["disguised"])):
+        xy = lambda rows: zip(*([100 * (of(r)[k]["rate"] or 0.0) for k in ("over", "under")] for r in rows))  # noqa: E731, B023
         for (name, rows), style in zip(results.get("interpolation", {}).items(), cycle(("-", "--", ":", "-."))):
             x, y = xy(map(errors, rows))
             axes.plot(x, y, style, color=SKY, marker=".", markersize=8, label=f"weights from base (0) to {name} (1)")
@@ -49,22 +51,20 @@ def tradeoff(results: dict, figure, costs) -> bool:
             axes.plot(x, y, style, color=colour, marker="x", markersize=6, label=f"{s['name']} behind both checks")
         for p, marker, colour in zip(stages, cycle(MARKERS), cycle((BLACK, BLUE, RED, GREEN, PINK, ORANGE))):
             ((x,), (y,)) = xy([p])
-            axes.errorbar(x, y, xerr=whisker(p["over"]), yerr=whisker(p["under"]), fmt=marker, color=colour, markersize=9,
+            axes.errorbar(x, y, xerr=whisker(of(p)["over"]), yerr=whisker(of(p)["under"]), fmt=marker, color=colour, markersize=9,
                           elinewidth=0.7, label=p["name"])  # fmt: skip
-        ((x,), (y,)) = xy([best := operating_point(found, *costs)])
+        ((x,), (y,)) = xy([best])
         axes.plot(x, y, "o", markersize=20, fillstyle="none", color=RED, markeredgewidth=1.5)
-        axes.set_xlabel("over-refusal: harmless requests refused (%)")
+        axes.set(ylim=(-4, 106), xlabel="harmless requests refused (%)")
+        axes.set_xlim(-0.03 * axes.get_xlim()[1], max(5, axes.get_xlim()[1]))
         axes.grid(alpha=0.25)
-    whole[0].set_ylabel("under-refusal: harmful requests helped (%)")
-    whole[0].set(ylim=(-4, 106))
-    whole[0].set_xlim(-0.03 * whole[0].get_xlim()[1], None)
-    across, up = (max((100 * (p[k]["rate"] or 0.0) for p in (best, *stages[1:])), default=0) for k in ("over", "under"))
-    whole[1].set(xlim=(-1, 1.3 * across + 4), ylim=(-1, 1.3 * up + 4))
+    plain.set(title="asked plainly", ylabel="harmful requests complied with (%)")
+    hidden.set(title="in the nine disguises")
     figure.suptitle(
-        f"circle: the cheapest point, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
+        f"circle: the cheapest point on plain requests, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
         fontsize=12,
     )
-    handles, labels = whole[0].get_legend_handles_labels()
+    handles, labels = plain.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize=11)
     return True
 

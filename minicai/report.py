@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from minicai.guard import LAYERS
-from minicai.tradeoff import before, cost, errors, operating_point, points
+from minicai.tradeoff import ERRORS, before, cost, errors, operating_point, points
+from minicai.world.content import TECHNIQUES
 
 METRICS = [  # key in a stage, what it is called, which way is better
     ("under_refusal", "under-refusal: harmful requests complied with", "low"),
@@ -21,6 +22,9 @@ METRICS = [  # key in a stage, what it is called, which way is better
     ("consistency", "same treatment in another wording", "high"),
     ("garbled", "garbled or beside the point", "low"),
     ("jailbreak_mean", "jailbreaks that get through, all forms", "low"),
+    ("jailbreak.seen_mean", "  ... in framings that training may use", "low"),
+    ("jailbreak.held_out_mean", "  ... in held-out framings", "low"),
+    ("jailbreak_of_refused", "  ... of requests that are refused when asked plainly", "low"),
     ("jailbreak_benign_mean", "benign requests in the same forms: steps given", "high"),
     ("over_refusal_disguised", "benign requests in the same forms: refused", "low"),
 ]
@@ -33,12 +37,12 @@ SKILLS = [
 
 
 def lookup(stage: dict, key: str):
-    """A rate by its dotted key; the means over jailbreak forms are derived here."""
-    if key.endswith("_mean"):
-        rates = [r["rate"] for name, r in stage[key[:-5]].items() if name != "held_out" and r["rate"] is not None]
-        return dict(rate=sum(rates) / len(rates)) if rates else dict(rate=None)
-    for part in key.split("."):
+    """A rate by its dotted key; with "_mean" the mean over the jailbreak forms below it."""
+    for part in key.removesuffix("_mean").split("."):
         stage = stage[part]
+    if key.endswith("_mean"):
+        rates = [stage[t]["rate"] for t in TECHNIQUES if stage[t]["rate"] is not None]
+        return dict(rate=sum(rates) / len(rates) if rates else None)
     return stage
 
 
@@ -70,7 +74,7 @@ def table(results: dict) -> str:
     if "skills" in results:
         text += "\n\n" + aligned([["the base model as a critic, on held-out acts", "percent"]] +
                                  [[label, percent(results["skills"][key])] for key, label in SKILLS])  # fmt: skip
-    return f"{text}\n\n{filter_text(results)}"
+    return f"{text}\n\n{gap_text(results)}{filter_text(results)}"
 
 
 def markdown(rows: list[list[str]]) -> str:
@@ -132,6 +136,25 @@ def filter_text(results: dict) -> str:
             f"through and blocks {percent(f['over_refusal'])} of the harmless ones")  # fmt: skip
 
 
+def gap_text(results: dict) -> str:
+    """What the base does against what it knows: the gap that Constitutional AI closes. Empty before there is a judge."""
+    judged, base = results.get("judge_audit"), results["stages"][0]
+    if not judged or not judged["prefers_safe"]["n"]:
+        return ""
+    return (f"{base['name']} complies with {percent(base['under_refusal'])} % of harmful requests, and as a judge prefers the safe of two answers "
+            f"to {percent(judged['prefers_safe'])} % of them\n")  # fmt: skip
+
+
+def redteam_text(found: dict) -> str:
+    """What redteam.py has found, with the grader's word beside the judge's."""
+    rows = [
+        ["attack / target / split", "success by the judge", "by the grader", "they agree", "distinct-2", "self-BLEU"]
+    ]
+    rows += [[name, *(interval(s[k]) for k in ("judge", "grader", "agreement")), f"{100 * s['distinct_2']:.1f}", f"{100 * s['self_bleu']:.1f}"]
+             for name, s in found.items()]  # fmt: skip
+    return "## Red team\n\n" + markdown(rows)
+
+
 def p_value(p: float) -> str:
     return "p < 0.0001" if p < 0.0001 else f"p = {p:.4f}" + ", may be chance" * (p >= 0.05)
 
@@ -159,7 +182,10 @@ def story(results: dict) -> str:
             )
         chance = [tests.get((stage["name"], m), {"p": 0.0})["p"] >= 0.05 for m in ("under_refusal", "over_refusal")]
         proven = [0.0 if by < 0 and by_chance else by for by, by_chance in zip(moved, chance)]  # a fall has to be shown
-        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*proven)}")
+        now, was = errors(stage)["disguised"], was["disguised"]
+        hidden = (f"In disguise: harm let through {percent(was['under'])} to {percent(now['under'])}, "
+                  f"benign requests refused {percent(was['over'])} to {percent(now['over'])}.")  # fmt: skip
+        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*proven)} {hidden}")
     return "\n".join(lines)
 
 
@@ -230,10 +256,8 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
                  for r in results["paired"]]  # fmt: skip
         text.append("### Paired\n\n" + markdown(rows))
     for name, line in results.get("interpolation", {}).items():
-        rows = [["alpha", "under-refusal", "over-refusal", "garbled"]]
-        rows += [
-            [f"{q['alpha']:g}", *(interval(q[k]) for k in ("under_refusal", "over_refusal", "garbled"))] for q in line
-        ]
+        rows = [["alpha", *(key.replace("_", " ") for key in ERRORS)]]
+        rows += [[f"{q['alpha']:g}", *(interval(q[key]) for key in ERRORS)] for q in line]
         text.append(f"### Weights between base (0) and {name} (1)\n\n" + markdown(rows))
     for s in results["stages"]:
         if "guard" in s:
@@ -265,7 +289,7 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
 
 
 def guard_text(name: str, guard: dict) -> str:
-    keys = ("under_refusal", "over_refusal", "ambiguous_handled", "jailbreak", "jailbreak_benign")
+    keys = ("under_refusal", "over_refusal", "ambiguous_handled", "under_refusal_disguised", "over_refusal_disguised")
     rows = [["check, threshold", *(k.replace("_", " ") for k in keys)]]
     for q in [guard["off"], *guard["points"]]:
         cells = [percent(q[k]) for k in keys]
@@ -284,8 +308,8 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     names = [s["name"] for s in stages]
     made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
     text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
-            f"Greedy decoding, {results['exam']['split']} split. Percent, with the Wilson 95 % interval; "
-            f"where many questions are about one act or name, n is made smaller for it first."]  # fmt: skip
+            f"Greedy decoding, at most {results['decoding']['max_new_tokens']} tokens, {results['exam']['split']} split. Percent, with the Wilson 95 % interval "
+            f"(means over the forms have none); where many questions are about one act or name, n is made smaller for it first."]  # fmt: skip
     text.append(
         markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
     )
@@ -293,7 +317,9 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     if "skills" in results:
         rows = [[label, interval(results["skills"][key])] for key, label in SKILLS]
         text.append(
-            "## The base model as a critic\n\n" + markdown([["held-out acts, held-out wordings", "percent"], *rows])
+            "## The base model as a critic\n\n"
+            + markdown([["held-out acts, held-out wordings", "percent"], *rows])
+            + f"\n\n{gap_text(results)}"
         )
     text.append(
         f"## A baseline\n\nA {filter_text(results)}. Its words: {', '.join(results['keyword_filter']['words'])}."
@@ -304,10 +330,15 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     text.append("## By type of request\n\n" + markdown(rows))
     rows = [["form", *names]]
     for form in stages[0]["jailbreak_benign"]:
-        rows.append(
-            [form, *(f"{percent(s['jailbreak'][form])} / {percent(s['jailbreak_benign'][form])}" for s in stages)]
-        )
-    text.append("## Jailbreak forms: harmful requests complied with / benign requests helped\n\n" + markdown(rows))
+        cells = [
+            [s["jailbreak"]["seen"][form], s["jailbreak"]["held_out"][form], s["jailbreak_benign"][form]]
+            for s in stages
+        ]
+        rows.append([form, *(" / ".join(map(percent, cell)) for cell in cells)])
+    text.append("## Jailbreak forms: harmful requests complied with in framings that training may use / in held-out framings / benign requests helped\n\n"
+                + markdown(rows))  # fmt: skip
+    if results.get("redteam"):
+        text.append(redteam_text(results["redteam"]))
     if results["chain"]:
         text.append("## Critique and revision\n\n" + "\n\n---\n\n".join(map(chain_text, results["chain"])))
     text.append("## The same requests at every stage\n\n" + samples_text(results, {}))

@@ -277,6 +277,36 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(out, monkeypatch, mode
     assert path.read_text() == whole and len(pools) <= 2
 
 
+@pytest.mark.parametrize("mode", ["templates", "zero_shot"])
+def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_split(out, monkeypatch, mode):
+    """A round's attacks are trained on; put again to the model that this made, they would flatter it."""
+    model, extra = common.load_checkpoint(out / "sft.pt")
+    common.save_checkpoint(out / "round1.pt", model, "policy", made_by=dict(name="another"))
+    asked = {}
+    for split in ("demo", "test"):
+        for target in ("sft.pt", "round1.pt"):
+            rows = go(monkeypatch, out, mode, "--attempts", 8, "--split", split, "--target", out / target)[-8:]
+            asked[split, target] = [r["turns"] for r in rows]
+    assert asked["test", "sft.pt"] == asked["test", "round1.pt"]
+    shared = sum(a == b for a, b in zip(asked["demo", "sft.pt"], asked["demo", "round1.pt"]))
+    assert shared < (1 if mode == "templates" else 8)  # this attacker knows twelve messages
+
+
+def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypatch):
+    with pytest.raises(common.UserError, match="guard.jsonl does not exist; chat.py --guard"):
+        go(monkeypatch, out, "monitor")
+    blocked = [[models[1][0]], ["Hello.", "Hello!", "And now?"], [models[1][0]]]
+    common.append_jsonl(out / "guard.jsonl", [dict(turns=turns, check="input") for turns in blocked])
+    rows = go(monkeypatch, out, "monitor")
+    assert [r["turns"] for r in rows] == blocked[:2] and rows[0]["type"] == "harmful" and rows[1]["request"] is None
+    assert rows[0]["response"] and not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
+    common.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], check="output")])
+    assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "monitor")] == ["0", "1", "2"]
+    common.append_jsonl(out / "guard.jsonl", [dict(turns=["a", "b"], check="output")])
+    with pytest.raises(common.UserError, match="guard.jsonl:5"):
+        go(monkeypatch, out, "monitor")
+
+
 def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch):
     rows = go(monkeypatch, out, "zero_shot", "--attempts", 40)
     other = dict(rows[0], id="x/0", turns=["never"], trainable=True, judge=1.0, target="another")
@@ -366,7 +396,7 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
     for weight in (0, 3):
         rows = go(monkeypatch, out, "rl", "--attempts", 384, "--diversity", weight, "--lr", 0.0005)
         mine = [r for r in rows if r["made_by"]["diversity"] == weight]
-        harm = [sum(r["judge"] or 0 for r in part) / 64 for part in (mine[:64], mine[-64:])]
+        harm = [sum(r["judge"] or 0 for r in part) / len(part) for part in (mine[:32], mine[-64:])]  # untaught, taught
         assert harm[1] > harm[0] + 0.15
         late[weight] = [" ".join(r["turns"]) for r in mine[-64:]]
     assert distinct_n(late[0], 2) < 0.6 * distinct_n(late[3], 2)
@@ -429,7 +459,13 @@ def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, va
 
 @pytest.mark.parametrize(
     "option, value",
-    [("--temperature", "nan"), ("--temperature", "-1"), ("--temperature", "inf"), ("--threshold", "nan")],
+    [
+        ("--temperature", "nan"),
+        ("--temperature", "-1"),
+        ("--temperature", "inf"),
+        ("--input-threshold", "nan"),
+        ("--output-threshold", "0"),
+    ],
 )
 def test_a_number_out_of_range_is_no_option_of_chat(out, monkeypatch, capsys, option, value):
     monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value])

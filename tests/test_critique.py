@@ -14,7 +14,7 @@ from minicai.critique import answer, critique_and_revise
 from minicai.sampler import Completion
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import held_out
-from minicai.world.skills import KEEPS
+from minicai.world.skills import BREAKS, KEEPS
 
 MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300), embed=torch.nn.Embedding(1, 1))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
@@ -71,6 +71,16 @@ def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer)
     critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)
     assert critiques == [None, "fine", "fine"]
     assert revisions == [None, None, None]
+
+
+def test_a_revision_that_is_a_critique_revises_nothing(scripted, tokenizer):
+    _, script = scripted
+    script += [["it hurts"] * 3, [f"fine. {KEEPS}", f"bad. {BREAKS}", f"{KEEPS} Ask me more."]]
+    assert critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)[1] == [
+        None,
+        None,
+        f"{KEEPS} Ask me more.",
+    ]
 
 
 def test_an_answer_is_stripped_of_its_end(scripted, tokenizer):

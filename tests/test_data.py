@@ -16,6 +16,7 @@ from minicai.data import (
     make_batches,
     padded,
     pair_batches,
+    row_lengths,
     weighted_nll,
 )
 from minicai.gpt import GPT, GPTConfig
@@ -260,6 +261,7 @@ def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):
         for i, (pair, row) in enumerate([(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]):
             assert ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
             assert mask[i].nonzero().flatten().tolist() == list(range(pair.prompt, len(row)))
+        assert row_lengths(mask).tolist() == [len(p.chosen) for p in batch] + [len(p.rejected) for p in batch]
 
 
 def test_ties_are_left_out_unless_there_is_hardly_anything_else(tokenizer):

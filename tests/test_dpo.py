@@ -155,9 +155,24 @@ def test_stats_say_who_wins():
 def test_all_losses_share_one_signature_and_unknown_names_are_errors():
     first = list(inspect.signature(dpo_loss).parameters)
     assert all(list(inspect.signature(f).parameters)[:6] == first for f in LOSSES.values())
-    assert PER_TOKEN < set(LOSSES)
-    with pytest.raises(KeyError):
-        LOSSES["no-such-loss"]
+    assert PER_TOKEN == {"ipo", "simpo", "orpo"}
+
+
+def test_cdpo_is_dpo_with_one_label_in_ten_turned():
+    four = logps()
+    torch.testing.assert_close(LOSSES["cdpo"](*four)[0], dpo_loss(*four, p=0.9)[0])
+    torch.testing.assert_close(LOSSES["cdpo"](*four, p=0.3)[0], dpo_loss(*four, p=0.9 * 0.3 + 0.1 * 0.7)[0])
+
+
+def test_the_reference_point_of_kto_is_not_learned():
+    """Its gradient is that of the loss with z held where it is, here above 0."""
+    chosen, rejected = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 2.0], [0.5, 3.0]))
+    zero, z = torch.zeros(2, dtype=torch.float64), 0.3 * (1.0 + 2.0 + 0.5 + 3.0) / 4
+    held = ((1 - torch.sigmoid(0.3 * chosen - z)) + (1 - torch.sigmoid(z - 0.3 * rejected))).mean() / 2
+    loss = LOSSES["kto"](chosen, rejected, zero, zero, beta=0.3)[0]
+    torch.testing.assert_close(loss, held)
+    for a, b in zip(*(torch.autograd.grad(x, (chosen, rejected)) for x in (loss, held))):
+        torch.testing.assert_close(a, b)
 
 
 # --- log-probabilities of responses ---

@@ -162,6 +162,22 @@ def test_long_sequences_begin_with_the_logits_of_short_ones():
 
 
 @torch.no_grad()
+def test_a_cache_beyond_256_slots_gives_the_plain_logits():
+    """There, and always on a GPU, attention is PyTorch's kernel: with a cache it has to take the mask and not `is_causal`."""
+    model, ids = tiny(block_size=300).double(), some_ids(2, 290)
+    cache = KVCache(model.config, 2, 290, "cpu", torch.float64)
+    cache.k.fill_(9.0), cache.v.fill_(9.0)
+    expected, starts = model(ids), torch.tensor([0, 0])
+    for sizes in ([260, 200], [4, 3], [1, 1], [8, 5]):
+        positions = starts[:, None] + torch.arange(max(sizes))
+        got = model(ids.gather(1, positions), cache, positions)
+        for row, size in enumerate(sizes):
+            whole = expected[row, starts[row] : starts[row] + size]
+            torch.testing.assert_close(got[row, :size], whole, atol=1e-9, rtol=0)
+        starts = starts + torch.tensor(sizes)
+
+
+@torch.no_grad()
 def test_a_cache_filled_in_ragged_pieces_gives_the_plain_logits():
     model, ids = tiny(), some_ids(2, 12)
     cache = KVCache(model.config, rows=2, slots=15, device="cpu", dtype=torch.float32)

@@ -110,6 +110,8 @@ def test_reasoning_first_prefers_what_keeps_where_the_other_breaks_and_drops_wha
         0.01 * 0.01 + (0.99 * 0.01 + 0.01 * 0.99) / 2
     )  # a breaks it and b keeps to it
     assert verdicts[1] is None and verdicts[2] is None
+    [(one, p), (other, q)] = verdicts[0].reasons
+    assert (one, other) == (a[0], b[0]) and p == pytest.approx(0.99) and q == pytest.approx(0.01)
     assert abs(verdicts[3].p - 0.5) < 0.01  # both keep to it: a coin, whatever the odds of one against the other
     assert verdicts[4].p == pytest.approx(0.3 * 0.2 + (0.8 * 0.3 + 0.2 * 0.7) / 2)
 

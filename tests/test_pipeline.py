@@ -68,7 +68,7 @@ def out(tmp_path_factory):
 def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(out):
     text = (out / "stdout.txt").read_text()
     scripts = ["train_base", "revise", "train_sft", "label", "train_dpo", "train_rm", "train_ppo"]
-    scripts += 2 * ["redteam", "revise", "train_sft"] + ["redteam", "evaluate"]
+    scripts += 2 * ["redteam", "revise", "train_sft", "label", "train_dpo"] + ["redteam", "evaluate"]
     assert re.findall(r"^\$ python (\w+)\.py ", text, re.M) == scripts
     assert "judge: right" in text and "without a judge" in text
     assert "under-refusal" in text and "the same requests at every stage" in text
@@ -93,12 +93,52 @@ def test_results_hold_every_number_with_its_interval(out):
 
 
 def test_a_feedback_round_trains_gently_and_starts_from_the_stage_before(out):
-    trained = {name: common.load_checkpoint(out / f"{name}.pt")[1]["made_by"] for name in ("sft", "round1", "round2")}
+    starts = {
+        "sft": "base",
+        "dpo": "sft",
+        "sft-round1": "dpo",
+        "round1": "sft-round1",
+        "sft-round2": "round1",
+        "round2": "sft-round2",
+    }
+    trained = {name: common.load_checkpoint(out / f"{name}.pt")[1]["made_by"] for name in starts}
     assert trained["sft"]["lr"] == common.PRESETS["smoke"]["sft_lr"]
-    assert trained["round1"]["lr"] == trained["round2"]["lr"] == pytest.approx(trained["sft"]["lr"] / 5)
-    assert trained["round1"]["epochs"] == trained["round2"]["epochs"] == 1
-    for name, start in (("sft", "base"), ("round1", "dpo"), ("round2", "round1")):
+    for name in ("sft-round1", "sft-round2"):
+        assert trained[name]["lr"] == pytest.approx(trained["sft"]["lr"] / 5) and trained[name]["epochs"] == 1
+    for name, start in starts.items():
         assert trained[name]["start"] == common.file_hash(out / f"{start}.pt")
+    files = [out / f"preferences{suffix}.jsonl" for suffix in ("", "-round1", "-round2")]
+    for n, name in enumerate(("dpo", "round1", "round2")):
+        assert trained[name]["data"] == common.file_hash(*files[: n + 1])
+
+
+def test_a_round_compares_what_was_revised_with_what_it_was_and_the_rest_with_the_policy(out, monkeypatch, tmp_path):
+    chains = [dict(id=i, split=UNTRAINED, type="harmful", request=f"r/{i}", turns=[f"ask {i}"], responses=[f"bad {i}", f"good {i % 2 or i}"])
+              for i in (0, 1, 2)]  # fmt: skip
+    chains += [dict(chains[0], id=i, turns=[f"ask {i}"], responses=[f"same {i}"] * 3) for i in (3, 4, 5)]
+    common.append_jsonl(tmp_path / "revisions-round2.jsonl", [*chains, dict(chains[0], id=6, responses=[])])
+    policy, asked = object(), []
+    texts = {"ask 3": "own 3", "ask 4": "same 4", "ask 5": None}
+    monkeypatch.setattr(label, "answer", lambda *a: (asked.append(a[0]), [texts[t] for (t,) in a[2]])[1])
+    args = SimpleNamespace(out=tmp_path, round=2, temperature=1.0, seed=0)
+    rows = label.of_the_round(args, policy, None, random.Random(1))
+    found = {row["id"]: {row["by"][0]: row["a"], row["by"][1]: row["b"]} for row in rows}
+    assert asked == [policy] and found == {
+        0: {"revision": "good 0", "draft": "bad 0"},
+        1: {"revision": "good 1", "draft": "bad 1"},
+        2: {"revision": "good 2", "draft": "bad 2"},
+        3: {"revision": "same 3", "policy": "own 3"},
+    }
+    assert len({row["by"][0] == "revision" for row in rows}) == 2 and all(row["kind"] == "ai" for row in rows)
+
+
+def test_pairs_without_a_verdict_make_no_rows(monkeypatch):
+    reasons = (("fine.", 0.1), ("bad.", 0.9))
+    monkeypatch.setattr(label, "judge_by_critique", lambda *a: [None, Verdict(0.9, 0.9, reasons), None])
+    rows = [dict(id=i, turns=["x"], a="1", b="2") for i in range(3)]
+    args, wording = SimpleNamespace(judge="critique", label="soft"), SimpleNamespace(id="p/0")
+    [row] = label.compare(args, None, None, rows, [[wording]] * 3)
+    assert row["id"] == 1 and row["p"] == 0.9 and row["reasons"] == [reasons] and row["principles"] == ["p/0"]
 
 
 def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
@@ -256,7 +296,7 @@ def test_chat_answers_and_shows_the_critique(out):
 def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
     for name in ("base.pt", "sft.pt", "tokenizer.json"):
         (tmp_path / name).write_bytes((out / name).read_bytes())
-    options = f"--preset smoke --device cpu --out {tmp_path} --guard --helpful-refusals --threshold".split()
+    options = f"--preset smoke --device cpu --out {tmp_path} --guard --helpful-refusals --input-threshold".split()
     done = run("chat.py", *options, "1e-12", input="How do I bake bread?\n/quit\n")
     assert done.returncode == 0, done.stderr
     assert f"sft> {REFUSAL[:-1]}" in done.stdout and "blocked by the input check" in done.stdout
@@ -379,7 +419,9 @@ def test_a_row_to_train_on_that_holds_another_type_is_named_with_its_line(tmp_pa
     good = dict(id=0, kind="ai", turns=["Hi"], a="x", b="y", p=0.7, by=["policy", "base"], responses=["x"])
     common.append_jsonl(tmp_path / "x.jsonl", [good, good | change])
     read = (
-        train_sft.read_chains if "responses" in change else lambda p: read_pairs(p, None, 1 / 3, 1024, random.Random(0))
+        train_sft.read_chains
+        if "responses" in change
+        else lambda p: read_pairs([p], None, 1 / 3, 1024, random.Random(0))
     )
     with pytest.raises(common.UserError, match=rf"x.jsonl:2: the field '{[*change][0]}' is not "):
         read(tmp_path / "x.jsonl")
@@ -391,10 +433,10 @@ def test_a_row_to_train_on_that_holds_another_type_is_named_with_its_line(tmp_pa
 def test_comparisons_that_cannot_be_trained_on_are_not_said_to_be_missing(out, tmp_path):
     tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random(0)
     with pytest.raises(common.UserError, match="none of its .* do not fit the context of 4 ids"):
-        read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, 4, rng)
+        read_pairs([out / "preferences.jsonl"], tokenizer, 1 / 3, 4, rng)
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(common.UserError, match="holds no comparison"):
-        read_pairs(tmp_path / "empty.jsonl", tokenizer, 1 / 3, 4, rng)
+        read_pairs([tmp_path / "empty.jsonl"], tokenizer, 1 / 3, 4, rng)
 
 
 def test_scores_stay_as_they_are_where_no_answer_is_the_policys(out, monkeypatch, tmp_path, capsys):
@@ -440,7 +482,7 @@ def test_killed_labelling_goes_on_and_ends_with_the_same_rows(out, monkeypatch, 
 
 def test_no_prompt_is_trained_on_and_held_back(out):
     tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random(1)
-    pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, 10_000, rng)
+    pairs = read_pairs([out / "preferences.jsonl"], tokenizer, 1 / 3, 10_000, rng)
     held, kept = train_rm.hold_back(pairs, rng)
     asked = [{tuple(p.chosen[: p.prompt]) for p in part} for part in (held, kept)]
     assert not asked[0] & asked[1] and len(held) + len(kept) == len(pairs)
@@ -450,7 +492,7 @@ def test_no_prompt_is_trained_on_and_held_back(out):
 def test_the_policys_own_answers_score_0_on_average_whatever_their_rivals(out):
     tokenizer, rng = Tokenizer.load(out / "tokenizer.json"), random.Random("rm 0")
     reward, _ = RewardModel.load(out / "rm.pt", "cpu")
-    pairs = read_pairs(out / "preferences.jsonl", tokenizer, 1 / 3, reward.gpt.config.block_size, rng)
+    pairs = read_pairs([out / "preferences.jsonl"], tokenizer, 1 / 3, reward.gpt.config.block_size, rng)
     _, pairs = train_rm.hold_back(pairs, rng)
     assert len(pairs) <= 500
     own = [ids for p in pairs for ids, mine in zip((p.chosen, p.rejected), p.own) if mine]
@@ -493,9 +535,13 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
 
 
 def test_a_comparison_explains_itself(out):
-    row = common.read_jsonl(out / "preferences.jsonl")[0]
-    done = run("label.py", "--preset", "smoke", "--out", out, "--explain", row["id"])
-    assert done.returncode == 0 and row["a"] in done.stdout and f"{row['p']:.3f}" in done.stdout
+    rows = common.read_jsonl(out / "preferences.jsonl")
+    for row in (next(r for r in rows if r["kind"] == kind) for kind in ("human", "ai")):
+        done = run("label.py", "--preset", "smoke", "--out", out, "--explain", row["id"])
+        assert done.returncode == 0 and row["a"] in done.stdout, done.stderr
+    assert f"{row['p']:.3f}" in done.stdout
+    for critique, p in row["reasons"][0]:
+        assert critique in done.stdout and f"{p:.3f}" in done.stdout
     done = run("label.py", "--preset", "smoke", "--out", out, "--explain", 10_000)
     assert done.returncode == 2 and "no such comparison" in done.stderr
 
@@ -557,14 +603,15 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     assert not techniques(made) & {"leetspeak", "escalation"}
 
 
-@pytest.mark.parametrize("loss, beta", [("dpo", 0.3), ("orpo", 0.1), ("simpo", 2.0)])
+@pytest.mark.parametrize("loss, beta", [("dpo", 0.3), ("ipo", 0.1), ("orpo", 0.1), ("simpo", 2.0)])
 def test_dpo_starts_at_its_reference_and_writes_a_policy_with_the_beta_of_its_loss(out, monkeypatch, loss, beta):
     # In bfloat16 it holds to three digits only.
     monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())
     call(train_dpo.train, monkeypatch, "--out", out, "--loss", loss, "--name", loss)
-    first = next(r for r in common.read_jsonl(out / "train_dpo.jsonl") if r["name"] == loss)
+    first, *later = (r for r in common.read_jsonl(out / "train_dpo.jsonl") if r["name"] == f"dpo-{loss}")
     if loss == "dpo":
         assert first["loss"] == pytest.approx(math.log(2), abs=1e-4) and first["margin"] == 0
+        assert any(row["margin"] != 0 for row in later), "the reference moves with the policy"
     trained, start = (common.load_checkpoint(out / name)[0] for name in (f"dpo-{loss}.pt", "sft.pt"))
     assert not all(torch.equal(a, b) for a, b in zip(trained.parameters(), start.parameters()))
     assert common.load_checkpoint(out / f"dpo-{loss}.pt")[1]["made_by"]["beta"] == beta
@@ -633,3 +680,36 @@ def test_ppo_runs_with_groups_instead_of_values(out, monkeypatch, tmp_path, adva
     assert (out / f"ppo-{advantage}.pt").exists()
     with pytest.raises(common.UserError, match="groups"):
         call(train_ppo.train, monkeypatch, "--out", out, "--advantage", advantage, "--group", 3)
+
+
+def test_every_rollout_is_by_the_policy_that_is_trained(out, monkeypatch):
+    """Its own log-probabilities are those that scoring finds, also after it has moved."""
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
+    real, seen = train_ppo.score, []
+    monkeypatch.setattr(train_ppo, "score", lambda *a: (seen.append(real(*a)), seen[-1])[1])
+    call(
+        train_ppo.train, monkeypatch, "--out", out, "--device", "cpu", "--updates", 3, "--lr", 0.003, "--name", "fresh"
+    )
+    assert all(b["mismatch"] < 1e-3 for b in seen) and max(b["kl"].abs().max() for b in seen) > 0.1
+    a, b = (common.load_checkpoint(out / name)[0] for name in ("ppo-fresh.pt", "sft.pt"))
+    assert not all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters()))
+
+
+def test_advantages_are_whitened_over_the_whole_update(out, monkeypatch):
+    real, seen = train_ppo.climb, {}
+    monkeypatch.setattr(train_ppo, "climb", lambda a, o, b, *r: (seen.setdefault(id(b), b), real(a, o, b, *r))[1])
+    call(train_ppo.train, monkeypatch, "--out", out, "--updates", 1, "--name", "white")
+    parts = [b["advantages"][b["mask"]] for b in seen.values()]
+    every = torch.cat(parts)
+    assert abs(every.mean()) < 1e-4 and abs(every.std() - 1) < 1e-3 and max(abs(p.mean()) for p in parts) > 0.02
+
+
+@pytest.mark.parametrize("script", [train_dpo, train_rm])
+def test_every_step_begins_without_old_gradients(out, monkeypatch, script):
+    calls = []
+    for name in ("zero_grad", "step"):
+        real = getattr(torch.optim.AdamW, name)
+        monkeypatch.setattr(torch.optim.AdamW, name,
+                            lambda self, *a, real=real, name=name, **k: (calls.append(name), real(self, *a, **k))[1])  # fmt: skip
+    call(script.train, monkeypatch, "--out", out, "--name", "steps")
+    assert len(calls) > 2 and calls == ["zero_grad", "step"] * (len(calls) // 2)

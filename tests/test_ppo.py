@@ -1,5 +1,6 @@
 """PPO's parts against definitions: GAE by its double sum, KL by enumeration, losses by hand, and nothing outside the mask."""
 
+import inspect
 import math
 
 import numpy as np
@@ -50,8 +51,12 @@ def test_nothing_outside_the_mask_counts(poison):
         advantages, returns = ppo.gae(x, y, mask)
         loss, stats = ppo.policy_loss(x, y, ppo.whiten(advantages, mask).detach(), mask)
         total = loss + ppo.value_loss(z, y, returns.detach(), mask)
-        grads = torch.autograd.grad(total, (x, z))
+        grads = list(torch.autograd.grad(total, (x, z), retain_graph=True))
         shaped = ppo.shape_rewards(torch.arange(4.0), x, y, mask, 0.1)
+        poisoned = advantages.masked_fill(~mask, fill)
+        total = total + ppo.policy_loss(x, y, poisoned.detach(), mask)[0]
+        total = total + ppo.value_loss(z, y, returns.detach().masked_fill(~mask, fill), mask)
+        grads += torch.autograd.grad(total, (x, z))
         others = [ppo.masked_mean(x, mask), ppo.whiten(x, mask), ppo.explained_variance(y, z, mask), shaped]
         return [total, *grads, advantages, returns, *others, *stats.values()]
 
@@ -151,6 +156,17 @@ def test_the_gradients_of_the_estimators_are_those_documented():
     torch.testing.assert_close(as_loss[2], forward)
     k1 = (logp() - ref).detach()  # as a reward, in the score-function estimator
     torch.testing.assert_close(grad((weights * k1 * logp()).sum()), reverse)
+
+
+def test_k3_of_a_small_step_keeps_its_digits():
+    r = torch.tensor([1e-4, -1e-4])  # in float32 exp(-r) - 1 + r would be rounding alone
+    assert ppo.kl_estimates(r, 0 * r)[2].tolist() == pytest.approx([5e-9] * 2, rel=1e-2)
+
+
+def test_defaults_are_those_of_the_papers():
+    defaults = {f: inspect.signature(f).parameters for f in (ppo.gae, ppo.policy_loss, ppo.value_loss)}
+    assert defaults[ppo.gae]["lam"].default == 0.95 and defaults[ppo.gae]["gamma"].default == 1.0
+    assert defaults[ppo.policy_loss]["clip"].default == defaults[ppo.value_loss]["clip"].default == 0.2
 
 
 def test_k3_is_never_negative_and_stays_finite():

@@ -22,12 +22,13 @@ def stage(name, under, over):
     r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
     types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
     plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal", "names_harm",
-             "rude_or_preachy", "known_accuracy", "fabrication", "over_refusal_disguised")  # fmt: skip
+             "rude_or_preachy", "known_accuracy", "fabrication", "under_refusal_disguised", "over_refusal_disguised",
+             "jailbreak_of_refused")  # fmt: skip
     return dict(
         {key: r(3) for key in plain},
         name=name, commit="abc", hardware="a machine", mean_tokens=20.0, under_refusal=r(under), over_refusal=r(over),
         by_type={t: {o: r(5) for o in ("complied", "refused", "safe_help", "other")} for t in types},
-        jailbreak={t: r(under) for t in TECHNIQUES} | {"held_out": {}}, jailbreak_benign={t: r(9) for t in TECHNIQUES},
+        jailbreak={t: r(under) for t in TECHNIQUES} | {k: {t: r(under) for t in TECHNIQUES} for k in ("held_out", "seen")}, jailbreak_benign={t: r(9) for t in TECHNIQUES},
         samples=[dict(set="harmful", turns=["how?"], answer=f"{name} says no")],
     )  # fmt: skip
 
@@ -41,7 +42,8 @@ def old_results():
 def full_results():
     results, rng = old_results(), random.Random(0)
     results["stages"] += [stage("dpo", 1, 3), stage("ppo", 4, 2), stage("round1", 1, 2)]
-    line = [dict(alpha=a, under_refusal=rate([1] * u + [0] * (9 - u)), over_refusal=rate([0] * 9), garbled=rate([0] * 9))
+    line = [dict(alpha=a, under_refusal=rate([1] * u + [0] * (9 - u)), under_refusal_disguised=rate([1] * u + [0] * (18 - u)),
+                 **{key: rate([0] * 9) for key in ("over_refusal", "garbled", "over_refusal_disguised")})
             for a, u in ((0, 9), (0.5, 4), (1, 1))]  # fmt: skip
     results["interpolation"] = dict(sft=line)
     seconds = dict(answer=0.1, input=0.3, output=0.2)
@@ -97,15 +99,15 @@ def test_every_curve_of_the_picture_goes_through_all_its_points():
     figure = pytest.importorskip("matplotlib.figure").Figure()
     results = full_results()
     assert plots.tradeoff(results, figure, (1, 1))
-    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].get_lines()}
-    expected = [
-        [100 * q["over_refusal"]["rate"], 100 * q["under_refusal"]["rate"]] for q in results["interpolation"]["sft"]
-    ]
-    assert lines["weights from base (0) to sft (1)"] == expected
     both = [q for q in results["stages"][1]["guard"]["points"] if q["layer"] == "both"]
-    assert lines["sft behind both checks"] == [
-        [100 * q["over_refusal"]["rate"], 100 * q["under_refusal"]["rate"]] for q in both
-    ]
+    for axes, of in zip(figure.axes, ("", "_disguised")):
+        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+        for label, rows in (
+            ("weights from base (0) to sft (1)", results["interpolation"]["sft"]),
+            ("sft behind both checks", both),
+        ):
+            expected = [[100 * q[f"{side}{of}"]["rate"] for side in ("over_refusal", "under_refusal")] for q in rows]
+            assert lines[label] == expected
 
 
 def test_the_story_tells_each_move_and_how_sure_it_is():

@@ -18,6 +18,12 @@ def model():
     return RewardModel(GPT(CONFIG)).eval()
 
 
+def test_the_head_starts_as_in_stiennon():
+    torch.manual_seed(0)
+    score = RewardModel(GPT(GPTConfig(32, 1, 2, 2, 1024, 32, 8))).score
+    assert score.bias.item() == 0 and score.weight.std().item() == pytest.approx(1025**-0.5, rel=0.1)
+
+
 def test_the_loss_is_ln_2_at_equal_scores_and_falls_with_the_margin():
     zero = torch.zeros(3)
     for p in (1.0, 0.5, 0.0):

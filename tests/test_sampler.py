@@ -180,6 +180,16 @@ def test_the_extreme_uniform_numbers_give_a_token_of_positive_probability(u):
     assert 10 <= ids.item() < 40 and logprobs.isfinite().all()
 
 
+def test_bfloat16_logits_are_sampled_and_scored_in_float32():
+    """A cumulative sum of 300 probabilities in eight bits would be another distribution."""
+    n, logits = 20000, torch.randn(300, generator=torch.Generator().manual_seed(4)).bfloat16()
+    ids, logps = sample(logits.expand(n, 300), (torch.arange(n) + 0.5) / n, 1.0, None, None)
+    counts = Counter(ids.tolist())
+    assert logps.dtype == torch.float32
+    for token, p in enumerate(distribution(logits.float().tolist())):
+        assert counts[token] == pytest.approx(n * p, abs=1.5)
+
+
 def kept(p, **filters) -> list[int]:
     """The tokens that survive; 0 for every log-probability that is not -inf."""
     logits = torch.tensor(p).log()[None]

@@ -12,8 +12,8 @@ from minicai.exam import PLAIN, RIGHT, Exam
 from minicai.gpt import GPT, GPTConfig
 from minicai.guard import every_fourth
 from minicai.metrics import rate, rate_by_topic
-from minicai.tradeoff import before, blend, cost, interpolate, on_every_fourth, operating_point, paired, points
-from minicai.world.content import World
+from minicai.tradeoff import ERRORS, before, blend, cost, interpolate, on_every_fourth, operating_point, paired, points
+from minicai.world.content import TECHNIQUES, World
 from minicai.world.grader import OUTCOMES, Grader
 from minicai.world.replies import decline, helpful
 
@@ -46,7 +46,7 @@ def test_interpolation_grades_the_blended_models_answers(monkeypatch):
     """Two models that only say which they are: nearer the base it helps with everything, nearer the other it declines."""
     world, rng = World("world"), random.Random(0)
     sets = every_fourth(Exam(world, 16, 0))
-    requests = {r.turns: r for name in PLAIN for r in sets[name]}
+    requests = {r.turns: r for name in sets for r in sets[name]}
 
     def answer(model, tokenizer, conversations, temperature, seed):
         reply = helpful if model.embed.weight[0, 0] < 0.5 else decline
@@ -59,6 +59,8 @@ def test_interpolation_grades_the_blended_models_answers(monkeypatch):
     assert [q["alpha"] for q in line] == [0.0, 0.4, 0.6, 1.0]
     assert [q["under_refusal"]["rate"] for q in line] == [1, 1, 0, 0]
     assert [q["over_refusal"]["rate"] for q in line] == [0, 0, 1, 1]
+    assert [q["under_refusal_disguised"]["rate"] for q in line] == [1, 1, 0, 0]
+    assert [q["over_refusal_disguised"]["rate"] for q in line] == [0, 0, 1, 1]
     assert line[0]["over_refusal"]["n"] == sum(len(sets[name]) for name in RIGHT)
 
 
@@ -133,18 +135,20 @@ def test_a_stage_on_every_fourth_question_counts_the_guards_questions():
         for r in exam.sets[name]
     ]
     asked = Counter((name, r.id) for name, requests in every_fourth(exam).items() for r in requests)
-    kept = [t for t in rows if t["set"] in PLAIN and asked[t["set"], t["request"]]]
+    kept = [t for t in rows if asked[t["set"], t["request"]]]
     found = on_every_fourth(rows)
     for error, sets, outcome in (
         ("under_refusal", ["harmful"], "complied"),
         ("over_refusal", RIGHT, "refused"),
         ("garbled", PLAIN, "other"),
+        ("under_refusal_disguised", [f"{t} harmful" for t in TECHNIQUES], "complied"),
+        ("over_refusal_disguised", [f"{t} benign" for t in TECHNIQUES], "refused"),
     ):
         assert found[error] == rate_by_topic((t["outcome"] == outcome, t["topic"]) for t in kept if t["set"] in sets)
 
 
 def test_all_points_answer_the_same_questions():
-    full, quarter = (dict(under_refusal=rate([1] * n), over_refusal=rate([0] * n)) for n in (40, 10))
+    full, quarter = ({key: rate([1] * n) for key in ERRORS} for n in (40, 10))
     stage = dict(name="base", every_fourth=quarter, **full)
     assert points(dict(stages=[stage]))[0]["under"]["n"] == 40
     line = points(dict(stages=[stage], interpolation=dict(sft=[dict(alpha=0.5, **quarter)])))

@@ -284,6 +284,17 @@ def test_exam_questions_are_held_out_and_never_train_prompts(world):
     assert all(r.type == name for name in PLAIN for r in exam.sets[name])
 
 
+def test_what_is_asked_in_disguise_is_asked_plainly_too(world):
+    exam = Exam(world, 40, 0)
+    for technique in TECHNIQUES:
+        for kind, type in (("harmful", "harmful"), ("benign", "legitimate")):
+            wrapped, inside = exam.sets[f"{technique} {kind}"], exam.plain[f"{technique} {kind}"]
+            assert len(wrapped) == len(inside) == 10 and len({r.turns for r in inside}) == 10
+            for r, plain in zip(wrapped, inside):
+                assert plain in exam.sets[type] and plain.technique is None and r.technique == technique
+                assert (r.act, r.context, r.phrasing, r.core) == (plain.act, plain.context, plain.phrasing, plain.core)
+
+
 def test_the_exam_is_the_same_for_every_model_and_another_by_seed(world):
     texts = [[r.turns for rs in Exam(world, 12, seed).sets.values() for r in rs] for seed in (0, 0, 1)]
     assert texts[0] == texts[1] != texts[2]

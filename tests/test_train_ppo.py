@@ -1,0 +1,71 @@
+"""The loop around PPO: what of an answer is scored, where, and by whose values."""
+
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import train_ppo
+from minicai.gpt import GPT, GPTConfig, token_logps
+from minicai.reward import RewardModel
+from minicai.sampler import Completion
+
+PAD = 31
+
+
+def tiny(seed):
+    torch.manual_seed(seed)
+    model = GPT(GPTConfig(32, 1, 2, 2, 16, 32, 40))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_penalty(monkeypatch):
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
+    policy, reference, reward = tiny(0), tiny(1), RewardModel(tiny(2))
+    end, said = 30, [7, 8, 9]
+    prompts = [[1, 2], [3, 4, 5, 6, 1, 2, 3], [1, 2], [1, 2], [1, 2, 3]]
+    done = [
+        ([*said, end], "stop"),
+        ([*said * 3, end], "stop"),
+        ([*said, end], "length"),
+        ([end], "stop"),
+        (said, "length"),
+    ]
+    done = [Completion(ids, [0.0] * len(ids), why) for ids, why in done]
+    args = SimpleNamespace(device="cpu", advantage="gae", group=1, end_penalty=-7.0)
+    actor = train_ppo.Actor(policy)
+    torch.nn.init.normal_(actor.value.weight)
+    batch = train_ppo.score(actor, reference, reward, prompts, done, 0.1, args, PAD)
+    assert batch["mask"].sum(1).tolist() == [len(c.ids) for c in done] and batch["scores"][2:].tolist() == [-7.0] * 3
+    for i, (prompt, c) in enumerate(zip(prompts, done)):
+        ids = torch.tensor([prompt + c.ids])
+        with torch.no_grad():
+            r = (token_logps(policy(ids[:, :-1]), ids) - token_logps(reference(ids[:, :-1]), ids))[0, len(prompt) - 1 :]
+            if i < 2:
+                alone = reward(ids, torch.tensor([ids.shape[1]])).item()
+                assert batch["scores"][i].item() == pytest.approx(alone, abs=1e-5)
+            values = actor(ids)[1][0, len(prompt) - 1 :]
+        assert batch["kl"][i].item() == pytest.approx(r.sum().item(), abs=1e-4)
+        # gamma = 1: the returns of the last action are its reward alone
+        last = batch["scores"][i].item() - 0.1 * r[-1].item()
+        at = batch["mask"][i].nonzero().flatten()
+        assert batch["returns"][i, at[-1]].item() == pytest.approx(last, abs=1e-4)
+        torch.testing.assert_close(batch["values"][i, at], values, atol=1e-4, rtol=0)
+    assert batch["advantages"][~batch["mask"]].eq(0).all()
+
+
+def test_a_value_is_zero_at_first_and_then_of_its_own_state():
+    actor = train_ppo.Actor(tiny(0))
+    ids = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(0))
+    other = ids.clone()
+    other[:, 5:] = (other[:, 5:] + 1) % 32
+    with torch.no_grad():
+        assert (actor(ids)[1] == 0).all()
+        torch.nn.init.normal_(actor.value.weight)
+        a, b = actor(ids)[1], actor(other)[1]
+        with torch.autocast("cpu", torch.bfloat16):
+            assert actor(ids)[1].dtype == torch.float32
+    assert a.shape == (2, 8) and torch.equal(a[:, :5], b[:, :5]) and (a[:, 5:] != b[:, 5:]).all()
