@@ -107,12 +107,13 @@ def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording
     verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
     labelled = []
     for row, ws in zip(rows, wordings):
-        found = [v for v in (next(verdicts) for _ in ws) if v is not None]
+        found = [(w, v) for w, v in [(w, next(verdicts)) for w in ws] if v is not None]
         if found:
-            p = sum(v.p for v in found) / len(found)
-            labelled.append(row | dict(principles=[w.id for w in ws], a_first=sum(v.a_first for v in found) / len(found),
-                                       b_first=sum(v.b_first for v in found) / len(found), p=LABELS[args.label](p),
-                                       reasons=[v.reasons for v in found]))  # fmt: skip
+            a_first, b_first, p = (
+                sum(getattr(v, k) for _, v in found) / len(found) for k in ("a_first", "b_first", "p")
+            )
+            labelled.append(row | dict(principles=[w.id for w, _ in found], reasons=[v.reasons for _, v in found], a_first=a_first,
+                                       b_first=b_first, p=LABELS[args.label](p)))  # fmt: skip
     return labelled
 
 
@@ -154,6 +155,8 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         return
     wordings = {w.id: w for w in constitution.wordings}
     for row in found:
+        if not {"principles", "reasons", "a_first", "b_first"} <= row.keys():
+            raise UserError(f"comparison {number} does not say how it was judged; run label.py anew")
         for name, reasons in zip(row["principles"], row["reasons"]):
             said = wordings.get(name) and (wordings[name].critique if reasons else wordings[name].comparison)
             print(f"under {name}: {said or '(no longer in the constitution)'}")
@@ -214,6 +217,7 @@ def label():
                    how=args.judge, iid=args.iid, temperature=args.temperature)  # fmt: skip
     rng, done = random.Random(f"label {args.seed}"), []
     if args.round:  # half a minute: a killed run begins again
+        made_by |= dict(chains=file_hash(args.out / f"revisions-round{args.round}.jsonl"))
         rows = [row | dict(made_by=made_by) for row in of_the_round(args, policy, tokenizer, rng)]
         pairs = [(row, ws) for row in rows for ws in wordings_for(constitution, args.principles, rng)]
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
