@@ -156,6 +156,30 @@ def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
     assert row["made_by"]["checkpoint"] == common.file_hash(out / "base.pt")
 
 
+def test_no_held_out_wording_of_a_request_or_a_principle_is_in_any_training_row(out):
+    world = World(ROOT / "world")
+    wordings = {w.id for part in (world.phrasings, world.contexts, world.framings) for w in part}
+    files = (
+        "revisions",
+        "revisions-round1",
+        "revisions-round2",
+        "helpful",
+        "preferences",
+        "preferences-round1",
+        "preferences-round2",
+    )
+    used = set()
+    for name in files:
+        rows = common.read_jsonl(out / f"{name}.jsonl")
+        assert rows, name
+        for row in rows:
+            used |= {part for part in row["request"].split("/") if part in wordings} | set(row.get("principles", []))
+    used |= {part for row in common.read_jsonl(out / "redteam.jsonl") if row["trainable"] for part in row["request"].split("/")
+             if part in wordings}  # fmt: skip
+    assert len(used) > 50 and not any(map(held_out, used))
+    assert any(map(held_out, wordings)), "nothing is held out"
+
+
 def test_replayed_documents_teach_no_answer(monkeypatch):
     """Of a conversation that a document remarks on nothing is learned: its answer may be help with harm."""
     learned, read, world = [], [], World(ROOT / "world")
@@ -535,10 +559,9 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
 
 
 def test_a_comparison_explains_itself(out):
-    rows = common.read_jsonl(out / "preferences.jsonl")
-    for row in (next(r for r in rows if r["kind"] == kind) for kind in ("human", "ai")):
-        done = run("label.py", "--preset", "smoke", "--out", out, "--explain", row["id"])
-        assert done.returncode == 0 and row["a"] in done.stdout, done.stderr
+    row = next(r for r in common.read_jsonl(out / "preferences.jsonl") if r["kind"] == "ai")
+    done = run("label.py", "--preset", "smoke", "--out", out, "--explain", row["id"])
+    assert done.returncode == 0 and row["a"] in done.stdout, done.stderr
     assert f"{row['p']:.3f}" in done.stdout
     for critique, p in row["reasons"][0]:
         assert critique in done.stdout and f"{p:.3f}" in done.stdout
