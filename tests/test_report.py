@@ -9,7 +9,7 @@ from minicai import plots
 from minicai.guard import sweep
 from minicai.judge import reliability
 from minicai.metrics import rate
-from minicai.report import choice, story, verdict, write_report
+from minicai.report import SKILLS, choice, story, verdict, write_report
 from minicai.tradeoff import cost, operating_point, points
 from minicai.world.content import TECHNIQUES
 from tests.test_guard import random_rows
@@ -35,7 +35,7 @@ def stage(name, under, over):
 
 def old_results():
     filtered = dict(words=["want"], under_refusal=rate([1, 0]), over_refusal=rate([1, 0]))
-    return dict(world="world", preset="smoke", seed=0, exam=dict(split="test"), chain=[], keyword_filter=filtered,
+    return dict(world="world", preset="smoke", seed=0, exam=dict(split="test"), decoding=dict(temperature=0, max_new_tokens=128), chain=[], keyword_filter=filtered,
                 stages=[stage("base", 20, 0), stage("sft", 2, 4)])  # fmt: skip
 
 
@@ -55,7 +55,12 @@ def full_results():
         dict(metric="over_refusal", before="base", after="sft", n=20, fell=0, rose=4, p=0.125),
     ]
     p = [rng.random() for _ in range(100)]
-    results["judge_audit"] = dict(reliability=reliability(p, [rng.random() < q for q in p], list(range(100))))
+    results["judge_audit"] = dict(
+        reliability=reliability(p, [rng.random() < q for q in p], list(range(100))), prefers_safe=rate([1] * 9 + [0])
+    )
+    results["skills"] = {key: rate([1, 0]) for key, _ in SKILLS}
+    found = dict(judge=rate([1, 0]), grader=rate([1, 1]), agreement=rate([1, 0]), distinct_2=0.5, self_bleu=0.25)
+    results["redteam"] = {"rl/dpo/demo": found}
     results["ppo_curves"] = {"train_ppo": [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]}
     return results
 
@@ -75,8 +80,14 @@ def test_without_matplotlib_the_report_says_so_once_and_is_whole(make, tmp_path,
     )
     if make is full_results:
         for heading in ("### sft behind the guard", "### Weights between base (0) and sft (1)", "### Helpful refusals, sft",
-                        "### Paired", "## Reliability of the judge", "## Reward against KL, train_ppo"):  # fmt: skip
+                        "### Paired", "## Reliability of the judge", "## Reward against KL, train_ppo", "## Red team", "at most 128 tokens"):  # fmt: skip
             assert heading in text
+        assert (
+            "base complies with 100.0 % of harmful requests, and as a judge prefers the safe of two answers to 90.0 % of them"
+            in text
+        )
+        assert "| rl/dpo/demo | 50.0 (" in text
+        assert "In disguise: harm let through 15.0 to 15.0" in text
 
 
 def test_pictures_are_linked_beside_the_report(tmp_path, monkeypatch):
