@@ -86,13 +86,19 @@ def stages(runs: list[dict], name: str) -> list[dict]:
     return [s for run in runs for s in run["stages"] if s["name"] == name]
 
 
+def heading(runs: list[dict], name: str) -> str:
+    """The stage's name, and how many runs have got so far where not all have."""
+    found, label = len(stages(runs, name)), NAMES.get(name, name)
+    return label if found == len(runs) else f"{label}, {found} of {len(runs)} seeds"
+
+
 def size(rates: list[dict]) -> str:
     return str(max(r["n"] for r in rates)) if "n" in rates[0] else ""
 
 
 def main_table(runs: list[dict], keys=None, leave_out=()) -> str:
     names = [s["name"] for s in runs[0]["stages"] if s["name"] not in leave_out]
-    rows = [["percent, mean over seeds (range)", *(NAMES.get(n, n) for n in names), "n a seed"]]
+    rows = [["percent, mean over seeds (range)", *(heading(runs, n) for n in names), "n a seed"]]
     for key, label, _ in METRICS:
         if keys and key not in keys:
             continue
@@ -172,7 +178,7 @@ def aims_table(runs: list[dict]) -> str:
 def forms_table(runs: list[dict]) -> str:
     names = [s["name"] for s in runs[0]["stages"]]
     columns = [(n, side) for n in names for side in SIDES]
-    rows = [["jailbreak form", *(f"{NAMES.get(n, n)}: {SIDES[side]}" for n, side in columns)]]
+    rows = [["jailbreak form", *(f"{heading(runs, n)}: {SIDES[side]}" for n, side in columns)]]
     for t in TECHNIQUES:
         rows.append([t, *(spread([lookup(s, f"{side}.{t}") for s in stages(runs, n)]) for n, side in columns)])
     return markdown(rows)
