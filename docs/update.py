@@ -224,7 +224,12 @@ def update(folders: list[Path]):
     ]
     replace(ROOT / "docs" / "results.md", "results", "\n\n".join(body))
     for name in ("tradeoff", "jailbreaks"):
-        shutil.copy(folders[0] / f"report-{name}.png", ROOT / "docs" / f"{name}.png")
+        picture = folders[0] / f"report-{name}.png"
+        if not picture.exists():
+            sys.exit(
+                f"{picture} is missing; pip install -r requirements-extras.txt, then evaluate.py --report --out {folders[0]}"
+            )
+        shutil.copy(picture, ROOT / "docs" / f"{name}.png")
 
 
 if __name__ == "__main__":
