@@ -10,6 +10,7 @@ import random
 import re
 import sys
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -129,14 +130,18 @@ name_part = option_type(
 )
 
 
-def autocast(device: str):
+def fast_dtype(device: str) -> torch.dtype:
     """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
     native = any(flag in cpu_info("flags").split() for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.autocast(
-        device.split(":")[0], torch.bfloat16, enabled=device.startswith("cuda") or device == "cpu" and native
-    )
+    return torch.bfloat16 if device.startswith("cuda") or device == "cpu" and native else torch.float32
 
 
+def autocast(device: str):
+    """Matrix products in bfloat16 where that is faster."""
+    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
+
+
+@lru_cache
 def cpu_info(key: str) -> str:
     """A line of Linux's description of the processor; empty elsewhere."""
     path = Path("/proc/cpuinfo")

@@ -1,0 +1,49 @@
+"""The optimizer against PyTorch's own, its orthogonalization against the SVD, and the schedule against its description."""
+
+import pytest
+import torch
+
+from minicai import optim
+from minicai.optim import Muon, orthogonalize, set_lr
+
+SHAPES = [(24, 24), (16, 40), (40, 16)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape, monkeypatch):
+    monkeypatch.setattr(optim, "fast_dtype", lambda device: torch.float32)
+    x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+    u, s, vt = torch.linalg.svd(x, full_matrices=False)
+    leveled = u.T @ orthogonalize(x) @ vt.T
+    assert leveled.diagonal().min() > 0.3  # of the smallest, which started at about 0.003 of the norm
+    assert leveled.diagonal()[s > 0.05 * x.norm()].min() > 0.65 and leveled.diagonal().max() < 1.25
+    assert (leveled - leveled.diagonal().diag()).abs().max() < 1e-4
+    torch.testing.assert_close(orthogonalize(1000 * x), orthogonalize(x), rtol=1e-4, atol=1e-4)
+
+
+def test_muon_steps_as_pytorch_does(monkeypatch):
+    monkeypatch.setattr(optim, "fast_dtype", lambda device: torch.bfloat16)  # PyTorch's rounds to it everywhere
+    generator = torch.Generator().manual_seed(1)
+    ours = [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in SHAPES]
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    options = dict(lr=0.1, weight_decay=0.3, momentum=0.9)
+    optimizers = Muon(ours, **options), torch.optim.Muon(theirs, **options)
+    for _ in range(4):
+        for one, other in zip(ours, theirs):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+    for one, other in zip(ours, theirs):
+        torch.testing.assert_close(one, other)
+
+
+def test_the_learning_rate_rises_holds_and_falls_to_zero():
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    rates = []
+    for step in range(100):
+        set_lr([optimizer], step, 100, warmup=0.1, cooldown=0.5)
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
+    assert rates[10:50] == [2.0] * 40
+    assert rates[50:] == pytest.approx([2.0 * (100 - i) / 50 for i in range(50, 100)])
