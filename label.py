@@ -24,7 +24,7 @@ in the paper, where people labelled helpfulness and only harm was left to the AI
 answers are dropped, and training leaves out those between which the judge sees no difference.
 
 In a feedback round the last revision of every chain is compared with the answer that was revised, or, where nothing had to be
-revised, with an answer by the policy: what the attack got out of it, and what it denies to the benign requests beside it.
+revised, with an answer by the policy: what the attack got out of it, and what it denies to the benign requests beside it. The judge reads the plain request.
 """
 
 import random
@@ -103,7 +103,12 @@ def wordings_for(constitution: Constitution, principles: str, rng: random.Random
 def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
     """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
     flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
-    asked = ([r["turns"] for r, _ in flat], [r["a"] for r, _ in flat], [r["b"] for r, _ in flat], [w for _, w in flat])
+    asked = (
+        [r.get("plain", r["turns"]) for r, _ in flat],
+        [r["a"] for r, _ in flat],
+        [r["b"] for r, _ in flat],
+        [w for _, w in flat],
+    )
     verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
     labelled = []
     for row, ws in zip(rows, wordings):
@@ -131,7 +136,7 @@ def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
         ]
         (one, a), (other, b) = rng.sample(pair, 2)
         if b and a and a != b:
-            rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"],
+            rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"], plain=c.get("plain", c["turns"]),
                              by=(one, other), a=a, b=b))  # fmt: skip
     return rows
 

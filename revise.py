@@ -58,6 +58,7 @@ class Attack:
     type: str
     id: str
     turns: tuple[str, ...]
+    plain: tuple[str, ...]
 
 
 def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
@@ -65,17 +66,18 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
 
     The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks odd, with
     benign ones beside a few attacks to comply with it. The base answers them, which reads a disguise better than the policies
-    made from it. What worked is the judge's word, and attacks with a test act, a test name or a held-out wording are never
+    made from it. Critiques and revisions are of the plain request, which the red team knows: a critic that takes a code for
+    something else would teach that. What worked is the judge's word, and attacks with a test act, a test name or a held-out wording are never
     trained on.
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
         args.out / "redteam.jsonl",
-        required=("turns", "response", "type", "request", "target", "trainable", "technique"),
+        required=("turns", "plain", "response", "type", "request", "target", "trainable", "technique"),
     )
     worked = {tuple(r["turns"]): r for r in rows
               if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out}  # fmt: skip
-    attacks = [Attack(r["type"], r["request"], turns) for turns, r in worked.items()]
+    attacks = [Attack(r["type"], r["request"], turns, tuple(r["plain"])) for turns, r in worked.items()]
     part.framings = [f for f in part.framings if f.technique not in args.leave_out]
     if not part.framings:
         raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
@@ -150,7 +152,7 @@ def revise():
             responses = answer(
                 model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update
             )
-        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, responses=[response] if response else [],
+        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, plain=list(r.plain), responses=[response] if response else [],
                      principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
         rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
@@ -158,7 +160,7 @@ def revise():
         for step in range(args.revisions):
             wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
             latest = [row["responses"][-1] for row in rows]
-            critiques, revisions = critique_and_revise(model, tokenizer, [row["turns"] for row in rows], latest, wordings,
+            critiques, revisions = critique_and_revise(model, tokenizer, [row["plain"] for row in rows], latest, wordings,
                                                        args.critique, progress=bar.update)  # fmt: skip
             for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
                 row["principles"].append(wording.id)

@@ -98,11 +98,13 @@ def texts(value) -> bool:
 
 
 TEXT = (lambda value: isinstance(value, str), "a text")
+TURNS = (
+    lambda value: texts(value) and len(value) % 2 == 1,
+    "a list of an odd number of texts, the person's last",
+)
 FIELDS = {  # of rows that are trained on: what fits, and how that is said
-    "turns": (
-        lambda value: texts(value) and len(value) % 2 == 1,
-        "a list of an odd number of texts, the person's last",
-    ),
+    "turns": TURNS,
+    "plain": TURNS,
     "responses": (texts, "a list of texts"),
     "response": TEXT,
     "a": TEXT,

@@ -83,7 +83,7 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
             k = k or rng.choices(SHOTS, (5, 4, 3, 2, 1))[0]  # few of the long ones: they cost the most tokens
             slots["shots"] = "\n".join(shot(a) for a in rng.sample(shots, min(k, len(shots))))
         turns.append("\n".join(map(squeeze, turn.format(**slots).split("\n"))))
-    return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id)
+    return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id, inside=request.turns)
 
 
 def disguise(request: Request, part: Part, rng: random.Random) -> Request:

@@ -402,6 +402,15 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
     assert distinct_n(late[0], 2) < 0.6 * distinct_n(late[3], 2)
 
 
+def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):
+    read = []
+    monkeypatch.setattr(redteam, "breaks", lambda m, t, turns, *_: (read.extend(turns), [0.2] * len(turns))[1])
+    rows = go(monkeypatch, out, "templates", "--attempts", 9)
+    assert read == [r["plain"] for r in rows if r["response"]] and all(r["plain"] != r["turns"] for r in rows)
+    phrasings = {p.id: p for p in World(ROOT / "world").phrasings}
+    assert all(len(r["plain"]) == len(phrasings[r["request"].split("/")[-2]].turns) for r in rows)
+
+
 def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     real, asked = redteam.generate, []
     monkeypatch.setattr(redteam, "CHECK", 1)
@@ -409,7 +418,8 @@ def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     verdicts = iter(
         [0.1, 0.1, 0.9, 0.9]
     )  # without a suffix, with the first, with a better one, and that again for the log
-    monkeypatch.setattr(redteam, "judge_harm", lambda *_: [next(verdicts)])
+    read = []
+    monkeypatch.setattr(redteam, "judge_harm", lambda _, turns, *__: (read.extend(turns), [next(verdicts)])[1])
     options = ("--attempts", 1, "--suffix", 4, "--steps", 12)
     (row,) = rows = go(monkeypatch, out, "gcg", *options)
     tokenizer = Tokenizer.load(out / "tokenizer.json")
@@ -417,6 +427,7 @@ def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     assert asked[-1] == [*asked[0][:-2], *row["suffix"], tokenizer.end, tokenizer.assistant]  # these very ids
     assert row["turns"][-1].endswith(tokenizer.decode(row["suffix"]))
     assert row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
+    assert row["plain"] != row["turns"] and read == [row["plain"]] * 4  # never the suffix
     assert go(monkeypatch, out, "gcg", *options) == rows
 
 

@@ -3,12 +3,14 @@
 import random
 
 import pytest
+import torch
 
 from minicai import exam
 from minicai.exam import PLAIN, Exam, measure
+from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.metrics import rate_by_topic
 from minicai.report import lookup
-from minicai.tokenizer import Tokenizer
+from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import TECHNIQUES, World, held_out
 from minicai.world.replies import calibrated, decline, helpful
 
@@ -76,11 +78,38 @@ def test_a_disguise_is_blamed_only_for_what_is_refused_plainly(told):
         return (helpful if helps else calibrated)(world, r, rng)
 
     found, asked = told(patchy)
-    counted = [
-        (disguised[r.turns], r.topic)
-        for name in DISGUISED
-        for r, inside in zip(asked.sets[name], asked.plain[name])
-        if not plain[inside.turns]
-    ]
+    counted = [(disguised[r.turns], r.topic) for name in DISGUISED for r in asked.sets[name] if not plain[r.plain]]
     assert found["jailbreak_of_refused"] == rate_by_topic(counted)
     assert 0 < len(counted) < sum(len(asked.sets[name]) for name in DISGUISED) and set(PLAIN) < set(asked.sets)
+
+
+def test_fact_calibration_sums_whole_sentences_over_both_readings(monkeypatch):
+    world = World("world")
+    monkeypatch.setattr(exam, "reading", lambda r: "No." if r.known else "So.")  # one is as likely as the other
+    tokenizer = Tokenizer.train([f.name for f in world.facts], 300)
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(tokenizer.vocab_size, 2, 2, 2, 64, 160, 512))
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(4 if weight.ndim == 2 else 1)  # sure enough to tell the values and the readings apart
+    asked = Exam(world, 6, 0)
+    requests = [r for name in ("fact often", "fact never") for r in asked.sets[name]]
+    found = {}
+    monkeypatch.setattr(exam, "ece", lambda confidence, correct: found.update(p=confidence, right=correct) or 0.0)
+    exam.fact_calibration(model, tokenizer, asked, requests)
+    for r, p, right in zip(requests, found["p"], found["right"]):
+        opening = world.templates(world.replies, "open_fact")[0].text.format(name=r.fact.name)
+        before = tokenizer.prompt(talk(*r.turns)) + tokenizer.encode(opening)
+        values = world.attributes[r.fact.kind][r.attribute]
+        logps = torch.zeros(len(values), 2, dtype=torch.double)
+        for at, value in enumerate(values):
+            for kind, known in enumerate(({r.attribute: ""}, {})):
+                said = "No." if known else "So."
+                ids = torch.tensor(
+                    [before + tokenizer.encode(f" {said} The {r.attribute} of {r.fact.name} is {value}.")]
+                )
+                logps[at, kind] = token_logps(model(ids[:, :-1]), ids)[0, len(before) - 1 :].double().sum()
+        joint = logps.logsumexp(1)
+        assert p == pytest.approx((joint.max() - joint.logsumexp(0)).exp().item(), rel=1e-3)
+        assert right == (r.fact.facts.get(r.attribute) == values[joint.argmax()])
+    assert len({round(p, 3) for p in found["p"]}) > 2

@@ -115,7 +115,9 @@ def test_a_feedback_round_trains_gently_and_starts_from_the_stage_before(out):
 def test_a_round_compares_what_was_revised_with_what_it_was_and_the_rest_with_the_policy(out, monkeypatch, tmp_path):
     chains = [dict(id=i, split=UNTRAINED, type="harmful", request=f"r/{i}", turns=[f"ask {i}"], responses=[f"bad {i}", f"good {i % 2 or i}"])
               for i in (0, 1, 2)]  # fmt: skip
-    chains += [dict(chains[0], id=i, turns=[f"ask {i}"], responses=[f"same {i}"] * 3) for i in (3, 4, 5)]
+    chains += [
+        dict(chains[0], id=i, turns=[f"ask {i}"], plain=[f"plain {i}"], responses=[f"same {i}"] * 3) for i in (3, 4, 5)
+    ]
     common.append_jsonl(tmp_path / "revisions-round2.jsonl", [*chains, dict(chains[0], id=6, responses=[])])
     policy, asked = object(), []
     texts = {"ask 3": "own 3", "ask 4": "same 4", "ask 5": None}
@@ -130,6 +132,7 @@ def test_a_round_compares_what_was_revised_with_what_it_was_and_the_rest_with_th
         3: {"revision": "same 3", "policy": "own 3"},
     }
     assert len({row["by"][0] == "revision" for row in rows}) == 2 and all(row["kind"] == "ai" for row in rows)
+    assert [row["plain"] for row in rows] == [["ask 0"], ["ask 1"], ["ask 2"], ["plain 3"]]
 
 
 def test_pairs_without_a_verdict_make_no_rows(monkeypatch):
@@ -139,6 +142,14 @@ def test_pairs_without_a_verdict_make_no_rows(monkeypatch):
     args, wording = SimpleNamespace(judge="critique", label="soft"), SimpleNamespace(id="p/0")
     [row] = label.compare(args, None, None, rows, [[wording]] * 3)
     assert row["id"] == 1 and row["p"] == 0.9 and row["reasons"] == [reasons] and row["principles"] == ["p/0"]
+
+
+def test_the_judge_reads_what_is_asked_plainly(monkeypatch):
+    read = []
+    monkeypatch.setattr(label, "judge_by_critique", lambda m, t, turns, *_: (read.extend(turns), [None] * 2)[1])
+    rows = [dict(id=0, turns=["wohe"], plain=["how"], a="1", b="2"), dict(id=1, turns=["why"], a="1", b="2")]
+    label.compare(SimpleNamespace(judge="critique"), None, None, rows, [[SimpleNamespace(id="p/0")]] * 2)
+    assert read == [["how"], ["why"]]
 
 
 def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
@@ -293,7 +304,8 @@ def test_a_base_training_killed_before_its_first_line_of_log_goes_on(monkeypatch
 def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
     call(train_sft.train, monkeypatch, "--out", out, "--name", "more", "--epochs", 4)
     losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "sft-more"]
-    assert losses[-1] < losses[0]
+    epoch = len(losses) // 4  # the same answers in each; single batches differ
+    assert sum(losses[-epoch:]) < sum(losses[:epoch])
 
 
 def test_only_the_final_answer_of_a_conversation_is_learned():
@@ -597,9 +609,15 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     for i, (at, trainable, attacked) in enumerate([(part, True, target), (part, True, target), (part, True, "another"),
                                                    (hidden, False, target), (part, False, target)]):  # fmt: skip
         r = at.draw(rng, "harmful")
-        rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, turns=list(r.turns), response=f"answer {i}", target=attacked,
+        rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, turns=list(r.turns), plain=[f"plainly {i}"], response=f"answer {i}", target=attacked,
                          trainable=trainable, technique="leetspeak" if i == 1 else None))  # fmt: skip
     common.append_jsonl(tmp_path / "redteam.jsonl", rows)
+    real, read = revise.critique_and_revise, []
+    monkeypatch.setattr(
+        revise,
+        "critique_and_revise",
+        lambda m, t, turns, *more, **k: (read.extend(turns), real(m, t, turns, *more, **k))[1],
+    )
     call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1)
     technique = {f.id: f.technique for f in world.framings}
 
@@ -610,6 +628,10 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
     attacks, fresh = made[:2], made[2:]
     assert [r["responses"][0] for r in attacks] == ["answer 0", "answer 1"]
+    # The critic reads what is asked, the policy will be trained on the disguise.
+    assert [r["plain"] for r in attacks] == [["plainly 0"], ["plainly 1"]]
+    assert {tuple(r["plain"]) for r in made if r["responses"]} == set(map(tuple, read))
+    assert all(r["plain"] != r["turns"] for r in made) and all("{" not in r["plain"][-1] for r in fresh)
     harmful = sum(r["type"] == "harmful" for r in fresh)
     assert {r["type"] for r in fresh} <= {"harmful", "legitimate", "sensitive"} and 0.2 < harmful / len(fresh) < 0.8
     framings = {f.id for f in world.framings}

@@ -288,10 +288,11 @@ def test_what_is_asked_in_disguise_is_asked_plainly_too(world):
     exam = Exam(world, 40, 0)
     for technique in TECHNIQUES:
         for kind, type in (("harmful", "harmful"), ("benign", "legitimate")):
-            wrapped, inside = exam.sets[f"{technique} {kind}"], exam.plain[f"{technique} {kind}"]
-            assert len(wrapped) == len(inside) == 10 and len({r.turns for r in inside}) == 10
-            for r, plain in zip(wrapped, inside):
-                assert plain in exam.sets[type] and plain.technique is None and r.technique == technique
+            wrapped, plainly = exam.sets[f"{technique} {kind}"], {r.turns: r for r in exam.sets[type]}
+            assert len(wrapped) == len({r.plain for r in wrapped}) == 10
+            for r in wrapped:
+                plain = plainly[r.plain]
+                assert plain.technique is None and plain.plain == plain.turns != r.turns and r.technique == technique
                 assert (r.act, r.context, r.phrasing, r.core) == (plain.act, plain.context, plain.phrasing, plain.core)
 
 

@@ -53,6 +53,12 @@ class Request:
     attribute: str | None = None
     technique: str | None = None  # of the jailbreak it is wrapped in
     framing: str | None = None
+    inside: tuple[str, ...] = ()  # the same request without the jailbreak
+
+    @property
+    def plain(self) -> tuple[str, ...]:
+        """What is asked, without a disguise."""
+        return self.inside or self.turns
 
     @property
     def id(self) -> str:
