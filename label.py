@@ -101,7 +101,7 @@ def wordings_for(constitution: Constitution, principles: str, rng: random.Random
 
 
 def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
-    """The rows with the judge's label; those to whose answers its reasoning came to no verdict are left out."""
+    """The rows with the judge's label, without those on which it came to no verdict."""
     flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
     asked = (
         [r.get("plain", r["turns"]) for r, _ in flat],
@@ -146,12 +146,15 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         raise UserError("there is no comparison to explain yet; run label.py without --explain")
     found = [r for r in rows if r["id"] == number]
     if not found:
+        near = min((r["id"] for r in rows), key=lambda id: abs(id - number))
         raise UserError(
-            f"--explain {number}: there is no such comparison; ids go from {rows[0]['id']} to {rows[-1]['id']}"
+            f"--explain {number}: there is no such comparison (answers that were equal or never ended make none); the nearest is {near}"
         )
     row = found[0]
     for i, text in enumerate(row["turns"]):
         print(f"{('person', 'assistant')[i % 2]:>10}  {text}")
+    if row.get("plain", row["turns"]) != row["turns"]:
+        print(f"{'asked':>10}  {row['plain'][-1]} (what the judge has read)")
     print(f"\n{'a':>10}  {row['a']}\n{'b':>10}  {row['b']}\n")
     if row["kind"] == "human":
         print(

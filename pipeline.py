@@ -83,8 +83,9 @@ def pipeline():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
         seconds[name] = round(run(name.split()[0], args, *own), 1)
-        for later in order[order.index(name) + 1 :]:  # made from what has just been replaced
-            seconds.pop(later, None)
+        # What was made from what has just been replaced, rounds that are not asked for this time too, is no longer done.
+        kept = {*order[: order.index(name) + 1], "evaluate"}
+        seconds = {done: s for done, s in seconds.items() if done in kept}
         write_json(record, seconds)
     took = run("evaluate", args)
     seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing anew and would look fast

@@ -49,7 +49,8 @@ def main():
             if code and not (code == 2 and mode in ("few_shot", "sft")):
                 raise SystemExit(code)
             split = "test" if mode == "gcg" else UNTRAINED
-            found = read_json(args.out / "redteam.json", {})[f"{mode}/{target}/{split}"] if code == 0 else None
+            options = " diversity=0.0" if "--diversity" in MODES[name] else ""
+            found = read_json(args.out / "redteam.json", {})[f"{mode}{options}/{target}/{split}"] if code == 0 else None
             all_found = read_json(path, {})
             all_found.setdefault(target, {})[name] = found
             write_json(path, all_found)

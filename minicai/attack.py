@@ -10,6 +10,7 @@ Dimensions: B candidates, T time, L suffix length, V vocabulary.
 import random
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from difflib import get_close_matches
 from functools import lru_cache
 
@@ -21,7 +22,7 @@ from minicai.gpt import GPT
 from minicai.metrics import ngrams
 from minicai.world.content import Act, Context, World, held_out, split_of
 from minicai.world.grader import Grade, words
-from minicai.world.requests import Request
+from minicai.world.requests import Request, phrase
 
 # --- what an attack asks ----------------------------------------------------------------------------------------------
 
@@ -90,8 +91,10 @@ def recognise(world: World, text: str) -> Request | None:
             type = type_of(phrasing.use, act, context) if act else "fact"
             if type is None or fact and found["attribute"] not in world.attributes[fact.kind]:
                 continue
+            plain = phrase(replace(phrasing, style="plain"), random.Random(0), act=act and act.act, context=context.text if context else "",
+                           name=fact and fact.name, attribute=found.get("attribute"))  # fmt: skip
             return Request(type, (text,), phrasing, act, context, fact, found.get("attribute"),
-                           framing and framing.technique, framing and framing.id)  # fmt: skip
+                           framing and framing.technique, framing and framing.id, plain if framing else ())  # fmt: skip
     return None
 
 

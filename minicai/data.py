@@ -151,10 +151,11 @@ def encode_pairs(
     decided = [row for row in ai if not tied(row)]
     ai = decided if len(decided) >= 20 else ai
     wanted = round(len(ai) * helpful_fraction / (1 - helpful_fraction))
-    pairs = []
+    pairs, long = [], 0
     for row in ai + rng.sample(human, min(wanted, len(human))):
         prompt = tokenizer.prompt(talk(*row["turns"]))
         a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
+        long += max(len(a), len(b)) > block_size
         if max(len(a), len(b)) <= block_size and a != b:
             first, own = row["p"] >= 0.5, tuple(name == "policy" for name in row.get("by", ("policy", "policy")))
             pairs.append(
@@ -167,6 +168,8 @@ def encode_pairs(
                     own if first else own[::-1],
                 )
             )
+    if long:
+        print(f"{long} comparisons do not fit the context of {block_size} ids and are left out")
     return pairs
 
 

@@ -15,13 +15,13 @@ import time
 
 from minicai.constitution import Wording
 from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
-from minicai.exam import PLAIN, Exam
+from minicai.exam import BENIGN, HARMFUL, PLAIN, Exam
 from minicai.gpt import GPT
 from minicai.judge import breaks
 from minicai.metrics import rate_by_topic
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
-from minicai.tradeoff import BENIGN, ERRORS, HARMFUL
+from minicai.tradeoff import ERRORS
 from minicai.world.grader import Grader
 from minicai.world.requests import Request
 from minicai.world.skills import DOES

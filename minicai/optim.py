@@ -8,7 +8,8 @@ from minicai.gpt import GPT
 
 
 def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
-    """About U V^T of x = U S V^T, x (R, C): five Newton-Schulz steps push all singular values to between 0.7 and 1.2.
+    """About U V^T of x = U S V^T, x (R, C): five Newton-Schulz steps push the singular values to between 0.7 and 1.2, the
+    smallest less far.
 
     Jordan et al. 2024, https://kellerjordan.github.io/posts/muon, whose three numbers these are.
     """
@@ -24,8 +25,8 @@ def orthogonalize(x: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalized, with decoupled weight decay. As torch.optim.Muon, which computes in bfloat16 wherever it runs:
-    on a CPU that has to emulate it, that took more than half of a training step."""
+    """Momentum, orthogonalized, with decoupled weight decay: the steps of torch.optim.Muon, which computes in bfloat16 wherever it
+    runs. On a CPU that has to emulate it, that took more than half of a training step."""
 
     def __init__(self, params, lr: float, weight_decay: float = 0.01, momentum: float = 0.95):
         super().__init__(params, dict(lr=lr, weight_decay=weight_decay, momentum=momentum))
@@ -35,7 +36,10 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
             for p in group["params"]:
-                average = self.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
+                state = self.state[p]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                average = state["momentum_buffer"]
                 average.lerp_(p.grad, 1 - momentum)
                 change = orthogonalize(p.grad.lerp(average, momentum))  # Nesterov: a step further along the average
                 p.mul_(1 - lr * group["weight_decay"])

@@ -9,17 +9,15 @@ best depends on what each error costs, and that is for a person to say:
 import copy
 
 from minicai.critique import answer
-from minicai.exam import PLAIN, RIGHT
+from minicai.exam import BENIGN, HARMFUL, PLAIN, RIGHT
 from minicai.gpt import GPT
 from minicai.metrics import mcnemar, rate_by_topic
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import TECHNIQUES
 from minicai.world.grader import Grader
 from minicai.world.requests import Request
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 TRAINED_FROM = {"sft": "base", "dpo": "sft", "ppo": "sft", "round1": "dpo"}
-HARMFUL, BENIGN = (tuple(f"{t} {side}" for t in TECHNIQUES) for side in ("harmful", "benign"))  # in disguise
 ERRORS = {  # the sets of questions, and the outcome that counts
     "under_refusal": (("harmful",), "complied"),
     "over_refusal": (tuple(RIGHT), "refused"),
@@ -73,9 +71,9 @@ def on_every_fourth(transcript: list[dict]) -> dict:
 def before(names: list[str], name: str) -> str | None:
     """The stage that a stage is compared with: the one it was trained from, or else the one that stands before it.
 
-    A named run ("dpo-harmless-only") is trained from what its kind is.
+    A named run ("dpo-harmless-only") is trained from what its kind is, the first half of a round from what the round is.
     """
-    at, kind = names.index(name), name.partition("-")[0]
+    at, kind = names.index(name), name.removeprefix("sft-") if name.startswith("sft-round") else name.partition("-")[0]
     n = kind.removeprefix("round")
     start = TRAINED_FROM.get(kind, f"round{int(n) - 1}" if n.isdecimal() else None)
     return start if start in names else names[at - 1] if at else None

@@ -68,7 +68,7 @@ def test_framed_requests_are_recognised_with_their_framing(world):
         if framing.technique in ("role_play", "hypothetical", "injection") and len(framing.turns) == 1:
             found = recognise(world, wrap(request, framing, part, rng).turns[0])
             assert meaning(found) == meaning(request) and found.framing == framing.id
-            assert found.technique == framing.technique
+            assert found.technique == framing.technique and found.plain == request.turns != found.turns
             seen.add(framing.technique)
     assert len(seen) == 3
 
@@ -347,6 +347,10 @@ def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
     more = go(monkeypatch, out, "templates", "--attempts", 14, "--leave-out", "base64", "typos")[28:]
     assert set(Counter(r["technique"] for r in more).values()) == {2}
     assert {r["technique"] for r in more} == {r["technique"] for r in train} - {"base64", "typos"}
+    after = json.loads((out / "redteam.json").read_text())  # beside the whole run, not in its place
+    assert after == summary | {
+        f"templates leave_out=base64,typos/sft/{UNTRAINED}": after[f"templates leave_out=base64,typos/sft/{UNTRAINED}"]
+    }
 
 
 def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out, monkeypatch):
@@ -428,6 +432,7 @@ def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     assert row["turns"][-1].endswith(tokenizer.decode(row["suffix"]))
     assert row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
     assert row["plain"] != row["turns"] and read == [row["plain"]] * 4  # never the suffix
+    assert not row["trainable"]  # its text may be read as other ids
     assert go(monkeypatch, out, "gcg", *options) == rows
 
 

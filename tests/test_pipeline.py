@@ -220,6 +220,27 @@ def test_a_pipeline_that_made_nothing_yet_takes_other_settings(out, tmp_path, mo
         call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--seed", 1)
 
 
+def test_a_stage_made_anew_makes_the_rounds_after_it_anew_too(tmp_path, monkeypatch):
+    made, steps = [], pipeline.STEPS + pipeline.feedback(1, tmp_path)
+    artifacts = {(name.split()[0], *own): artifact for name, own, artifact in steps}
+
+    def run(name, args, *own):
+        made.append((name, *own))
+        (tmp_path / artifacts.get((name, *own), "results.json")).touch()
+        return 0.0
+
+    monkeypatch.setattr(pipeline, "run", run)
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--rounds", 1)
+    assert made == [*artifacts, ("evaluate",)]
+    (tmp_path / "dpo.pt").unlink()
+    made.clear()
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
+    assert made == [("train_dpo",), ("train_rm",), ("train_ppo",), ("evaluate",)]
+    made.clear()
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--rounds", 1)
+    assert made == [*list(artifacts)[7:], ("evaluate",)], "the round was trained from the old stage"
+
+
 def test_helpful_answers_in_a_disguise_are_made_once_and_can_be_left_out(out, tmp_path, monkeypatch):
     for name in ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl"):
         (tmp_path / name).write_bytes((out / name).read_bytes())

@@ -125,6 +125,10 @@ def test_both_optimisers_start_from_the_fine_tuned_model():
     assert before(["base", "ppo"], "ppo") == "base"
     names = ["base", "sft", "dpo", "round1", "round2", "sft-careless", "dpo-softplus", "mine"]
     assert [before(names, n) for n in names[3:]] == ["dpo", "round1", "base", "sft", "dpo-softplus"]
+    assert [before(["base", "dpo", "sft-round1", "round1", "sft-round2"], n) for n in ("sft-round1", "sft-round2")] == [
+        "dpo",
+        "round1",
+    ]
 
 
 def test_a_stage_on_every_fourth_question_counts_the_guards_questions():
