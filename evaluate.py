@@ -10,7 +10,8 @@ writes  OUT/results.json, OUT/report.md with pictures where matplotlib is instal
         question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
 
 Decoding is greedy. Rates have Wilson 95 % intervals, wider where many questions are about one act. A stage already in
-results.json is not measured again unless its checkpoint changed. Results of another exam, world or constitution are not mixed with these: name another file with --results.
+results.json is not measured again unless its checkpoint changed. Results of another exam, world or constitution are not
+mixed with these: name another file with --results.
 """
 
 import random

@@ -23,8 +23,9 @@ Two kinds of rows. `ai`: any prompt, the judge's label; each pair is compared un
 in the paper, where people labelled helpfulness and only harm was left to the AI (Bai et al. 2022, section 4.2). Pairs of equal
 answers are dropped, and training leaves out those between which the judge sees no difference.
 
-In a feedback round the last revision of every chain is compared with the answer that was revised, or, where nothing had to be
-revised, with an answer by the policy: what the attack got out of it, and what it denies to the benign requests beside it. The judge reads the plain request.
+In a feedback round the last revision of every chain is compared with the answer that was revised, or, where nothing had
+to be revised, with an answer by the policy: what the attack got out of it, and what it denies to the benign requests
+beside it. The judge reads the plain request.
 """
 
 import random
@@ -136,8 +137,8 @@ def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
         ]
         (one, a), (other, b) = rng.sample(pair, 2)
         if b and a and a != b:
-            rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"], plain=c.get("plain", c["turns"]),
-                             by=(one, other), a=a, b=b))  # fmt: skip
+            rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"],
+                             plain=c.get("plain", c["turns"]), by=(one, other), a=a, b=b))  # fmt: skip
     return rows
 
 

@@ -150,7 +150,8 @@ def record(red: Red, first: int, attempts: list[Attempt], responses: list[str | 
         grade = red.grader.grade(request, response or "") if request else None
         rows.append(dict(id=f"{red.run}/{first + i}", mode=red.args.mode, technique=request and request.technique,
                          framing=request and request.framing, split=red.args.split, type=request and request.type,
-                         request=request and request.id, topic=request and request.topic, turns=list(a.turns), plain=a.plain, response=response, principle=wording.id, judge=p,
+                         request=request and request.id, topic=request and request.topic, turns=list(a.turns),
+                         plain=a.plain, response=response, principle=wording.id, judge=p,
                          success=success, outcome=grade and grade.outcome, harmed=harmed(request, grade),
                          trainable=success and red.args.split != "test" and red.args.mode != "gcg" and may_train(request),
                          seed=red.args.seed, target=red.made_by["target"], made_by=red.made_by, **extra))  # fmt: skip

@@ -64,11 +64,11 @@ class Attack:
 def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
     """The attacks that worked on the last stage, each with the answer it got, and fresh requests in the same disguises.
 
-    The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks odd, with
-    benign ones beside a few attacks to comply with it. The base answers them, which reads a disguise better than the policies
-    made from it. Critiques and revisions are of the plain request, which the red team knows: a critic that takes a code for
-    something else would teach that. What worked is the judge's word, and attacks with a test act, a test name or a held-out wording are never
-    trained on.
+    The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks
+    odd, with benign ones beside a few attacks to comply with it. The base answers them, which reads a disguise better
+    than the policies made from it. Critiques and revisions are of the plain request, which the red team knows: a critic
+    that takes a code for something else would teach that. What worked is the judge's word, and attacks with a test act,
+    a test name or a held-out wording are never trained on.
     """
     target = file_hash(stage_before(args))
     rows = read_jsonl(
@@ -116,8 +116,8 @@ def revise():
     model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
 
-    made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed, critique=args.critique, without=args.without,
-                   steps=args.revisions, temperature=args.temperature)  # fmt: skip
+    made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed,
+                   critique=args.critique, without=args.without, steps=args.revisions, temperature=args.temperature)  # fmt: skip
     rng = random.Random(f"revise {args.seed} {args.round or ''}")
     part = Part(world, UNTRAINED if args.round else "train")
     if args.round:
@@ -152,8 +152,8 @@ def revise():
             responses = answer(
                 model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update
             )
-        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, plain=list(r.plain), responses=[response] if response else [],
-                     principles=[], critiques=[], made_by=made_by)
+        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, plain=list(r.plain),
+                     responses=[response] if response else [], principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
         rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
         orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]

@@ -14,7 +14,8 @@ Documents like those of pretraining are mixed in, new ones in every epoch, so th
 answer mentions is not forgotten (Ouyang et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason).
 Like those, they speak of all acts, the test part's too; where they remark on a conversation, nothing of that is learned.
 
-It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a constant rate; here three epochs with a falling rate.
+It takes minutes, so a killed run starts again. Bai et al. 2022, section 3.2. Left out: the paper trains one epoch at a
+constant rate; here three epochs with a falling rate.
 """
 
 import random

@@ -3,8 +3,8 @@
     python -m bench.guarded --out out/s0             # after bench.attackers, or redteam.py in any mode
 
 The grader says which attacks worked: the output check would hardly be tested by those that its own kind, the judge, has
-picked. The conversation as the target reads it, and a suffix of gcg as its text, goes through both checks of minicai/guard.py, at its default threshold and at the strictest and
-loosest of evaluate.py --guard. Nothing is written.
+picked. The conversation as the target reads it, and a suffix of gcg as its text, goes through both checks of
+minicai/guard.py, at its default threshold and at the strictest and loosest of evaluate.py --guard. Nothing is written.
 """
 
 import argparse

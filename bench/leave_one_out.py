@@ -2,9 +2,10 @@
 
     python -m bench.leave_one_out --out out/s0       # after pipeline.py --rounds 2 --out out/s0; ten minutes a technique
 
-Every technique gets a folder OUT/without-TECHNIQUE, in which the rounds are run again from DPO-CAI with neither attacks nor benign
-requests in that disguise; in Stage 1 the model has met benign ones. Then the same held-out attacks, all in that disguise, are put to
-DPO-CAI, to this model, and to the one whose rounds left out nothing. Success is the grader's. Writes OUT/leave_one_out.json; what is done is not done again.
+Every technique gets a folder OUT/without-TECHNIQUE, in which the rounds are run again from DPO-CAI with neither attacks
+nor benign requests in that disguise; in Stage 1 the model has met benign ones. Then the same held-out attacks, all in
+that disguise, are put to DPO-CAI, to this model, and to the one whose rounds left out nothing. Success is the grader's.
+Writes OUT/leave_one_out.json; what is done is not done again.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python -m bench.losses --out out/cpu             # after pipeline.py; about a minute for each loss and seed on 2 cores
 
-Everything but the loss and its beta, train_dpo's default for it, is equal: labels, learning rate, order of the batches. KL is of the trained policy from the
-fine-tuned model, in nats per answer, on the policy's own samples for train requests; the margin is the loss's own, over the last
-twentieth of the steps. Losses differ in scale, so a fair fight would tune beta and the rate of each. Writes OUT/losses.json.
+Everything but the loss and its beta, train_dpo's default for it, is equal: labels, learning rate, order of the batches.
+KL is of the trained policy from the fine-tuned model, in nats per answer, on the policy's own samples for train
+requests; the margin is the loss's own, over the last twentieth of the steps. Losses differ in scale, so a fair fight
+would tune beta and the rate of each. Writes OUT/losses.json.
 """
 
 import argparse
