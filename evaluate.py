@@ -138,6 +138,7 @@ def evaluate():
     made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
     results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
     stages = {stage["name"]: stage for stage in results["stages"]}
+    order = [path.stem for path in find_checkpoints(args.out)]  # in the report, whatever is measured first
     for path in paths:
         name, fingerprint = path.stem, file_hash(path)
         if stages.get(name, {}).get("hash") == fingerprint:
@@ -156,7 +157,9 @@ def evaluate():
                     model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update
                 )
             write_rows(logs / "skills.jsonl", rows)
-        results["stages"] = list(stages.values())
+        results["stages"] = sorted(
+            stages.values(), key=lambda s: order.index(s["name"]) if s["name"] in order else len(order)
+        )
         results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
         if name == "base":  # all of these were measured with the old base
             results.pop("interpolation", None)

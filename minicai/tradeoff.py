@@ -76,7 +76,7 @@ def before(names: list[str], name: str) -> str | None:
     at, kind = names.index(name), name.removeprefix("sft-") if name.startswith("sft-round") else name.partition("-")[0]
     n = kind.removeprefix("round")
     start = TRAINED_FROM.get(kind, f"round{int(n) - 1}" if n.isdecimal() else None)
-    return start if start in names else names[at - 1] if at else None
+    return start if start in names else names[at - 1] if at and name != "base" else None
 
 
 def paired(transcripts: dict[str, list[dict]]) -> list[dict]:

@@ -122,7 +122,7 @@ def test_stages_that_answered_other_questions_are_not_compared():
 def test_both_optimisers_start_from_the_fine_tuned_model():
     names = ["base", "sft", "dpo", "ppo", "round1"]
     assert [before(names, n) for n in names] == [None, "base", "sft", "sft", "dpo"]
-    assert before(["base", "ppo"], "ppo") == "base"
+    assert before(["base", "ppo"], "ppo") == "base" and before(["mine", "base"], "base") is None
     names = ["base", "sft", "dpo", "round1", "round2", "sft-careless", "dpo-softplus", "mine"]
     assert [before(names, n) for n in names[3:]] == ["dpo", "round1", "base", "sft", "dpo-softplus"]
     assert [before(["base", "dpo", "sft-round1", "round1", "sft-round2"], n) for n in ("sft-round1", "sft-round2")] == [
