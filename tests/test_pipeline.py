@@ -382,9 +382,11 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
     assert sft["helpful_refusals"]["bare"]["offers_before"]["rate"] == 0
     old = copy.deepcopy(results)
     next(s for s in old["stages"] if s["name"] == "base")["hash"] = "another base"
+    old["stages"].reverse()
     common.write_json(results_path, old)
     call(evaluate.evaluate, monkeypatch, out / "base.pt", "--out", out, "--device", "cpu", "--results", results_path)
     again = json.loads(results_path.read_text())
+    assert [s["name"] for s in again["stages"]] == [s["name"] for s in results["stages"]]  # whatever was measured first
     assert "interpolation" not in again and not any("guard" in s or "helpful_refusals" in s for s in again["stages"])
     common.write_json(results_path, results)
     (tmp_path / "report.md").unlink()
