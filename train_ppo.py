@@ -184,7 +184,8 @@ def train():
 
     made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
                    advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates,
-                   episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip, group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
+                   episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
+                   group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
                    value_rate=args.value_rate, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
