@@ -15,8 +15,8 @@ writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit o
 
 The fine-tuned model is nearly always right, so two of its answers hardly ever differ in anything that a principle is about. So only
 some pairs are two samples of it (PAIRS). In others one answer is by the base, which helps with everything, or by an evasive
-assistant, which reads the request and then declines whatever it is (in one of the world's sentences): what no comparison has
-shown losing, a reward model does not know to be bad.
+assistant, which reads the request and then declines whatever it is, half of the time with an insult or a sermon (in the world's
+sentences): what no comparison has shown losing, a reward model does not know to be bad.
 
 Two kinds of rows. `ai`: any prompt, the judge's label; each pair is compared under one random principle of every family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
@@ -56,7 +56,7 @@ from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.replies import decline
+from minicai.world.replies import decline, with_tone
 from minicai.world.requests import HELPFUL, UNTRAINED, Part, Request, draw_prompts
 
 PAIRS = {  # by whom the two answers are
@@ -90,6 +90,12 @@ def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Ra
     if difference == 0:
         return None
     return float((difference > 0) != (rng.random() < FLIPPED))
+
+
+def evade(world: World, request: Request, rng: random.Random) -> str:
+    """What the evasive assistant says: it declines whatever is asked, half of the time with an insult or a sermon."""
+    reply = decline(world, request, rng)
+    return (with_tone(world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.5 else reply).text
 
 
 def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
@@ -258,7 +264,7 @@ def label():
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
         rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
         by = [("policy", "policy")] * len(batch) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(batch))
-        answers = {(i, place): decline(world, request, rng).text for i, (_, request) in enumerate(batch)
+        answers = {(i, place): evade(world, request, rng) for i, (_, request) in enumerate(batch)
                    for place in (0, 1) if by[i][place] == "evasive"}  # fmt: skip
         bar.update(len(answers))
         for place, (name, model) in product((0, 1), (("policy", policy), ("base", base))):

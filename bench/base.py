@@ -31,7 +31,7 @@ def main():
     size, seconds = PRESETS[args.preset], Counter()
     torch.manual_seed(0)
     layers = [size[k] for k in ("n_layer", "n_head", "n_head", "n_embd", "n_hidden")]
-    model = GPT(GPTConfig(size["vocab_size"], *layers, BLOCK_SIZE)).to(args.device)
+    model = GPT(GPTConfig(size["vocab_size"], *layers, BLOCK_SIZE, tie_embeddings=False)).to(args.device)
     muon, adamw = make_optimizers(model, 1e-4)
     theirs = torch.optim.Muon(muon.param_groups[0]["params"], lr=1e-4)
 

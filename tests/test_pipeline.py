@@ -583,14 +583,18 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
     )
     call(label.label, monkeypatch, "--out", tmp_path, *options)
     rows = common.read_jsonl(tmp_path / "preferences.jsonl")
-    declines = [t.text for t in World(ROOT / "world").replies if t.use == "decline"]
+    world = World(ROOT / "world")
+    declines = [t.text for t in world.replies if t.use == "decline"]
+    toned = []  # of the evasive answers: with a rude or a preachy sentence
     assert {tuple(row["by"]) for row in rows} == pairs
     for row in rows:
         for name, text in zip(row["by"], (row["a"], row["b"])):
             if name == "evasive":
-                assert any(text.endswith(decline) for decline in declines)
+                assert any(decline in text for decline in declines)
+                toned.append(any(tone.text in text for tone in world.tones))
             else:
                 assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
+    assert len(set(toned)) == (2 if toned else 0)  # what no comparison shows losing is not known to be bad
 
 
 def test_a_comparison_explains_itself(out):
