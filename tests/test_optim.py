@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from minicai import optim
-from minicai.optim import Muon, orthogonalize, set_lr
+from minicai.gpt import GPT, GPTConfig
+from minicai.optim import Muon, make_optimizers, orthogonalize, set_lr
 
 SHAPES = [(24, 24), (16, 40), (40, 16)]
 
@@ -36,6 +37,19 @@ def test_muon_steps_as_pytorch_does(monkeypatch):
             optimizer.step()
     for one, other in zip(ours, theirs):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_every_parameter_is_trained_once_and_at_its_own_rate(tied):
+    model = GPT(GPTConfig(50, 2, 2, 1, 16, 24, 32, tie_embeddings=tied))
+    muon, adamw = make_optimizers(model, lr=0.1)
+    rates = {id(p): group["lr"] for o in (muon, adamw) for group in o.param_groups for p in group["params"]}
+    trained = [p for o in (muon, adamw) for group in o.param_groups for p in group["params"]]
+    assert len(trained) == len(rates) and set(rates) == {id(p) for p in model.parameters()}
+    for name, p in model.named_parameters():
+        wanted = {"embed.weight": 0.6, "head.weight": 0.05}.get(name, 0.1 if p.ndim == 2 else 0.2)
+        assert rates[id(p)] == pytest.approx(wanted), name
+    assert isinstance(muon, Muon) and all(p.ndim == 2 for p in muon.param_groups[0]["params"])
 
 
 def test_the_learning_rate_rises_holds_and_falls_to_zero():
