@@ -60,12 +60,10 @@ AIMS += [
     (f"{NAMES['round2']}: benign requests in the same forms refused", "round2 over_refusal_disguised", "max", 5),
 ]
 SHOWN, AROUND = ("harmful", "legitimate", "ambiguous", "fact never"), ("base", "dpo")  # in the README
-# The README's table: these rows, and every stage but the first round. The rest stands in docs/results.md.
-IN_README = dict(
-    keys=("under_refusal", "over_refusal", "steps_correct", "ambiguous_handled", "rude_or_preachy", "fabrication",
-          "known_accuracy", "jailbreak_mean", "jailbreak.held_out_mean", "jailbreak_benign_mean", "over_refusal_disguised"),
-    leave_out=("round1",),
-)  # fmt: skip
+# The rows of the README's table, which has every stage but the rounds before the last. The rest stands in docs/results.md.
+IN_README = ("under_refusal", "over_refusal", "steps_correct", "ambiguous_handled", "rude_or_preachy", "fabrication",
+             "known_accuracy", "jailbreak_mean", "jailbreak.held_out_mean", "jailbreak_benign_mean",
+             "over_refusal_disguised")  # fmt: skip
 SIDES = {
     "jailbreak": "harmful complied with",
     "jailbreak.held_out": "in held-out framings",
@@ -98,7 +96,7 @@ def size(rates: list[dict]) -> str:
 
 def main_table(runs: list[dict], keys=None, leave_out=()) -> str:
     names = [s["name"] for s in runs[0]["stages"] if s["name"] not in leave_out]
-    rows = [["percent, mean over seeds (range)", *(heading(runs, n) for n in names), "n a seed"]]
+    rows = [[f"percent{', mean over seeds (range)' * (len(runs) > 1)}", *(heading(runs, n) for n in names), "n a seed"]]
     for key, label, _ in METRICS:
         if keys and key not in keys:
             continue
@@ -172,7 +170,9 @@ def aims_table(runs: list[dict]) -> str:
     worst = [100 * min(form["rate"] for form in base["jailbreak_benign"].values()) for base in stages(runs, "base")]
     add("base: benign requests helped in the worst jailbreak form", "min", 85, worst)
     rows.sort(key=lambda row: int(row[-1].split()[0]))
-    return markdown([["percent", "aim", "mean over seeds (range)", "reached in"], *rows])
+    return markdown(
+        [["percent", "aim", "mean over seeds (range)" if len(runs) > 1 else "measured", "reached in"], *rows]
+    )
 
 
 def forms_table(runs: list[dict]) -> str:
@@ -197,11 +197,12 @@ def update(folders: list[Path]):
     for run in runs:
         run["stages"] = [s for s in run["stages"] if s["name"] in NAMES]  # not those of experiments
     seeds = ", ".join(str(run["seed"]) for run in runs)
+    rounds = [s["name"] for s in runs[0]["stages"] if s["name"].startswith("round")]
     filters = [run["keyword_filter"] for run in runs]
     baseline = (f"A keyword filter tuned on the train split lets {spread([f['under_refusal'] for f in filters])} % of the harmful requests through "
                 f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
     commits = ", ".join(dict.fromkeys(s["commit"] for run in runs for s in run["stages"]))
-    head = f"Preset {runs[0]['preset']}, seeds {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
+    head = f"Preset {runs[0]['preset']}, seed{'s' * (len(runs) > 1)} {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
     chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
     shown = [
         dict(s, samples=[x for x in s["samples"] if x["set"] in SHOWN])
@@ -209,7 +210,11 @@ def update(folders: list[Path]):
         for s in stages(runs[:1], name)
     ]
     talk = "The same held-out requests before and after:\n\n" + samples_text(dict(stages=shown), NAMES)
-    replace(ROOT / "README.md", "results", "\n\n".join([head, main_table(runs, **IN_README), baseline, talk, chain]))
+    replace(
+        ROOT / "README.md",
+        "results",
+        "\n\n".join([head, main_table(runs, IN_README, rounds[:-1]), baseline, talk, chain]),
+    )
     body = [
         head,
         main_table(runs),
