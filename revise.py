@@ -12,12 +12,13 @@ writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name, OUT/revisions
 The prompts are of the world's train part: requests for harm, ambiguous ones, and as many ordinary ones, so that every principle has
 something to find and something to leave alone. At every step a principle is drawn at random, of a family that the chain has not
 met yet: the paper draws with replacement, but its principles are all about harm, and a chain that never meets the family it
-needs would be trained on unrevised. Rows are appended as they are made; a killed run goes on after its last row.
+needs would be trained on unrevised. Rows are appended batch by batch; a killed run goes on after its last whole batch.
 Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
 """
 
 import random
 from dataclasses import dataclass
+from zlib import crc32
 
 from tqdm import tqdm
 
@@ -125,7 +126,7 @@ def revise():
         made_by |= dict(
             attacked=file_hash(stage_before(args)),
             leave_out=args.leave_out,
-            attacks=sum(isinstance(r, Attack) for r in requests),
+            attacks=crc32(repr([r.turns for r in requests if isinstance(r, Attack)]).encode()),
         )
     else:
         requests, drafts = draw_prompts(part, args.prompts, rng), None

@@ -4,7 +4,7 @@
     python train_base.py --preset smoke      # seconds, to see it run
 
 reads   world/*.jsonl, constitution.json (the wordings that demonstrations use)
-writes  OUT/tokenizer.json, OUT/base.pt; log in OUT/train_base.jsonl; OUT/train_base.state.pt until it is done
+writes  OUT/tokenizer.json, OUT/base.pt; log in OUT/train_base.jsonl; OUT/train_base.state.pt and .tokenizer.json until done
 
 A killed run goes on from its last save. Left out: data from the internet, a validation split (evaluate.py is the test),
 gradient accumulation.
@@ -41,13 +41,14 @@ from minicai.world.content import World
 from minicai.world.corpus import Corpus
 
 SAVE_SECONDS, STATE = 120, "train_base.state.pt"
+TOKENIZER = "train_base.tokenizer.json"  # an older base in OUT keeps its own until this one is done
 
 
 def prepare(args) -> tuple[Tokenizer, list[Example]]:
     """The corpus as examples. It is made anew from the seed each time, so a killed run continues on the same data."""
     world, constitution = World(args.world), Constitution(args.constitution)
-    path = args.out / "tokenizer.json"
-    if not (args.out / STATE).exists():
+    path = args.out / TOKENIZER
+    if not (path.exists() and (args.out / STATE).exists()):
         sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
         Tokenizer.train((turn.content for document in sample for turn in document), args.vocab_size).save(path)
     tokenizer, examples = Tokenizer.load(path), []
@@ -108,8 +109,10 @@ def train():
         if time.time() - saved_at > SAVE_SECONDS and step + 1 < len(batches):
             saved_at = time.time()
             save_state(state_path, model, optimizers, made_by, step=step + 1, seconds=spent + time.time() - began)
+    tokenizer.save(args.out / "tokenizer.json")
     save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by, seconds=spent + time.time() - began)
     state_path.unlink(missing_ok=True)
+    (args.out / TOKENIZER).unlink()
     print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
 
 

@@ -61,7 +61,7 @@ from minicai.world.requests import MIX, UNTRAINED, Part, draw_prompts
 # No names: a reward model reads the answer and not the policy's memory, so what it teaches about names is to deny them all.
 PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}
 SHOWN = ("harmful", "legitimate", "ambiguous")
-BATCHES = 8  # steps of the optimizer per epoch over the answers of one update
+BATCHES = 8  # about as many steps of the optimizer per epoch over the answers of one update
 SAVE_SECONDS = 60
 
 

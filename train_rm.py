@@ -77,8 +77,9 @@ def train():
 
     batches = [b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    name = f"rm-{args.name}" if args.name else "rm"
     log, bar = args.out / "train_rm.jsonl", tqdm(batches, desc="train rm", unit=" steps")
-    begin_log(log, args.name or "rm")
+    begin_log(log, name)
     tokens = 0
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
@@ -87,7 +88,7 @@ def train():
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        append_jsonl(log, [dict(name=args.name or "rm", step=step + 1, loss=round(loss.item(), 4))])
+        append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
         tokens += sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
         bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
 
@@ -104,7 +105,7 @@ def train():
             print(f"{path} compares no answers of the fine-tuned model, so the scores are not shifted")
     right, sure = (margins > 0).tolist(), torch.sigmoid(margins.abs()).tolist()
     held_out = dict(accuracy=sum(right) / len(right), n=len(right), ece=ece(sure, right))
-    out = args.out / (f"rm-{args.name}.pt" if args.name else "rm.pt")
+    out = args.out / f"{name}.pt"
     made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), helpful_fraction=args.helpful_fraction, epochs=args.rm_epochs,
                    lr=args.rm_lr, seed=args.seed)  # fmt: skip
     model.save(out, made_by=made_by, held_out=held_out, seconds=time.time() - began)

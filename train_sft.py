@@ -108,7 +108,10 @@ def train():
                    help=f"use the chains up to this step (default: {STEPS})")  # fmt: skip
     p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
     p.add_argument(
-        "--helpful-fraction", type=share, default=0.5, help="share of helpful answers in the mix (default: 0.5)"
+        "--helpful-fraction",
+        type=share,
+        default=0.5,
+        help="share of helpful answers beside one for each chain of Stage 1 (default: 0.5)",
     )
     p.add_argument(
         "--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)"

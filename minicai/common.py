@@ -126,7 +126,9 @@ share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
 finite = option_type(float, math.isfinite, "a finite number")
 seed = option_type(int, lambda x: 0 <= x < 2**31, f"a whole number from 0 to {2**31 - 1}")
 name_part = option_type(
-    str, re.compile(r"[\w.-]{1,50}").fullmatch, "a part of a file name: 1 to 50 letters, digits, '.', '_' and '-'"
+    str,
+    re.compile(r"(?!round\d+$)[\w.-]{1,50}").fullmatch,
+    "a part of a file name: 1 to 50 letters, digits, '.', '_' and '-', and not 'round1', which a feedback round writes",
 )
 
 
@@ -260,8 +262,17 @@ def save(path, **value):
 
 
 def save_checkpoint(path, model: GPT, kind: str, **extra):
-    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts."""
-    save(path, kind=kind, config=asdict(model.config), model=model.state_dict(), **extra)
+    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts.
+
+    The mark of the folder's tokenizer is saved with it, where there is one: under another one its ids are other words.
+    """
+    save(path, kind=kind, config=asdict(model.config), model=model.state_dict(), tokenizer=tokenizer_of(path), **extra)
+
+
+def tokenizer_of(checkpoint) -> str | None:
+    """The mark of the tokenizer in a checkpoint's folder."""
+    path = Path(checkpoint).with_name("tokenizer.json")
+    return file_hash(path) if path.exists() else None
 
 
 def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict]:
@@ -278,6 +289,11 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
         )
     if found != kind:
         raise UserError(f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint")
+    trained, here = value.pop("tokenizer", None), tokenizer_of(path)
+    if trained and here and trained != here:
+        raise UserError(
+            f"{path} was trained with another tokenizer than the one beside it; train it anew, or bring back its own"
+        )
     try:
         model = GPT(GPTConfig(**value.pop("config")))
         model.load_state_dict(value.pop("model"), strict=True)

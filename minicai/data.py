@@ -53,7 +53,7 @@ def padded(length: int) -> int:
 def make_batches(
     examples: list[Example], batch_tokens: int, rng: random.Random, pool: int = 4096
 ) -> Iterator[list[Example]]:
-    """One epoch in random order, in batches of examples of like length: at most batch_tokens ids, pads included.
+    """One epoch in random order, in batches of examples of like length: at most batch_tokens ids, pads included, or a single one that is longer.
 
     Lengths are sorted only within pools of random examples, so that which examples meet still changes by seed and epoch.
     """
@@ -176,7 +176,7 @@ def encode_pairs(
 def read_pairs(
     paths: list, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random
 ) -> list[Pair]:
-    """The comparisons of one file or more. Raises UserError when the first holds none, or there are none that can be trained on."""
+    """The comparisons of one file or more. Raises UserError when they hold none, or none that can be trained on."""
     rows = [
         row
         for path in paths
@@ -192,7 +192,7 @@ def read_pairs(
 
 
 def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> Iterator[list[Pair]]:
-    """One epoch in random order, in batches of pairs of like length: at most batch_tokens ids, pads included."""
+    """One epoch in random order, in batches of pairs of like length: at most batch_tokens ids, pads included, or a single longer one."""
     width = {pair.number: padded(max(len(pair.chosen), len(pair.rejected))) for pair in pairs}
     batches, batch = [], []
     for pair in sorted(rng.sample(pairs, len(pairs)), key=lambda pair: width[pair.number]):

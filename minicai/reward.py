@@ -26,7 +26,7 @@ class RewardModel(nn.Module):
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T), padded on the right, lengths (B,) -> scores (B,), read at each row's last real token."""
-        hidden = self.gpt.hidden(ids[:, : int(lengths.max())])  # the last pads may not fit the context
+        hidden = self.gpt.hidden(ids[:, : self.gpt.config.block_size])  # the last pads may not fit the context
         last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # by length, never by comparing ids
         # In bfloat16, scores that differ by a percent would be ties.
         with torch.autocast(ids.device.type, enabled=False):

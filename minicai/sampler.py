@@ -6,7 +6,7 @@ Prefill runs the prompts once and fills the cache; decode then feeds one token p
 right and every row counts positions from its own start, so a pad's slot is overwritten by the first sampled token
 before anything can attend to it: there is no padding mask to get wrong. Finished rows leave the batch, by the quarter.
 
-A row's random numbers depend on the seed and its prompt alone, and so does its sample in float32. In bfloat16 rounding depends on
+A row's random numbers depend on the seed, its prompt and how often that came before, and so does its sample in float32. In bfloat16 rounding depends on
 the shape of the batch, and may turn a close choice between two tokens.
 
 Dimensions: B rows, T prompt length, V vocabulary.
@@ -35,7 +35,7 @@ class Completion:
 
 
 def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Set to -inf all but the top_k most likely tokens, then all but the smallest set whose mass reaches top_p.
+    """Set to -inf all but the top_k most likely tokens (and those as likely as the last of them), then all but the smallest set whose mass reaches top_p.
 
     logits (B, V). Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. The most likely token always stays.
     """
@@ -196,7 +196,7 @@ def decode(prompts, results, noise, model, temperature, top_k, top_p, stop_ids, 
 def score_options(model: GPT, prompts: list[list[int]], options: list[list[list[int]]]) -> list[list[float]]:
     """log p(option | prompt), summed over the option's tokens, for each prompt's own list of options.
 
-    The prompt runs once. Each option is then written behind it in the cache, over the one before. float32, temperature 1.
+    The prompt runs once. Each option is then written behind it in the cache, over the one before. The softmax is in float32, at temperature 1.
     Raises ValueError for an empty option, a prompt without options, an empty prompt, or one that fills the context or
     does not fit it together with an option.
     """

@@ -308,7 +308,7 @@ def options(tmp_path, *argv):
     (share, "0 0.99", "-0.1 1 nan x"),
     (finite, "-1 0 2.5", "nan inf -inf x"),
     (seed, "0 2147483647", "-1 2147483648 99999999999999999999999 1.5 x"),
-    (name_part, "a beta-0.05 größe_2", "a/b ../a a\\b * " + 51 * "a"),
+    (name_part, "a beta-0.05 größe_2 round1b", "a/b ../a a\\b * round1 round12 " + 51 * "a"),
 ])  # fmt: skip
 def test_an_option_takes_its_range_and_nothing_else(type, good, bad):
     for text in good.split():

@@ -322,6 +322,30 @@ def test_a_base_training_killed_before_its_first_line_of_log_goes_on(monkeypatch
     assert (tmp_path / "base.pt").exists() and common.read_jsonl(tmp_path / "train_base.jsonl")
 
 
+def test_a_base_keeps_its_tokenizer_until_another_is_done_and_what_was_made_from_it_is_then_refused(
+    out, monkeypatch, tmp_path
+):
+    for name in ("base.pt", "sft.pt", "tokenizer.json"):
+        shutil.copy(out / name, tmp_path / name)
+    options = ("--out", tmp_path, "--documents", 150, "--device", "cpu", "--seed", 7)
+    collate = train_base.collate
+    monkeypatch.setattr(train_base, "SAVE_SECONDS", -1)
+    for made in (2, 0):  # batches before it is killed; a state with and without its tokenizer goes on
+        left = iter(range(made))
+        monkeypatch.setattr(train_base, "collate", lambda *args: (next(left), collate(*args))[1])
+        with pytest.raises((StopIteration, RuntimeError)):
+            call(train_base.train, monkeypatch, *options)
+        assert common.tokenizer_of(tmp_path / "base.pt") == common.tokenizer_of(out / "base.pt")
+        common.load_checkpoint(tmp_path / "sft.pt")
+        (tmp_path / train_base.TOKENIZER).unlink()
+    monkeypatch.setattr(train_base, "collate", collate)
+    call(train_base.train, monkeypatch, *options)
+    assert not (tmp_path / train_base.TOKENIZER).exists()
+    common.load_checkpoint(tmp_path / "base.pt")
+    with pytest.raises(common.UserError, match="sft.pt was trained with another tokenizer"):
+        common.load_checkpoint(tmp_path / "sft.pt")
+
+
 def test_fine_tuning_moves_the_model_toward_its_data(out, monkeypatch):
     call(train_sft.train, monkeypatch, "--out", out, "--name", "more", "--epochs", 4)
     losses = [row["loss"] for row in common.read_jsonl(out / "train_sft.jsonl") if row["name"] == "sft-more"]
