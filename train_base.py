@@ -66,7 +66,6 @@ def train():
     p.add_argument("--documents", type=positive, help="size of the corpus, read once")
     p.add_argument("--lr", dest="base_lr", type=above_zero, help="peak learning rate of Muon")
     args = setup(p)
-    began = time.time()
     tokenizer, examples = prepare(args)
     batches = list(make_batches(examples, args.batch_tokens, random.Random(args.seed)))
     layers = (args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden)
@@ -78,11 +77,11 @@ def train():
     made_by = dict(
         seed=args.seed, world=world_hash(args), documents=args.documents, preset=args.preset, lr=args.base_lr
     )
-    state_path, start, spent = args.out / STATE, 0, 0.0
+    state_path, start = args.out / STATE, 0
     log = args.out / "train_base.jsonl"
     if state_path.exists():
         state = load_state(state_path, model, optimizers, made_by)
-        start, spent = state["step"], state["seconds"]
+        start = state["step"]
         append_jsonl(log, [])  # it may not exist yet, or end in a line that a killed run left unfinished
         logged = [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
         rewrite_jsonl(log, logged)  # what came after the last save comes again
@@ -108,9 +107,9 @@ def train():
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s")
         if time.time() - saved_at > SAVE_SECONDS and step + 1 < len(batches):
             saved_at = time.time()
-            save_state(state_path, model, optimizers, made_by, step=step + 1, seconds=spent + time.time() - began)
+            save_state(state_path, model, optimizers, made_by, step=step + 1)
     tokenizer.save(args.out / "tokenizer.json")
-    save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by, seconds=spent + time.time() - began)
+    save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by)
     state_path.unlink(missing_ok=True)
     (args.out / TOKENIZER).unlink()
     print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")

@@ -14,7 +14,6 @@ killed run starts again. Rafailov et al. 2023 (arXiv 2305.18290). Left out: weig
 
 import inspect
 import random
-import time
 
 import torch
 from tqdm import tqdm
@@ -57,7 +56,6 @@ def train():
     args = setup(p)
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
-    began = time.time()
     start, name = args.out / "sft.pt", f"dpo-{args.name}" if args.name else "dpo"
     paths = [args.data or args.out / "preferences.jsonl"]
     if args.round:
@@ -113,7 +111,7 @@ def train():
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*paths), loss=args.loss, beta=args.beta, helpful_fraction=args.helpful_fraction,
                    epochs=args.dpo_epochs, lr=args.dpo_lr, seed=args.seed)  # fmt: skip
-    save_checkpoint(out, policy, "policy", made_by=made_by, seconds=time.time() - began)
+    save_checkpoint(out, policy, "policy", made_by=made_by)
     print(f"{out}: {len(pairs)} comparisons, {len(batches)} steps")
 
 

@@ -162,7 +162,6 @@ def train():
     )
     p.add_argument("--name", type=name_part, help="write OUT/ppo-NAME.pt, beside the main file")
     args = setup(p)
-    began = time.time()
     world, tokenizer = World(args.world), Tokenizer.load(args.out / "tokenizer.json")
     sft = args.out / "sft.pt"
     gpt, _ = load_checkpoint(sft, device=args.device)
@@ -193,10 +192,10 @@ def train():
         args.out / f"train_{name}.jsonl",
         args.out / f"train_{name}.state.pt",
     )
-    start, spent = 0, 0.0
+    start = 0
     if state_path.exists():
         state = load_state(state_path, actor, [optimizer], made_by)
-        start, spent, control.beta = state["update"], state["seconds"], state["beta"]
+        start, control.beta = state["update"], state["beta"]
         append_jsonl(log, [])  # cuts off a line that a killed run left unfinished
         rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start])
         print(f"going on from update {start}")
@@ -268,9 +267,8 @@ def train():
             control.update(row["kl"])
         if time.time() - saved_at > SAVE_SECONDS and update + 1 < args.ppo_updates:
             saved_at = time.time()
-            save_state(state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta,
-                       seconds=spent + time.time() - began)  # fmt: skip
-    save_checkpoint(out, gpt, "policy", made_by=made_by, seconds=spent + time.time() - began)
+            save_state(state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta)
+    save_checkpoint(out, gpt, "policy", made_by=made_by)
     state_path.unlink(missing_ok=True)
     print(f"{out}: {args.ppo_updates} updates of {args.ppo_episodes} answers, log in {log}")
 

@@ -12,7 +12,6 @@ killed run starts again. Bai et al. 2022, section 4; Stiennon et al. 2020 for th
 """
 
 import random
-import time
 
 import torch
 from tqdm import tqdm
@@ -59,7 +58,6 @@ def train():
     p.add_argument("--lr", dest="rm_lr", type=above_zero, help="peak learning rate of AdamW")
     p.add_argument("--name", type=name_part, help="write OUT/rm-NAME.pt, beside the main file")
     args = setup(p)
-    began = time.time()
     path = args.data or args.out / "preferences.jsonl"
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
@@ -108,7 +106,7 @@ def train():
     out = args.out / f"{name}.pt"
     made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), helpful_fraction=args.helpful_fraction, epochs=args.rm_epochs,
                    lr=args.rm_lr, seed=args.seed)  # fmt: skip
-    model.save(out, made_by=made_by, held_out=held_out, seconds=time.time() - began)
+    model.save(out, made_by=made_by, held_out=held_out)
     print(
         f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%}"
     )

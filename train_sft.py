@@ -19,7 +19,6 @@ constant rate; here three epochs with a falling rate.
 """
 
 import random
-import time
 from collections.abc import Iterator
 from itertools import cycle, islice
 
@@ -131,7 +130,6 @@ def train():
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
     args.rate = args.rate or (args.sft_lr / 5 if args.round else args.sft_lr)
-    began = time.time()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     sources = [args.data or args.out / "revisions.jsonl"]
@@ -185,7 +183,7 @@ def train():
     out = args.out / f"{name}.pt"
     made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
                    helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.rate, leave_out=args.leave_out, seed=args.seed)  # fmt: skip
-    save_checkpoint(out, model, "policy", made_by=made_by, seconds=time.time() - began)
+    save_checkpoint(out, model, "policy", made_by=made_by)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 
 

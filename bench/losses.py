@@ -11,6 +11,7 @@ would tune beta and the rate of each. Writes OUT/losses.json.
 import argparse
 import json
 import random
+import time
 from pathlib import Path
 
 import torch
@@ -52,7 +53,9 @@ def main():
     p.add_argument("--eval-n", default="150", help="requests of each type (default: 150)")
     args = p.parse_args()
     names = {(loss, seed): f"{loss}-{seed}" for loss in args.losses for seed in args.seeds}
+    seconds = {}
     for (loss, seed), name in names.items():
+        began = time.time()
         run(
             "train_dpo.py",
             "--preset",
@@ -68,6 +71,7 @@ def main():
             "--name",
             name,
         )
+        seconds[name] = time.time() - began
     results = args.out / "losses.json"
     run("evaluate.py", "--preset", args.preset, "--out", args.out, "--device", "cpu", "--eval-n", args.eval_n, "--results", results,
         *(args.out / f"dpo-{name}.pt" for name in names.values()))  # fmt: skip
@@ -80,12 +84,12 @@ def main():
         measured = []
         for seed in args.seeds:
             name = names[loss, seed]
-            policy, extra = load_checkpoint(args.out / f"dpo-{name}.pt")
+            policy, _ = load_checkpoint(args.out / f"dpo-{name}.pt")
             margins = [row["margin"] for row in log if row["name"] == f"dpo-{name}"]
             margins = margins[-max(1, len(margins) // 20) :]
             stage = stages[f"dpo-{name}"]
             measured.append((100 * stage["under_refusal"]["rate"], 100 * stage["over_refusal"]["rate"],
-                             kl_from(reference, policy, tokenizer, world), sum(margins) / len(margins), extra["seconds"]))  # fmt: skip
+                             kl_from(reference, policy, tokenizer, world), sum(margins) / len(margins), seconds[name]))  # fmt: skip
         columns = list(zip(*measured))
         rows.append([loss, *(f"{sum(c) / len(c):.1f} ({min(c):.1f}-{max(c):.1f})" for c in columns)])
     print(aligned(rows))

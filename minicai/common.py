@@ -262,7 +262,8 @@ def save(path, **value):
 
 
 def save_checkpoint(path, model: GPT, kind: str, **extra):
-    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts.
+    """`kind` is what the weights are ("policy", "reward"); `extra` holds plain values or state dicts, and no time
+    or date: the same run writes the same file, and its mark (`file_hash`) is what later steps are seeded and known by.
 
     The mark of the folder's tokenizer is saved with it, where there is one: under another one its ids are other words.
     """

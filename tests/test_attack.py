@@ -21,7 +21,6 @@ from minicai.data import collate, encode_turns, weighted_nll
 from minicai.gpt import GPT, GPTConfig
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
-from minicai.metrics import distinct_n
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.replies import helpful
@@ -396,14 +395,15 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
     prize = {text[:12]: p for text, p in zip(models[1], (1.0, 0.9, 0.9))}
     monkeypatch.setattr(redteam, "BATCH", 32)
     monkeypatch.setattr(redteam, "breaks", lambda m, t, turns, *_: [prize.get(x[-1][:12], 0.0) for x in turns])
-    late = {}
+    commonest = {}
     for weight in (0, 3):
         rows = go(monkeypatch, out, "rl", "--attempts", 384, "--diversity", weight, "--lr", 0.0005)
         mine = [r for r in rows if r["made_by"]["diversity"] == weight]
         harm = [sum(r["judge"] or 0 for r in part) / len(part) for part in (mine[:32], mine[-64:])]  # untaught, taught
         assert harm[1] > harm[0] + 0.15
-        late[weight] = [" ".join(r["turns"]) for r in mine[-64:]]
-    assert distinct_n(late[0], 2) < 0.6 * distinct_n(late[3], 2)
+        late = [" ".join(r["turns"]) for r in mine[-256:]]
+        commonest[weight] = max(map(late.count, set(late)))
+    assert commonest[0] > 1.4 * commonest[3]  # in trials with five seeds 2.0 to 3.9 times
 
 
 def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):

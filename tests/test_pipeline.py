@@ -305,6 +305,7 @@ def test_a_killed_base_training_ends_in_the_same_weights(monkeypatch, tmp_path):
     call(train_base.train, monkeypatch, "--out", tmp_path / "killed", *options)
     a, b = (torch.load(tmp_path / d / "base.pt", weights_only=True)["model"] for d in ("whole", "killed"))
     assert all(torch.equal(a[k], b[k]) for k in a)
+    assert (tmp_path / "whole" / "base.pt").read_bytes() == (tmp_path / "killed" / "base.pt").read_bytes()
     assert not (tmp_path / "killed" / "train_base.state.pt").exists()
     whole, killed = (common.read_jsonl(tmp_path / d / "train_base.jsonl") for d in ("whole", "killed"))
     assert [row["step"] for row in killed] == [row["step"] for row in whole]
