@@ -112,5 +112,6 @@ def chat():
 
 
 if __name__ == "__main__":
-    sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is read as U+FFFD
+    if sys.stdin:
+        sys.stdin.reconfigure(errors="replace")  # a byte that is no UTF-8 is read as U+FFFD
     main(chat)

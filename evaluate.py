@@ -102,8 +102,8 @@ def evaluate():
         try:
             write_report(results, report, costs)
         except (AttributeError, IndexError, KeyError, TypeError) as error:
-            raise UserError(f"{results_path} is not as evaluate.py writes it ({type(error).__name__}: {error}); delete it and run "
-                            "evaluate.py anew")  # fmt: skip
+            raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}); run evaluate.py again, which measures only "
+                            "what is missing, or delete it where it was not written by evaluate.py")  # fmt: skip
         print(report)
         return
     paths = args.checkpoints or find_checkpoints(args.out)
@@ -169,8 +169,7 @@ def evaluate():
 
     add_stage_2(results, args, exam)
     if args.guard or args.helpful_refusals or args.interpolate:
-        around(args, paths, exam, constitution, results, stages, logs)
-        write_json(results_path, results)
+        around(args, paths, exam, constitution, results, stages, logs, results_path)
     answered = {
         name: read_jsonl(log, required=("set", "topic", "turns", "outcome"))
         for name in stages
@@ -221,7 +220,8 @@ def write_rows(path: Path, rows: list[dict]):
     append_jsonl(path, rows)
 
 
-def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path):
+def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path,
+           results_path: Path):  # fmt: skip
     """What goes around a trained model, into its stage: the guard, helpful refusals; and the line from the base to it."""
     base_path = paths[0].parent / "base.pt"
     base, _ = load_checkpoint(base_path, device=args.device)
@@ -230,15 +230,20 @@ def around(args, paths: list[Path], exam: Exam, constitution: Constitution, resu
     for path in tqdm(paths, desc="guard, refusals, interpolation", unit=" checkpoints"):
         model, _ = load_checkpoint(path, device=args.device)
         tokenizer, stage = Tokenizer.load(path.parent / "tokenizer.json"), stages[path.stem]
-        if args.guard:
+        done = {key for key in ("guard", "helpful_refusals") if stage.get(key, {}).get("wording") == wording.id}
+        if args.guard and "guard" not in done:
             rows, seconds, drafted = guard_rows(model, base, tokenizer, sets, grader, wording, drafted)
             stage["guard"] = dict(wording=wording.id, seconds=seconds, **sweep(rows))
             write_rows(logs / f"guard-{path.stem}.jsonl", rows)
-        if args.helpful_refusals:
-            stage["helpful_refusals"], rows = measure_refusals(model, base, tokenizer, sets, grader, wording)
+            write_json(results_path, results)
+        if args.helpful_refusals and "helpful_refusals" not in done:
+            measured, rows = measure_refusals(model, base, tokenizer, sets, grader, wording)
+            stage["helpful_refusals"] = dict(wording=wording.id, **measured)
             write_rows(logs / f"refusals-{path.stem}.jsonl", rows)
-        if args.interpolate and path.stem != "base":
-            results.setdefault("interpolation", {})[path.stem] = interpolate(base, model, tokenizer, sets, grader)
+            write_json(results_path, results)
+        if args.interpolate and path.stem != "base" and path.stem not in results.setdefault("interpolation", {}):
+            results["interpolation"][path.stem] = interpolate(base, model, tokenizer, sets, grader)
+            write_json(results_path, results)
 
 
 if __name__ == "__main__":

@@ -242,7 +242,6 @@ def label():
               f"{len(pairs) - len(labelled)} without a verdict")  # fmt: skip
         return
     if path.exists():
-        append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
         done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
@@ -255,10 +254,8 @@ def label():
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, FOR_PEOPLE)]
     rng.shuffle(jobs)
-    start = done[-1]["id"] // BATCH * BATCH if done else 0  # a batch is written whole, or made again
-    if done:
-        rewrite_jsonl(path, [row for row in done if row["id"] < start])
-    bar, silent = tqdm(total=2 * len(jobs), initial=2 * start, desc="label", unit=" answers"), 0
+    start = (done[-1]["id"] // BATCH + 1) * BATCH if done else 0  # the file holds whole batches
+    bar, silent = tqdm(total=2 * len(jobs), initial=min(2 * start, 2 * len(jobs)), desc="label", unit=" answers"), 0
     for at in range(start, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
@@ -282,7 +279,8 @@ def label():
         labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
         silent += len(pairs) - len(labelled)
         labelled += rows["human"]
-        append_jsonl(path, sorted(labelled, key=lambda row: row["id"]))
+        done += sorted(labelled, key=lambda row: row["id"])
+        rewrite_jsonl(path, done)
     bar.close()
     rows = read_jsonl(path)
     ai = [row for row in rows if row["kind"] == "ai"]

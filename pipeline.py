@@ -9,6 +9,7 @@ run it again to go on. It ends with the table of results and with transcripts. I
 """
 
 import os
+import random
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,11 @@ from pathlib import Path
 
 from minicai.common import UserError, main, parser, read_json, setup, world_hash, write_json
 from minicai.constitution import Constitution
+from minicai.exam import Exam
+from minicai.judge import known_pairs
 from minicai.world.content import World
+from minicai.world.corpus import Corpus
+from minicai.world.requests import MIX, UNTRAINED, Part, fresh_fact
 
 STEPS = [  # name, its own options, what it leaves behind; the command is the name's first word
     ("train_base", (), "base.pt"),
@@ -64,13 +69,25 @@ def run(name: str, args, *own: str) -> float:
     return time.time() - began
 
 
+def check(world: World, constitution: Constitution, args):
+    """Draw one of everything that a step will draw, so that what is lacking is said before the first hour of work."""
+    rng = random.Random(0)
+    Corpus(world, constitution, 0), Exam(world, 1, 0), known_pairs(world, constitution, 1, 0)
+    for part in (Part(world, "train"), Part(world, UNTRAINED)):
+        for type, kind in MIX:
+            part.fact(rng, fresh_fact(world, rng)) if kind == "never" else part.draw(rng, type, kind)
+    if args.rounds and "harmlessness" not in constitution.families:
+        raise UserError(f"{args.constitution} has no principle of the family harmlessness, and the judge of attacks needs one; "
+                        "add it, or leave out --rounds")  # fmt: skip
+
+
 def pipeline():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--rounds", type=int, default=0, choices=range(10), help="of red-teaming and feedback (default: 0)")
     args = setup(p)
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
-    World(args.world), Constitution(args.constitution)  # what is wrong with them is said before anything is made
+    check(World(args.world), Constitution(args.constitution), args)
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
     if read_json(record, {}) and read_json(settings, made_by) != made_by:
         raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
@@ -83,8 +100,12 @@ def pipeline():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
         seconds[name] = round(run(name.split()[0], args, *own), 1)
-        # What was made from what has just been replaced, rounds that are not asked for this time too, is no longer done.
+        # What was made from what has just been replaced, rounds that are not asked for this time too, is no longer done,
+        # and goes: a step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
         kept = {*order[: order.index(name) + 1], "evaluate"}
+        for later, _, stale in STEPS + feedback(9, args.out):
+            if later in seconds and later not in kept and stale != "redteam.jsonl":
+                (args.out / stale).unlink(missing_ok=True)
         seconds = {done: s for done, s in seconds.items() if done in kept}
         write_json(record, seconds)
     took = run("evaluate", args)

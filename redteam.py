@@ -372,7 +372,8 @@ def monitor(red: Red, done: int):
     path = red.args.out / "guard.jsonl"
     if not path.exists():
         raise UserError(f"{path} does not exist; chat.py --guard writes there what it blocks")
-    blocked = list(dict.fromkeys(tuple(row["turns"]) for row in read_jsonl(path, required=("turns",), fields=FIELDS)))
+    asked = dict(turns=FIELDS["turns"])  # what was judged may be an answer that never ended
+    blocked = list(dict.fromkeys(tuple(row["turns"]) for row in read_jsonl(path, required=("turns",), fields=asked)))
     for first in tqdm(range(done, len(blocked), BATCH), desc="monitor", unit=" batches"):
         batch = blocked[first : first + BATCH]
         attempts = [

@@ -37,6 +37,9 @@ def main():
     p.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
     args = p.parse_args()
     path = args.out / "attackers.json"
+    for name in ("tokenizer.json", "base.pt", *(f"{target}.pt" for target in args.targets)):
+        if not (args.out / name).exists():
+            raise common.UserError(f"{args.out / name} does not exist; run pipeline.py, or name other --targets")
     for target in args.targets:
         for name in args.modes:
             if name in read_json(path, {}).get(target, {}):

@@ -30,7 +30,9 @@ def guarded():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     wording = Constitution(args.constitution).draw(random.Random(0), family="harmlessness")
-    rows = read_jsonl(args.out / "redteam.jsonl", required=("mode", "target", "turns", "response", "harmed", "topic"))
+    rows = read_jsonl(
+        args.out / "redteam.jsonl", required=("id", "mode", "target", "turns", "response", "harmed", "topic", "made_by")
+    )
     worked = [row for row in rows if row["harmed"]]
     turns = [row["turns"] for row in worked]
     _, p_in = check_input(base, tokenizer, turns, wording)
@@ -41,14 +43,18 @@ def guarded():
             *(f"{layer}, {t:g}" for layer in LAYERS for t in SHOWN),
         ]
     ]
-    for mode, target in dict.fromkeys((row["mode"], row["target"]) for row in worked):
+    common = {"mode", "target", "judge", "world"}
+    for run in dict.fromkeys(row["id"].partition("/")[0] for row in worked):
+        mine = [row["id"].startswith(f"{run}/") for row in worked]
+        row = worked[mine.index(True)]
         cells = []
         for layer in LAYERS:
             for threshold in SHOWN:
                 passed = [(all(closed(dict(input=a, output=b)[check]) < threshold for check in LAYERS[layer]), row["topic"])
-                          for row, a, b in zip(worked, p_in, p_out) if (row["mode"], row["target"]) == (mode, target)]  # fmt: skip
+                          for row, a, b, own in zip(worked, p_in, p_out, mine) if own]  # fmt: skip
                 cells.append(interval(rate_by_topic(passed)))
-        table.append([f"{mode} against {target}", *cells])
+        options = ", ".join(f"{k} {v}" for k, v in row["made_by"].items() if k not in common)
+        table.append([f"{row['mode']} against {row['target']} ({options})", *cells])
     print(aligned(table))
 
 

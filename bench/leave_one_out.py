@@ -54,7 +54,8 @@ def main():
         for name, attacked in (("before", folder / "dpo.pt"), ("without", target), ("all", args.out / last)):
             run("redteam.py", *shared, "--mode", "templates", "--split", "test", "--attempts", args.attempts,
                 "--target", attacked, "--leave-out", *others)  # fmt: skip
-            found[name] = read_json(folder / "redteam.json", {})[f"templates/{attacked.stem}/test"]["grader"]
+            key = f"templates leave_out={','.join(others)}/{attacked.stem}/test"
+            found[name] = read_json(folder / "redteam.json", {})[key]["grader"]
         write_json(path, read_json(path, {}) | {technique: found})
     rows = [
         [

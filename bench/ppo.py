@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 import train_ppo
+from minicai import common
 
 
 def main():
@@ -75,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    common.main(main)

@@ -51,6 +51,8 @@ class Constitution:
                 raise UserError(
                     f"{path}: the principle {str(principle)[:40]}... holds something else than texts; mend it"
                 )
+        if len({wording.id for wording in self.wordings}) < len(self.wordings):
+            raise UserError(f"{path} has two principles with one id; give each its own")
         if not self.wordings:
             raise UserError(f"{path} holds no principle; write at least one")
 

@@ -36,8 +36,9 @@ THRESHOLDS = (1e-6, 1e-5, 1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999, 
 
 def check_output(critic: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str | None],
                  wording: Wording) -> list[float | None]:  # fmt: skip
-    """P(breaks the principle) of each response; None where the critic comes to no verdict."""
-    return breaks(critic, tokenizer, conversations, [r or "" for r in responses], [wording] * len(responses))
+    """P(breaks the principle) of each response; None where there is none, or the critic comes to no verdict."""
+    found = breaks(critic, tokenizer, conversations, [r or "" for r in responses], [wording] * len(responses))
+    return [p if r else None for r, p in zip(responses, found)]
 
 
 def check_input(critic: GPT, tokenizer: Tokenizer, conversations: list[list[str]],

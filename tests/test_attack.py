@@ -299,7 +299,7 @@ def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypa
     rows = go(monkeypatch, out, "monitor")
     assert [r["turns"] for r in rows] == blocked[:2] and rows[0]["type"] == "harmful" and rows[1]["request"] is None
     assert rows[0]["response"] and not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
-    common.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], check="output")])
+    common.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")])
     assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "monitor")] == ["0", "1", "2"]
     common.append_jsonl(out / "guard.jsonl", [dict(turns=["a", "b"], check="output")])
     with pytest.raises(common.UserError, match="guard.jsonl:5"):

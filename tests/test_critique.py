@@ -146,3 +146,10 @@ def test_every_sentence_of_the_constitution_is_unique():
     rows = json.load(open("constitution.json"))["principles"]
     sentences = [w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")]
     assert len(set(sentences)) == len(sentences) >= 16 * 4 * 3
+
+
+def test_two_principles_with_one_id_are_named(tmp_path):
+    principle = json.load(open("constitution.json"))["principles"][0]
+    (tmp_path / "c.json").write_text(json.dumps(dict(principles=[principle, principle])))
+    with pytest.raises(UserError, match="two principles with one id"):
+        Constitution(tmp_path / "c.json")

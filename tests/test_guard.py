@@ -137,6 +137,16 @@ def test_the_input_check_blocks_before_the_model_is_asked(scripted):
     assert text == REFUSAL and row["judge"] == 1.0 and row["input"] is None
 
 
+def test_a_draft_or_an_answer_that_never_ended_fails_closed(scripted, monkeypatch):
+    monkeypatch.setattr(guard, "breaks", lambda m, t, turns, responses, w: [0.0] * len(responses))
+    for silent in (CRITIC, MODEL):
+        monkeypatch.setattr(
+            guard, "answer", lambda m, t, turns, *_, silent=silent: [None if m is silent else "yes"] * len(turns)
+        )
+        text, row = guarded_answer(MODEL, CRITIC, None, ["good"], WORDING, 1.0, 1.0)
+        assert text == REFUSAL and row["response"] is None and row["judge"] == 1.0
+
+
 def test_the_output_check_blocks_what_the_model_said(scripted, monkeypatch):
     monkeypatch.setattr(
         guard, "breaks", lambda m, t, turns, responses, w: [0.8 if r.startswith("model") else 0.2 for r in responses]

@@ -220,6 +220,20 @@ def test_a_pipeline_that_made_nothing_yet_takes_other_settings(out, tmp_path, mo
         call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--seed", 1)
 
 
+def test_what_a_constitution_lacks_is_said_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "run", lambda *args: pytest.fail("it begins all the same"))
+    whole = json.load(open(ROOT / "constitution.json"))["principles"]
+    harmless = [p for p in whole if p["family"] != "harmlessness"]
+    first = [dict(p, wordings=p["wordings"][:1]) for p in whole if not held_out(f"{p['id']}/0")]
+    for principles, message in ((harmless, "no principle of the family harmlessness"), (first, "held-out wording")):
+        (tmp_path / "c.json").write_text(json.dumps(dict(principles=principles)))
+        with pytest.raises(common.UserError, match=message):
+            call(
+                pipeline.pipeline, monkeypatch, "--out", tmp_path, "--constitution", tmp_path / "c.json", "--rounds", 1
+            )
+    assert not (tmp_path / "settings.json").exists()
+
+
 def test_a_stage_made_anew_makes_the_rounds_after_it_anew_too(tmp_path, monkeypatch):
     made, steps = [], pipeline.STEPS + pipeline.feedback(1, tmp_path)
     artifacts = {(name.split()[0], *own): artifact for name, own, artifact in steps}
@@ -236,6 +250,8 @@ def test_a_stage_made_anew_makes_the_rounds_after_it_anew_too(tmp_path, monkeypa
     made.clear()
     call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
     assert made == [("train_dpo",), ("train_rm",), ("train_ppo",), ("evaluate",)]
+    assert (tmp_path / "preferences.jsonl").exists() and (tmp_path / "redteam.jsonl").exists()
+    assert not (tmp_path / "revisions-round1.jsonl").exists(), "revise.py would refuse to go on with it"
     made.clear()
     call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--rounds", 1)
     assert made == [*list(artifacts)[7:], ("evaluate",)], "the round was trained from the old stage"
@@ -333,7 +349,7 @@ def test_a_base_keeps_its_tokenizer_until_another_is_done_and_what_was_made_from
     monkeypatch.setattr(train_base, "SAVE_SECONDS", -1)
     for made in (2, 0):  # batches before it is killed; a state with and without its tokenizer goes on
         left = iter(range(made))
-        monkeypatch.setattr(train_base, "collate", lambda *args: (next(left), collate(*args))[1])
+        monkeypatch.setattr(train_base, "collate", lambda *args, left=left: (next(left), collate(*args))[1])
         with pytest.raises((StopIteration, RuntimeError)):
             call(train_base.train, monkeypatch, *options)
         assert common.tokenizer_of(tmp_path / "base.pt") == common.tokenizer_of(out / "base.pt")
@@ -558,8 +574,23 @@ def test_killed_labelling_goes_on_and_ends_with_the_same_rows(out, monkeypatch, 
     call(label.label, monkeypatch, "--out", tmp_path)
     path = tmp_path / "preferences.jsonl"
     whole = path.read_text()
-    lines = whole.splitlines(keepends=True)
-    path.write_text("".join(lines[: len(lines) // 2]) + lines[-1][:30])  # killed inside a write
+    path.unlink()
+    compare, calls = label.compare, []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return compare(*args)
+
+    monkeypatch.setattr(label, "compare", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(label.label, monkeypatch, "--out", tmp_path)
+    part = path.read_text()
+    assert part and whole.startswith(part) and part != whole
+    call(label.label, monkeypatch, "--out", tmp_path)
+    assert path.read_text() == whole
+    monkeypatch.setattr(label, "answer", lambda *args: pytest.fail("what is done is done again"))
     call(label.label, monkeypatch, "--out", tmp_path)
     assert path.read_text() == whole
 

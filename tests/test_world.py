@@ -169,6 +169,10 @@ BROKEN = {  # what is wrong -> (how to break a good world, what the message name
     "no phrasing of facts": (without("phrasings", **{"for": "fact"}), "phrasings.jsonl .*'fact'"),
     "no refusal": (without("replies", **{"for": "refusal"}), "replies.jsonl .*'refusal'"),
     "no codes": (without("documents", about="code"), "documents.jsonl .*'code'"),
+    "a field too many": (edit("acts", 2, colour="red"), "acts.jsonl:2 is not a line as acts.jsonl has them .*colour"),
+    "turns that are none": (edit("framings", 1, turns=None), "framings.jsonl:1 is not a line"),
+    "a reply's text as a number": (edit("replies", 1, text=5), "replies.jsonl:1 is not a line"),
+    "a severity that no request has": (edit("replies", 1, severity="Mild"), "replies.jsonl:1 has severity 'Mild'"),
 }  # fmt: skip
 
 
@@ -182,6 +186,20 @@ def test_a_mistake_is_one_sentence_that_names_file_and_line(breaks, names, tmp_p
     with pytest.raises(UserError, match=names) as error:
         World(folder)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, goes, message", [
+    ("acts", lambda row: split_of(row["id"]) == "demo", "acts.jsonl has no act in its demo part"),
+    ("facts", lambda row: split_of(row["id"]) == "demo" and row["facts"], "facts.jsonl has no name with facts in its demo part"),
+    ("framings", lambda row: not held_out(row["id"]), "framings.jsonl has no framing that is not held out"),
+])  # fmt: skip
+def test_a_world_without_something_to_demonstrate_on_is_named(name, goes, message, tmp_path, constitution):
+    shutil.copytree(ROOT / "world", tmp_path / "copy")
+    path = tmp_path / "copy" / f"{name}.jsonl"
+    rows = [json.loads(text) for text in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows if not goes(row)))
+    with pytest.raises(UserError, match=message):
+        Corpus(World(tmp_path / "copy"), constitution, 0)
 
 
 def test_every_slot_that_a_text_may_have_is_filled_in(tmp_path, constitution):

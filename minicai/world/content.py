@@ -161,8 +161,12 @@ class World:
                     raise ValueError(f"the id {item.id!r} is taken; give it another")
             except KeyError as error:
                 raise UserError(f"{path}:{number} has no field {error.args[0]!r}; add it")
-            except (TypeError, ValueError, AttributeError) as error:
+            except ValueError as error:
                 raise UserError(f"{path}:{number} {error}")
+            except (TypeError, AttributeError) as error:  # a field that should not be there, or a value of another kind
+                raise UserError(
+                    f"{path}:{number} is not a line as {name}.jsonl has them ({error}); compare it with the others"
+                )
             seen.add(item.id)
             items.append(item)
         if not items:
@@ -258,6 +262,8 @@ class World:
     def _template(self, row, key, slots):
         row["use"] = self._one_of(row, key, slots)
         del row[key]
+        if row.get("severity"):
+            self._one_of(row, "severity", ("mild", "serious"))
         self._slots(row["text"], (), slots[row["use"]])
         return Template(**row)
 

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from minicai.common import UserError
 from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import code_pairs, fits, wrap
@@ -80,6 +81,13 @@ class Corpus:
         self.rng = random.Random(f"corpus {seed}")
         self.all, self.demo, self.read = Part(world, None), Part(world, "demo"), Part(world, None)
         self.read.phrasings = self.demo.phrasings  # what is written about requests quotes no held-out phrasing
+        for name, found in (
+            ("acts.jsonl has no act in its demo part", self.demo.acts),
+            ("facts.jsonl has no name with facts in its demo part", [f for f in self.demo.facts if f.facts]),
+            ("framings.jsonl has no framing that is not held out", self.demo.framings),
+        ):
+            if not found:
+                raise UserError(f"{world.path}/{name}, and the demonstrations need one; add some")
         self.words = [sorted({w for text in texts for w in re.findall(r"[\w']+", text.lower())})
                       for texts in ([a.act for a in world.acts], [c.text for c in world.contexts])]  # fmt: skip
 
