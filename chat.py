@@ -16,7 +16,17 @@ import random
 import sys
 from pathlib import Path
 
-from minicai.common import append_jsonl, at_least_zero, load_checkpoint, main, newest_stage, option_type, parser, setup
+from minicai.common import (
+    UserError,
+    append_jsonl,
+    at_least_zero,
+    load_checkpoint,
+    main,
+    newest_stage,
+    option_type,
+    parser,
+    setup,
+)
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.guard import guarded_answer, helpful_refusals
@@ -53,6 +63,10 @@ def chat():
     )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
+    if args.family and not args.show_critique:
+        raise UserError("--family belongs to --show-critique; give both, or leave it out")
+    if not args.guard and any(getattr(args, k) != p.get_default(k) for k in ("input_threshold", "output_threshold")):
+        raise UserError("--input-threshold and --output-threshold belong to --guard; give that too, or leave them out")
     path = args.checkpoint or newest_stage(args.out)
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")

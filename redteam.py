@@ -374,6 +374,8 @@ def monitor(red: Red, done: int):
         raise UserError(f"{path} does not exist; chat.py --guard writes there what it blocks")
     asked = dict(turns=FIELDS["turns"])  # what was judged may be an answer that never ended
     blocked = list(dict.fromkeys(tuple(row["turns"]) for row in read_jsonl(path, required=("turns",), fields=asked)))
+    if not blocked:
+        raise UserError(f"{path} is empty: no guard has blocked anything yet")
     for first in tqdm(range(done, len(blocked), BATCH), desc="monitor", unit=" batches"):
         batch = blocked[first : first + BATCH]
         attempts = [

@@ -38,7 +38,7 @@ def main():
         for name, label in LABELS.items():
             data = out / f"preferences-{name}.jsonl"
             rewrite_jsonl(data, [row | dict(p=label(row["p"])) if row["kind"] == "ai" else row for row in rows])
-            run("train_rm.py", "--preset", settings["preset"], "--seed", settings["seed"], "--device", "cpu", "--out", out, "--data", data,
+            run("train_rm.py", "--preset", settings.get("preset", "cpu"), "--seed", settings.get("seed", 0), "--device", "cpu", "--out", out, "--data", data,
                 "--name", name)  # fmt: skip
             reward, _ = RewardModel.load(out / f"rm-{name}.pt")
             found[name].append(audit_reward(policy, reward, tokenizer, exam, args.eval_n, 0))
