@@ -23,7 +23,7 @@ PRESETS = {
                   base_lr=0.015, prompts=48, sft_epochs=1, sft_lr=1e-3, eval_n=8,
                   comparisons=24, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=2, ppo_episodes=16, ppo_lr=3e-5,
                   attempts=36),
-    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=75_000, batch_tokens=2048,
+    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=80_000, batch_tokens=2048,
                 base_lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
                 comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
                 attempts=270),
