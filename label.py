@@ -285,7 +285,7 @@ def label():
     rows = read_jsonl(path)
     ai = [row for row in rows if row["kind"] == "ai"]
     print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
-          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers. Without a verdict, and left out{' since it was killed' if start else ''}: {silent}")  # fmt: skip
+          f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers. Without a verdict, and left out in this run: {silent}")  # fmt: skip
 
 
 if __name__ == "__main__":

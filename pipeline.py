@@ -1,6 +1,6 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset: 2 cores take 45 to 75 minutes with bf16, 90 without
+    python pipeline.py                       # CPU preset: 75 minutes on one core with bf16, 90 on 2 without
     python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
     python pipeline.py --preset smoke        # a minute, to see that everything runs
 
