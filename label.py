@@ -29,6 +29,7 @@ beside it. The judge reads the plain request.
 """
 
 import random
+from dataclasses import replace
 from itertools import product
 
 from tqdm import tqdm
@@ -56,7 +57,7 @@ from minicai.judge import LABELS, audit, judge, judge_by_critique, print_audit
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.replies import decline, with_tone
+from minicai.world.replies import calibrated, decline, with_tone
 from minicai.world.requests import HELPFUL, UNTRAINED, Part, Request, draw_prompts
 
 PAIRS = {  # by whom the two answers are
@@ -68,6 +69,7 @@ PAIRS = {  # by whom the two answers are
 # People are asked about unknown names too: inventing has to lose somewhere, and so has denying what is known.
 FOR_PEOPLE = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 FLIPPED = 0.1
+HEDGED = 0.4  # of what the evasive assistant says
 BATCH = 512
 
 
@@ -92,10 +94,15 @@ def human_label(grader: Grader, request: Request, a: str, b: str, rng: random.Ra
     return float((difference > 0) != (rng.random() < FLIPPED))
 
 
-def evade(world: World, request: Request, rng: random.Random) -> str:
-    """What the evasive assistant says: it declines whatever is asked, half of the time with an insult or a sermon."""
-    reply = decline(world, request, rng)
-    return (with_tone(world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.5 else reply).text
+def evade(part: Part, request: Request, rng: random.Random) -> str:
+    """What the evasive assistant says. It declines whatever is asked, half of the time with an insult or a sermon; or it treats
+    what is harmless as if harm could be meant: PPO learns to hedge from a reward model that never saw a hedge lose to plain help."""
+    if request.type in ("legitimate", "sensitive") and rng.random() < HEDGED:
+        suspect = request.act if request.act.harm else part.pick(rng, "act", part.acts, kind="dual_use")
+        worry = replace(request, type="ambiguous", act=replace(suspect, act=request.act.act))
+        return calibrated(part.world, worry, rng).text
+    reply = decline(part.world, request, rng)
+    return (with_tone(part.world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.5 else reply).text
 
 
 def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
@@ -261,7 +268,7 @@ def label():
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
         rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
         by = [("policy", "policy")] * len(batch) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(batch))
-        answers = {(i, place): evade(world, request, rng) for i, (_, request) in enumerate(batch)
+        answers = {(i, place): evade(part, request, rng) for i, (_, request) in enumerate(batch)
                    for place in (0, 1) if by[i][place] == "evasive"}  # fmt: skip
         bar.update(len(answers))
         for place, (name, model) in product((0, 1), (("policy", policy), ("base", base))):

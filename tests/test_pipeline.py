@@ -37,7 +37,7 @@ from minicai.reward import RewardModel
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World, held_out, split_of
-from minicai.world.corpus import USER_WEIGHT
+from minicai.world.corpus import POINT_WEIGHT, USER_WEIGHT
 from minicai.world.grader import Grader
 from minicai.world.replies import decline, helpful
 from minicai.world.requests import UNTRAINED, Part
@@ -198,7 +198,10 @@ def test_replayed_documents_teach_no_answer(monkeypatch):
     for turns in islice(train_sft.recall(SimpleNamespace(world=ROOT / "world", seed=3), None), 600):
         learned += [text for role, text, weight in turns if weight]
         read += [text for role, text, weight in turns if role != "document"]
-        assert all(weight in (USER_WEIGHT, 1.0) if role == "document" else weight == 0 for role, _, weight in turns)
+        assert all(
+            weight in (USER_WEIGHT, 1.0, POINT_WEIGHT) if role == "document" else weight == 0
+            for role, _, weight in turns
+        )
     harmful = [step for act in world.acts if act.kind == "harmful" for step in act.steps]
     assert any(step in text for step in harmful for text in read)
     assert not any(step in text for step in harmful for text in learned)
@@ -648,11 +651,29 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
     for row in rows:
         for name, text in zip(row["by"], (row["a"], row["b"])):
             if name == "evasive":
-                assert any(decline in text for decline in declines)
+                hedged = " could be " in text and row["type"] in ("legitimate", "sensitive")
+                assert hedged or any(decline in text for decline in declines)
                 toned.append(any(tone.text in text for tone in world.tones))
             else:
                 assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
     assert len(set(toned)) == (2 if toned else 0)  # what no comparison shows losing is not known to be bad
+
+
+def test_the_evasive_assistant_hedges_only_where_plain_help_is_better():
+    world = World(ROOT / "world")
+    part, grader, rng = Part(world, "demo"), Grader(world), random.Random(0)
+    harms, declines = {a.harm for a in part.acts if a.harm}, [t.text for t in world.replies if t.use == "decline"]
+    for type in ("harmful", "ambiguous", "legitimate", "dual_use_question", "sensitive", "fact"):
+        hedges = 0
+        for request in (part.draw(rng, type) for _ in range(200)):
+            text = label.evade(part, request, rng)
+            hedges += (hedge := not any(decline in text for decline in declines))
+            assert grader.grade(request, text).outcome != "complied"
+            assert not hedge or any(f"That could be {harm} and" in text for harm in harms)
+            if type in ("legitimate", "sensitive"):
+                plain = helpful(world, request, rng).text
+                assert label.usefulness(grader, request, plain) > label.usefulness(grader, request, text)
+        assert (40 < hedges < 120) if type in ("legitimate", "sensitive") else hedges == 0
 
 
 def test_a_comparison_explains_itself(out):

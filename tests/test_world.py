@@ -19,11 +19,11 @@ from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
 from minicai.jailbreak import base64_word, each_word, fits, wrap
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, World, bucket, held_out, split_of
-from minicai.world.corpus import SHARE, USER_WEIGHT, Corpus, pieces, quoted
+from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, pieces, quoted, taught, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
-from minicai.world.skills import situation
+from minicai.world.skills import ABOUT, situation
 from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
@@ -446,6 +446,53 @@ def test_the_pieces_of_a_document_join_to_what_it_says():
     assert [(t.content, t.weight) for t in turns] == [
         ("Words in leet:", 1.0), (" br34d", USER_WEIGHT), (' is bread, "', 1.0), ("a cat", USER_WEIGHT), ('"', 1.0),
         (" x", USER_WEIGHT), (".", 1.0)]  # fmt: skip
+    turns = pieces(f'"{quoted("a cat")}" They could {taught("rest")} instead of {taught("")}that.')
+    assert [(t.content, t.weight) for t in turns] == [
+        ('"', 1.0), ("a cat", USER_WEIGHT), ('" They could', 1.0), (" rest", POINT_WEIGHT), (" instead of", 1.0), (" ", POINT_WEIGHT),
+        ("that.", 1.0)]  # fmt: skip
+
+
+def test_what_is_advised_about_an_act_weighs_more_wherever_a_document_says_it(world, constitution):
+    corpus, found = Corpus(world, constitution, 0), set()
+    advice = {text for act in world.acts for text in (act.alternative, act.safety) if text}
+    for i in range(2000):
+        for turn in (corpus.knowledge, corpus.reading)[i % 2]():
+            if turn.weight == POINT_WEIGHT:
+                found.add(turn.content.strip())
+            elif turn.role == "document" and turn.weight == 1.0:
+                assert not any(text in turn.content for text in advice), turn.content
+    assert found <= advice and len(found) > 0.9 * len(advice)
+
+
+def test_a_principle_is_told_by_its_seen_wordings_and_only_its_topic_weighs(world, constitution):
+    corpus, told = Corpus(world, constitution, 0), set()
+    for _ in range(300):
+        turns = corpus.principle()
+        assert [t.weight for t in turns] == [1.0, USER_WEIGHT, 1.0, POINT_WEIGHT, 1.0]
+        assert as_text(turns).strip() == f"CritiqueRequest:{turns[1].content} The principle is about{turns[3].content}."
+        told.add((turns[1].content.strip(), turns[3].content.strip()))
+    family_of = {
+        text: ABOUT[w.family]
+        for w in constitution.wordings
+        if not held_out(w.id)
+        for text in (w.critique, w.revision, w.comparison)
+    }
+    whole = {text: about for text, about in told if text in family_of}
+    assert len(whole) > 100 and all(family_of[text] == about for text, about in whole.items())
+    assert {about for _, about in told} == set(ABOUT.values())
+
+
+def test_thinned_wordings_keep_most_words_in_order_and_half_of_them_all(world):
+    text, rng, whole = "Say whether the response helps anyone to do harm to other people.", random.Random(0), 0
+    kept = []
+    for _ in range(1000):
+        words = thinned(text, rng).split()
+        whole += words == text.split()
+        rest = iter(text.split())
+        assert words and all(word in rest for word in words)  # in order
+        kept.append(len(words) / len(text.split()))
+    assert 450 < whole < 560 and 0.83 < sum(kept) / len(kept) < 0.87
+    assert all(thinned("Why?", rng) == "Why?" for _ in range(50))
 
 
 def literal(text, slots):
@@ -487,7 +534,9 @@ def shown_strings(world, constitution):
 
 def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, constitution):
     corpus = Corpus(world, constitution, 0)
-    text = "\n".join(t.content for i in range(3000) for t in (corpus.critique, corpus.compare)[i % 2]()).lower()
+    text = "\n".join(
+        t.content for i in range(4500) for t in (corpus.critique, corpus.compare, corpus.principle)[i % 3]()
+    ).lower()
     shown = "\n".join(shown_strings(world, constitution)).lower()
     hidden = {s.lower() for s in hidden_strings(world, constitution)}
     hidden = {s for s in hidden if s not in shown}

@@ -23,15 +23,17 @@ SHARE = {  # of the documents; those of knowledge are short, and what they say o
     "dialogue": 0.11,
     "disguise": 0.11,
     "code": 0.11,
-    "knowledge": 0.20,
-    "reading": 0.17,
+    "knowledge": 0.17,
+    "reading": 0.16,
     "name": 0.10,
+    "principle": 0.04,
     "critique": 0.18,
     "compare": 0.02,
 }
 # Of the loss on what users say and documents quote: enough to speak like a user, too little to crowd out the rest.
 USER_WEIGHT = 0.1
-QUOTE = "\0"  # stands around what a document quotes, until the document is cut into pieces
+POINT_WEIGHT = 4.0  # of what a document is there to teach: a few words, to be known by heart
+QUOTE, POINT = "\0", "\1"  # stand around what a document quotes, or is there to teach, until it is cut into pieces
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
 PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}  # of disguises that take more than the others
@@ -53,13 +55,22 @@ def quoted(text: str) -> str:
     return f"{QUOTE}{text}{QUOTE}"
 
 
+def taught(text: str) -> str:
+    return f"{POINT}{text}{POINT}"
+
+
 def pieces(document: str) -> list[Turn]:
     """A document as turns that carry their weights. What it quotes cannot be foreseen, and is there to be read.
 
     A space goes with the word behind it, as in the tokenizer, so that a quoted word is the same as anywhere else.
     """
-    parts = re.sub(f" {QUOTE}", f"{QUOTE} ", document).split(QUOTE)
-    return [Turn("document", part, USER_WEIGHT if i % 2 else 1.0) for i, part in enumerate(parts) if part]
+    weights, inside, turns = {QUOTE: USER_WEIGHT, POINT: POINT_WEIGHT}, None, []
+    for part in re.split(f"([{QUOTE}{POINT}])", re.sub(f" ([{QUOTE}{POINT}])", r"\1 ", document)):
+        if part in weights:
+            inside = None if inside else part
+        elif part:
+            turns.append(Turn("document", part, weights.get(inside, 1.0)))
+    return turns
 
 
 def asked(request: Request) -> list[Turn]:
@@ -69,8 +80,15 @@ def asked(request: Request) -> list[Turn]:
 
 def facts_of(act: Act) -> dict:
     """What a document's slots may tell about an act."""
-    return dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
-                safety=act.safety)  # fmt: skip
+    return dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim,
+                alternative=taught(act.alternative), safety=taught(act.safety))  # fmt: skip
+
+
+def thinned(text: str, rng: random.Random) -> str:
+    """Half of the time the text without some of its words, so that it is known by any of them."""
+    if rng.random() < 0.5:
+        return text
+    return " ".join(word for word in text.split() if rng.random() < 0.7) or text
 
 
 class Corpus:
@@ -223,6 +241,14 @@ class Corpus:
         return [turn for a in attributes for turn in self.exchange(self.all.fact(rng, fact, a))]
 
     # --- demonstrations, for demo acts and seen wordings only ---
+
+    def principle(self) -> list[Turn]:
+        """A text of the constitution, and what it is about: a held-out wording has to be told by words that it shares with others."""
+        wording = self.constitution.draw(self.rng, family=self.rng.choice(self.constitution.families))
+        text = thinned(self.rng.choice((wording.critique, wording.revision, wording.comparison)), self.rng)
+        return pieces(
+            f"{CRITIQUE_REQUEST.format(quoted(text))} The principle is about {taught(skills.ABOUT[wording.family])}."
+        )
 
     def demo_request(self) -> Request:
         r = self.rng.random()
