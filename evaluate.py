@@ -3,7 +3,7 @@
     python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt, round1.pt, ...
     python evaluate.py out/cpu/sft-1.pt    # only these
     python evaluate.py --guard --helpful-refusals --interpolate    # and what goes around a model, on a quarter of the questions
-    python evaluate.py --report --cost-over 3                      # nothing is measured: the report anew, from results.json
+    python evaluate.py --report --cost-over 3                      # nothing is measured: the report again, from results.json
 
 reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/results.json, OUT/report.md with pictures where matplotlib is installed, OUT/transcripts/STAGE.jsonl (every
@@ -43,7 +43,7 @@ from minicai.constitution import Constitution
 from minicai.data import FIELDS
 from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
-from minicai.report import same_requests, table, write_report
+from minicai.report import same_requests, table, with_requests, write_report
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
 from minicai.tradeoff import interpolate, on_every_fourth, paired
@@ -86,7 +86,7 @@ def evaluate():
     p.add_argument(
         "--interpolate", action="store_true", help="also measure weights between OUT/base.pt and each checkpoint"
     )
-    p.add_argument("--report", action="store_true", help="only write the report anew from the results")
+    p.add_argument("--report", action="store_true", help="only write the report again, from the results")
     p.add_argument(
         "--cost-under", type=at_least_zero, default=1, help="cost of a harmful request complied with (default: 1)"
     )
@@ -183,7 +183,7 @@ def evaluate():
     fields = ("type", "turns", "responses", "principles", "critiques")
     chains = read_jsonl(path, required=fields, fields=FIELDS) if path.exists() else []
     first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
-    results["chain"] = [first[type] for type in (*PLAIN, "fact") if type in first]
+    results["chain"] = [with_requests(first[type], constitution) for type in (*PLAIN, "fact") if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     found = read_json(args.out / "redteam.json", {})
     results["redteam"] = {
@@ -206,9 +206,7 @@ def add_stage_2(results: dict, args, exam: Exam):
         reward, extra = RewardModel.load(path, args.device)
         tokenizer = Tokenizer.load(args.out / "tokenizer.json")
         audit = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
-        results["reward_model"] = dict(
-            hash=file_hash(path), test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
-        )
+        results["reward_model"] = dict(hash=file_hash(path), **audit, agrees_with_labels=extra["held_out"])
     logs = sorted(args.out.glob("train_ppo*.jsonl"))
     results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in ("kl", "proxy", "true")} for row in read_jsonl(log)]
                              for log in logs}  # fmt: skip

@@ -15,8 +15,8 @@ writes  OUT/preferences.jsonl, one row a comparison; OUT/judge.json, the audit o
 
 The fine-tuned model is nearly always right, so two of its answers hardly ever differ in anything that a principle is about. So only
 some pairs are two samples of it (PAIRS). In others one answer is by the base, which helps with everything, or by an evasive
-assistant, which reads the request and then declines whatever it is, half of the time with an insult or a sermon (in the world's
-sentences): what no comparison has shown losing, a reward model does not know to be bad.
+assistant, written in the world's sentences, which declines whatever it is asked or hedges (`evade`): what no comparison has shown
+losing, a reward model does not know to be bad.
 
 Two kinds of rows. `ai`: any prompt, the judge's label; each pair is compared under one random principle of every family.
 `human`: a harmless prompt and a simulated person who prefers the more helpful answer and errs in one of ten cases, as
@@ -69,7 +69,7 @@ PAIRS = {  # by whom the two answers are
 # People are asked about unknown names too: inventing has to lose somewhere, and so has denying what is known.
 FOR_PEOPLE = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 FLIPPED = 0.1
-HEDGED = 0.4  # of what the evasive assistant says
+HEDGED = 0.4  # of what the evasive assistant says to legitimate and sensitive requests
 BATCH = 512
 
 
@@ -178,7 +178,7 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
     wordings = {w.id: w for w in constitution.wordings}
     for row in found:
         if not {"principles", "reasons", "a_first", "b_first"} <= row.keys():
-            raise UserError(f"comparison {number} does not say how it was judged; run label.py anew")
+            raise UserError(f"comparison {number} does not say how it was judged; run label.py again")
         for name, reasons in zip(row["principles"], row["reasons"]):
             said = wordings.get(name) and (wordings[name].critique if reasons else wordings[name].comparison)
             print(f"under {name}: {said or '(no longer in the constitution)'}")

@@ -65,7 +65,7 @@ def run(name: str, args, *own: str) -> float:
     # Threads that wait for one another spin a little and then sleep: spinning on is ruinous when the machine is busy.
     code = subprocess.run(command, env={"GOMP_SPINCOUNT": "3000"} | os.environ).returncode
     if code:
-        raise UserError(f"{script} stopped with exit code {code}; mend what it says above and run pipeline.py again")
+        raise UserError(f"{script} stopped with exit code {code}; fix what it says above and run pipeline.py again")
     return time.time() - began
 
 
@@ -109,7 +109,7 @@ def pipeline():
         seconds = {done: s for done, s in seconds.items() if done in kept}
         write_json(record, seconds)
     took = run("evaluate", args)
-    seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing anew and would look fast
+    seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing again and would look fast
     write_json(record, seconds)
     minutes = ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
     print(f"minutes: {minutes}; together {sum(seconds.values()) / 60:.1f}")

@@ -280,7 +280,7 @@ def automatic(red: Red, rows: list[dict]):
     if args.mode == "rl":
         attacker = copy.deepcopy(red.base)
         optimizer = torch.optim.AdamW(attacker.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.0)
-    # The RL attacker begins anew and learns from the logged rows what it had learned.
+    # The RL attacker starts afresh and learns from the logged rows what it had learned.
     start = 0 if args.mode == "rl" else len(mine) // BATCH * BATCH
     bar = tqdm(total=args.attempts, initial=start, desc=args.mode, unit=" attacks")
     for first in range(start, args.attempts, BATCH):

@@ -3,6 +3,7 @@
     python revise.py                       # CPU preset: about 3 minutes
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
+    python revise.py --show 17                            # print chain 17: the draft, every critique, every revision
     python revise.py --round 1             # feedback: what the red team got through, and fresh requests in the same disguises
 
 reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/; for a round also OUT/redteam.jsonl and the policy attacked
@@ -40,8 +41,10 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution
 from minicai.critique import DRAFT_TEMPERATURE, answer, critique_and_revise
+from minicai.data import FIELDS
 from minicai.gpt import GPT
 from minicai.jailbreak import disguise
+from minicai.report import chain_text, for_terminal, with_requests
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.requests import UNTRAINED, Part, Request, draw_prompts
@@ -87,6 +90,16 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
     return [*attacks, *fresh], [*(r["response"] for r in worked.values()), *answers]
 
 
+def show(path, number: int, constitution: Constitution):
+    chains = read_jsonl(path, required=("id", "turns", "responses", "principles", "critiques"), fields=FIELDS)
+    found = [c for c in chains if c["id"] == number and c["responses"]]
+    if not found:
+        raise UserError(
+            f"--show {number}: {path} has no such chain, or its draft never ended; ids go from 0 to {len(chains) - 1}"
+        )
+    print(for_terminal(chain_text(with_requests(found[0], constitution))))
+
+
 def revise():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
@@ -101,6 +114,7 @@ def revise():
     p.add_argument(
         "--round", type=positive, help="revise what the red team got out of the stage before this feedback round"
     )
+    p.add_argument("--show", type=int, metavar="ID", help="print chain ID and stop")
     p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
                    help="techniques that the round does not train on")  # fmt: skip
     args = setup(p)
@@ -113,9 +127,11 @@ def revise():
     world, constitution = World(args.world), Constitution(args.constitution)
     if args.without:
         constitution = constitution.without(args.without)
+    path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
+    if args.show is not None:
+        return show(path, args.show, constitution)
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
-    path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
 
     made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed,
                    critique=args.critique, without=args.without, steps=args.revisions, temperature=args.temperature)  # fmt: skip

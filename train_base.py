@@ -45,7 +45,7 @@ TOKENIZER = "train_base.tokenizer.json"  # an older base in OUT keeps its own un
 
 
 def prepare(args) -> tuple[Tokenizer, list[Example]]:
-    """The corpus as examples. It is made anew from the seed each time, so a killed run continues on the same data."""
+    """The corpus as examples. It is written again from the seed each time, so a killed run continues on the same data."""
     world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / TOKENIZER
     if not (path.exists() and (args.out / STATE).exists()):

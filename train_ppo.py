@@ -1,7 +1,7 @@
 """Stage 2 with a reward model: PPO with a KL penalty to the fine-tuned model (RL-CAI).
 
     python train_ppo.py
-    python train_ppo.py --beta 0 --lr 3e-4 --name greedy   # no penalty: watch the true reward fall while the proxy rises
+    python train_ppo.py --beta 0 --lr 3e-4 --name beta-0   # no penalty: watch the true reward fall while the proxy rises
     python train_ppo.py --advantage rloo --name rloo       # or grpo: groups of answers instead of a value function
 
 reads   OUT/sft.pt (start and reference), OUT/rm.pt, OUT/tokenizer.json, world/ (prompts as in label.py, but for names)
@@ -12,7 +12,7 @@ Each update: sample an answer to every prompt, score it, and climb for a few epo
 prompts are answered now and then, because most failures show in the text first. "true" in the log is the world's own grade: it is
 written down to be compared with the proxy and trains nothing. A killed run goes on from its last save.
 
-Departures: the minibatches are fixed and hold prompts of like length, where PPO draws them anew in each epoch; rloo climbs PPO's
+Departures: the minibatches are fixed and hold prompts of like length, where PPO redraws them in each epoch; rloo climbs PPO's
 clipped loss for two epochs, where Ahmadian et al. take one step of REINFORCE; grpo averages over all tokens, where Shao et al.
 average over each answer first. Left out: a separate value network, reward whitening.
 """

@@ -42,10 +42,10 @@ def hold_back(pairs: list[Pair], rng: random.Random) -> tuple[list[Pair], list[P
     """The comparisons of a tenth of the prompts, and the others. By prompt, since the same two answers are judged more than once."""
     prompts = sorted({tuple(pair.chosen[: pair.prompt]) for pair in pairs})
     drawn = set(rng.sample(prompts, len(prompts) // 10))
-    parts = [], []
+    held, rest = [], []
     for pair in pairs:
-        parts[tuple(pair.chosen[: pair.prompt]) not in drawn].append(pair)
-    return parts
+        (held if tuple(pair.chosen[: pair.prompt]) in drawn else rest).append(pair)
+    return held, rest
 
 
 def train():

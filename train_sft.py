@@ -3,8 +3,8 @@
     python train_sft.py                                # CPU preset: a minute and a half
     python train_sft.py --revisions 1 --name 1         # SL-CAI-1: revisions up to the first step only
     python train_sft.py --train-on all --name all      # every step's revision, as in the paper, instead of the last
-    python train_sft.py --round 1                      # feedback: the stage before, further, on the revised attacks and all of the above;
-                                                       # train_dpo.py --round 1 goes on from there
+    python train_sft.py --round 1                      # feedback: the stage before is trained further, on the revised attacks and on
+                                                       # all of the above; train_dpo.py --round 1 goes on from there
 
 reads   OUT/base.pt, OUT/tokenizer.json, OUT/revisions.jsonl, world/; for a round also OUT/revisions-roundN.jsonl, the stage before
 writes  OUT/sft.pt (OUT/sft-NAME.pt with --name, OUT/sft-roundN.pt); log in OUT/train_sft.jsonl; the helpful answers in OUT/helpful.jsonl
@@ -145,10 +145,9 @@ def train():
 
     data = [(row["turns"], row["response"]) for row in helpful if row["response"]]
     for row in rows:
-        draft, *revisions = row["responses"][: args.revisions + 1]
-        if args.train_on == "last" or not revisions:
-            revisions = [draft, *revisions][-1:]
-        data += [(row["turns"], response) for response in revisions]
+        responses = row["responses"][: args.revisions + 1]  # the draft, then its revisions
+        learned = responses[1:] if args.train_on == "all" and len(responses) > 1 else responses[-1:]
+        data += [(row["turns"], response) for response in learned]
     examples = [encode_turns(tokenizer, sft_turns(turns, response)) for turns, response in data]
     fits = lambda e: len(e.ids) <= model.config.block_size  # noqa: E731
     fitting = list(filter(fits, examples))

@@ -212,7 +212,9 @@ def update(folders: list[Path]):
                 f"and blocks {spread([f['over_refusal'] for f in filters])} % of the harmless ones.")  # fmt: skip
     commits = ", ".join(dict.fromkeys(s["commit"] for run in runs for s in run["stages"]))
     head = f"Preset {runs[0]['preset']}, seed{'s' * (len(runs) > 1)} {seeds}, commit {commits}, {runs[0]['stages'][0]['hardware']}. Held-out requests, greedy decoding."
-    chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(runs[0]["chain"][0])
+    chain = "A chain of Stage 1, drawn by the base model about itself:\n\n" + chain_text(
+        runs[0]["chain"][0], in_short=True
+    )
     shown = [
         dict(s, samples=[x for x in s["samples"] if x["set"] in SHOWN])
         for name in AROUND

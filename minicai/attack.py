@@ -75,11 +75,11 @@ def type_of(use: str, act: Act, context: Context | None) -> str | None:
 
 
 def recognise(world: World, text: str) -> Request | None:
-    """The request that a message of one turn makes, typing errors mended; None where it is not wholly the world's own words."""
+    """The request that a message of one turn makes, typing errors corrected; None where it is not wholly the world's own words."""
     vocabulary, named, framings, phrasings = grammar(world)
-    mended = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0] for w in words(text)]
+    corrected = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0] for w in words(text)]
     inner = []
-    for said in dict.fromkeys((bare(text), bare(" ".join(mended)))):
+    for said in dict.fromkeys((bare(text), bare(" ".join(corrected)))):
         inner += [(None, said), *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said)))]
     for framing, asked in inner:
         for phrasing, shape in phrasings:
@@ -89,7 +89,7 @@ def recognise(world: World, text: str) -> Request | None:
             found = {slot: named[slot][said] for slot, said in match.groupdict().items() if said}
             act, context, fact = found.get("act"), found.get("context"), found.get("name")
             type = type_of(phrasing.use, act, context) if act else "fact"
-            if type is None or fact and found["attribute"] not in world.attributes[fact.kind]:
+            if type is None or (fact and found["attribute"] not in world.attributes[fact.kind]):
                 continue
             plain = phrase(replace(phrasing, style="plain"), random.Random(0), act=act and act.act, context=context.text if context else "",
                            name=fact and fact.name, attribute=found.get("attribute"))  # fmt: skip

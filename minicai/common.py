@@ -190,15 +190,15 @@ def read_jsonl(path, required=(), fields=None) -> list[dict]:
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number} is not valid JSON ({error.msg}); mend or delete the line")
+            raise UserError(f"{path}:{number} is not valid JSON ({error.msg}); fix or delete the line")
         if not isinstance(row, dict):
-            raise UserError(f"{path}:{number} is not a JSON object; mend or delete the line")
+            raise UserError(f"{path}:{number} is not a JSON object; fix or delete the line")
         for field in required:
             if field not in row:
                 raise UserError(f"{path}:{number} has no field {field!r}; add it or delete the line")
         for field, (fits, wanted) in (fields or {}).items():
             if field in row and not fits(row[field]):
-                raise UserError(f"{path}:{number}: the field {field!r} is not {wanted}; mend or delete the line")
+                raise UserError(f"{path}:{number}: the field {field!r} is not {wanted}; fix or delete the line")
         rows.append(row)
     return rows
 
@@ -293,14 +293,14 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
     trained, here = value.pop("tokenizer", None), tokenizer_of(path)
     if trained and here and trained != here:
         raise UserError(
-            f"{path} was trained with another tokenizer than the one beside it; train it anew, or bring back its own"
+            f"{path} was trained with another tokenizer than the one beside it; train it again, or bring back its own"
         )
     try:
         model = GPT(GPTConfig(**value.pop("config")))
         model.load_state_dict(value.pop("model"), strict=True)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it anew"
+            f"{path} does not fit this version of the code ({str(error).splitlines()[-1].strip()}); train it again"
         )
     return model.to(device).eval(), value
 
@@ -320,7 +320,7 @@ def load_state(path, model: torch.nn.Module, optimizers, made_by: dict) -> dict:
                 optimizer.load_state_dict(saved)
             return state
     except Exception as error:
-        raise UserError(f"{path} is not the state of such a run ({type(error).__name__}); delete it to begin anew")
+        raise UserError(f"{path} is not the state of such a run ({type(error).__name__}); delete it to begin again")
     raise UserError(f"{path} is of a run with other settings ({state['made_by']}); delete it or use another --out")
 
 

@@ -1,7 +1,11 @@
 """The constitution: principles in plain words, each in several wordings, read from `constitution.json`.
 
 A principle belongs to a family (harmlessness, honesty, respect, autonomy, necessity). A wording is a critique request, a
-revision request, and a comparison for the judge. To change what the model becomes, edit the file: no code names a principle.
+revision request, and a comparison for the judge. To change what the model becomes, edit a copy of the file: no code names a
+principle. The families are another matter: the base has to have seen them demonstrated (world/skills.py).
+
+A wording's id is its principle and its place in the list, and by the id about one in four is held out for the exam. So write new
+wordings at the end of a list: inserting or deleting one gives all behind it another id.
 """
 
 import json
@@ -29,7 +33,7 @@ class Constitution:
         try:
             value = json.loads(read_text(path))
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); mend the line")
+            raise UserError(f"{path}:{error.lineno} is not valid JSON ({error.msg}); fix the line")
         principles = value.get("principles") if isinstance(value, dict) else None
         if not isinstance(principles, list):
             raise UserError(f"{path} has no list 'principles'; write {{\"principles\": [...]}}")
@@ -49,7 +53,7 @@ class Constitution:
                 raise UserError(f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it")
             except TypeError:
                 raise UserError(
-                    f"{path}: the principle {str(principle)[:40]}... holds something else than texts; mend it"
+                    f"{path}: the principle {str(principle)[:40]}... holds something else than texts; fix it"
                 )
         if len({wording.id for wording in self.wordings}) < len(self.wordings):
             raise UserError(f"{path} has two principles with one id; give each its own")

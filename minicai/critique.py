@@ -1,15 +1,21 @@
 """Stage 1 of Constitutional AI: the model critiques its own answer by a principle, and revises it.
 
     person     How do I pick a lock? They are away.      } the conversation so far
-    assistant  Sure! First hum at the hinge, ...         } the answer, later the last revision
-    person     <critique request of a principle>
-    assistant  <critique>                                } greedy
-    person     <revision request of the same principle>
-    assistant  <revision>                                } greedy; it replaces the answer, and the loop goes on
+    assistant  You want to pick a lock behind their      } the answer, later the last revision
+               backs. That is burglary and could hurt
+               ... Sure: first hum at the hinge, ...
+    person     CritiqueRequest: Say whether the          } of a principle
+               response helps with a crime ...
+    assistant  The person wants to pick a lock ... The   } the critique, greedy. If it ends in KEEPS, the answer stays
+               principle is about harm. So the response  } as it is, and the loop goes on with another principle
+               breaks it.
+    person     RevisionRequest: Take out of the ...      } of the same principle
+    assistant  You want to pick a lock ... I won't help  } the revision, greedy; it replaces the answer, and the loop goes on
+               with that. You could ... instead.
 
 Bai et al. 2022 (arXiv 2212.08073), section 3.1. The paper asks for a revision whatever the critique says. Here an answer with which
 the critique finds no fault stays as it is: saying it again costs half of the time, and a small model garbles now and then what it
-says again.
+says again. The paper shows a large model a few examples; a small one has to be trained on them (`world/skills.py`).
 """
 
 from minicai.common import autocast
@@ -49,16 +55,16 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
     With critique=False every response is revised directly (the paper's section 3.5 compares the two).
     """
     so_far = [[*turns, response] for turns, response in zip(conversations, responses)]
-    critiques, todo = [None] * len(so_far), list(range(len(so_far)))
+    critiques, faulty, after = [None] * len(so_far), list(range(len(so_far))), list(responses)
     if critique:
         so_far = [[*turns, CRITIQUE_REQUEST.format(wording.critique)] for turns, wording in zip(so_far, wordings)]
         critiques = answer(model, tokenizer, so_far, 0.0, 0, progress)
         so_far = [[*turns, text] for turns, text in zip(so_far, critiques)]
-        todo = [i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)]
+        after = [response if text is not None else None for response, text in zip(responses, critiques)]
+        faulty = [i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)]
         if progress:
-            progress(len(so_far) - len(todo))
-    after = [text if c is not None else None for text, c in zip(responses, critiques)]
-    asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in todo]
-    for i, text in zip(todo, answer(model, tokenizer, asked, 0.0, 0, progress)):
+            progress(len(so_far) - len(faulty))
+    asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in faulty]
+    for i, text in zip(faulty, answer(model, tokenizer, asked, 0.0, 0, progress)):
         after[i] = None if (text or "").endswith((BREAKS, KEEPS)) else text
     return critiques, after

@@ -31,7 +31,7 @@ def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> E
     ids, weights = [], []
     for (role, text, weight), (after, _, _) in zip(turns, [*turns[1:], ("", "", 0.0)]):
         said = tokenizer.encode(text)
-        if not role == after == "document":
+        if role != "document" or after != "document":
             said.append(tokenizer.end)
         if role != "document":
             ids.append(getattr(tokenizer, role))
@@ -187,7 +187,7 @@ def read_pairs(
     pairs = encode_pairs(tokenizer, rows, helpful_fraction, block_size, rng)
     if not pairs:
         raise UserError(f"{paths[0]}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
-                        f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py anew")  # fmt: skip
+                        f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py again")  # fmt: skip
     return pairs
 
 

@@ -8,6 +8,10 @@ ref_chosen_logps, ref_rejected_logps  (B,) the same under the frozen reference m
 p                                     float or (B,): the probability that "chosen" is the better one. A soft label, as an AI
                                       judge gives it, trains on both orders: p * loss(chosen, rejected) + (1-p) * loss(rejected, chosen)
 
+Why a loss on a policy can do without a reward model: the policy that is best under a reward r and a KL penalty beta is
+pi(y|x) ~ ref(y|x) exp(r(x, y) / beta). Turned around, a policy is the optimum for the reward beta log(pi/ref), up to a constant that
+cancels between two answers: its implicit reward. Put into Bradley-Terry's loss (reward.py) that is DPO.
+
 Every loss is averaged over pairs. To try your own, write one function here and add one line to LOSSES.
 """
 

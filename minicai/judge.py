@@ -1,12 +1,19 @@
 """The AI judge: which of two answers keeps better to a principle? Bai et al. 2022 (arXiv 2212.08073), section 4.1.
 
-The judge is the base model. It reads the conversation, one principle and both answers, and what counts is how likely it is
-to say "(A)" and how likely to say "(B)": nothing is parsed, so nothing it says can become a label by mistake. Both orders
-are scored, because a model may favour a place:
+The judge is the base model, and there are two ways to ask it.
+
+`judge` is the paper's (label.py --judge direct). It reads the conversation, a principle and both answers, and what counts is how
+likely it is to say "(A)" and how likely to say "(B)". Both orders are scored, because a model may favour a place:
 
     p(a is better) = [ P("(A)" | a first) + P("(B)" | b first) ] / 2,   with P normalised over the two options
 
-`judge_by_critique` lets it reason first, in the words of its critiques: for a model this small that makes all the difference.
+`judge_by_critique` is what label.py uses unless told otherwise. It reasons first: it criticises each answer by itself, in the
+words of Stage 1, and what counts is how likely each critique is to end in "breaks it":
+
+    p(a is better) = [ 1 + P(b breaks the principle) - P(a breaks it) ] / 2
+
+The paper's chain-of-thought judge reads both answers and compares them in words; for a model of four layers that is too much at
+once (docs/log.md has both judges' accuracy).
 """
 
 import math
@@ -102,21 +109,20 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
                       wordings: list[Wording]) -> list[Verdict | None]:  # fmt: skip
     """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
 
-    Both answers are critiqued. An answer is better when it keeps to the principle and the other breaks it; a coin decides
-    where both do or neither does, so that p = 1/2 + (P(b breaks) - P(a breaks)) / 2. (The odds of one against the other
-    alone would make 0.98 of 0.02 against 0.0004: a preference where the critic has none.) None where a critique comes
-    to no verdict: such a pair is dropped and counted. Neither answer stands first, so both numbers of a verdict are
-    the same.
+    An answer is better when it keeps to the principle and the other breaks it; a coin decides where both do or neither
+    does. (The odds of one against the other alone would make 0.98 of 0.02 against 0.0004: a preference where the critic
+    has none.) None where a critique comes to no verdict: such a pair is dropped and counted. Neither answer stands first,
+    so both numbers of a verdict are the same.
     """
     twice = [*conversations, *conversations]
     found = criticised(model, tokenizer, twice, [*a, *b], [*wordings, *wordings])
     verdicts = []
     for reasons in zip(found[: len(a)], found[len(a) :]):
-        (_, one), (_, other) = reasons
-        if one is None or other is None:
+        (_, a_breaks), (_, b_breaks) = reasons
+        if a_breaks is None or b_breaks is None:
             verdicts.append(None)
             continue
-        p = other * (1 - one) + (one * other + (1 - one) * (1 - other)) / 2
+        p = (1 + b_breaks - a_breaks) / 2
         verdicts.append(Verdict(p, p, reasons))
     return verdicts
 

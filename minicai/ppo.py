@@ -11,7 +11,7 @@ One answer is one episode and each of its tokens an action. Everything is aligne
     mask       .    .    x    x    x    .               the end token is an action
     logps                a0   a1   END                  log pi(a | before it), in float32
     values               V    V    V                    read at the position before the action, so before it is known
-    rewards              -kl  -kl  -kl + score          the score comes with the last action
+    rewards              -b k -b k -b k + score         b: beta, k: the KL term; the score comes with the last action
 
 A run of the mask is one answer; masks are true or nonzero there. Nothing outside the mask counts, whatever it holds.
 Schulman et al. 2017 (arXiv 1707.06347), Ziegler et al. 2019 (1909.08593), and Huang et al. 2024 (2403.17031) for what

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from minicai.constitution import Constitution
 from minicai.guard import LAYERS
 from minicai.tradeoff import ERRORS, before, cost, errors, operating_point, points
 from minicai.world.content import TECHNIQUES
@@ -83,15 +84,28 @@ def markdown(rows: list[list[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in lines)
 
 
-def chain_text(chain: dict) -> str:
-    """A critique-revision chain as a quoted transcript."""
+def with_requests(chain: dict, constitution: Constitution) -> dict:
+    """The chain with the texts of its critique requests; None where a wording is no longer in the constitution."""
+    texts = {wording.id: wording.critique for wording in constitution.wordings}
+    return chain | dict(requests=[texts.get(name) for name in chain["principles"]])
+
+
+def chain_text(chain: dict, in_short: bool = False) -> str:
+    """A critique-revision chain as a quoted transcript; in short, without the steps that left the answer as it was."""
     names = ("Person", "Assistant")
     lines = [f"**{names[i % 2]}:** {text}" for i, text in enumerate(chain["turns"])]
     lines.append(f"**Draft:** {chain['responses'][0]}")
-    for i, (principle, critique) in enumerate(zip(chain["principles"], chain["critiques"])):
+    requests, kept = chain.get("requests") or [""] * len(chain["principles"]), []
+    for i, (principle, request, critique) in enumerate(zip(chain["principles"], requests, chain["critiques"])):
         before, revision = chain["responses"][i : i + 2]
-        lines.append(f"**Critique** (`{principle}`): {critique or '(none)'}")
+        if in_short and revision == before:
+            kept.append(f"`{principle}`")
+            continue
+        lines.append(f"**Critique request** (`{principle}`): {request or '(no longer in the constitution)'}")
+        lines.append(f"**Critique:** {critique or '(none)'}")
         lines += [f"**Revision:** {revision}"] if revision != before else []
+    if kept:
+        lines.append(f"*Critiques under {', '.join(kept)} found nothing to change.*")
     return quote(lines)
 
 
@@ -108,7 +122,7 @@ def same_requests(results: dict) -> str:
     """For the terminal: one chain of critique and revision, and the same requests at every stage."""
     lines = []
     for chain in results["chain"][:1]:
-        lines += ["a chain of Stage 1:", chain_text(chain).replace("**", "").replace("\n>\n", "\n"), ""]
+        lines += ["a chain of Stage 1:", for_terminal(chain_text(chain)), ""]
     lines.append("the same requests at every stage:")
     for sample, answers in samples_by_request(results):
         lines.append(f"  [{sample['set']}] {' / '.join(sample['turns'])}")
@@ -119,6 +133,10 @@ def same_requests(results: dict) -> str:
 def quote(lines: list[str]) -> str:
     """Markdown paragraphs as one quotation."""
     return "\n>\n".join("> " + line.replace("\n", "\n> ") for line in lines)
+
+
+def for_terminal(quotation: str) -> str:
+    return quotation.replace("**", "").replace("\n>\n", "\n")
 
 
 def samples_text(results: dict, names: dict) -> str:

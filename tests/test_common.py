@@ -75,7 +75,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 def test_a_field_that_does_not_fit_is_named_with_its_line(tmp_path):
     append_jsonl(tmp_path / "x.jsonl", [dict(id=1), dict(id=2, p=0.5), dict(id=3, p="high")])
-    with pytest.raises(UserError, match="x.jsonl:3: the field 'p' is not a number; mend"):
+    with pytest.raises(UserError, match="x.jsonl:3: the field 'p' is not a number; fix"):
         read_jsonl(tmp_path / "x.jsonl", fields={"p": (lambda p: type(p) is float, "a number")})
 
 

@@ -152,6 +152,16 @@ def test_the_judge_reads_what_is_asked_plainly(monkeypatch):
     assert read == [["how"], ["why"]]
 
 
+def test_a_chain_of_revisions_can_be_looked_at(out):
+    row = next(r for r in common.read_jsonl(out / "revisions.jsonl") if r["responses"])
+    done = run("revise.py", "--preset", "smoke", "--out", out, "--show", row["id"])
+    assert done.returncode == 0 and row["responses"][0] in done.stdout and row["turns"][-1] in done.stdout, done.stderr
+    wordings = {w.id: w.critique for w in Constitution(ROOT / "constitution.json").wordings}
+    assert all(wordings[name] in done.stdout for name in row["principles"])
+    done = run("revise.py", "--preset", "smoke", "--out", out, "--show", 10_000)
+    assert done.returncode == 2 and "no such chain" in done.stderr
+
+
 def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
     world = World(ROOT / "world")
     names = {a.id for a in world.acts} | {f.id for f in world.facts}

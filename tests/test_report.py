@@ -2,14 +2,25 @@
 
 import random
 import sys
+from pathlib import Path
 
 import pytest
 
 from minicai import plots
+from minicai.constitution import Constitution
 from minicai.guard import sweep
 from minicai.judge import reliability
 from minicai.metrics import rate
-from minicai.report import SKILLS, choice, story, verdict, write_report
+from minicai.report import (
+    SKILLS,
+    chain_text,
+    choice,
+    for_terminal,
+    story,
+    verdict,
+    with_requests,
+    write_report,
+)
 from minicai.tradeoff import cost, operating_point, points
 from minicai.world.content import TECHNIQUES
 from tests.test_guard import random_rows
@@ -149,3 +160,32 @@ def test_the_choice_names_the_cheapest_point_and_its_cost(costs):
     text = choice(results, costs)
     assert f"**{best['name']} (" in text and f"= {100 * cost(best, *costs):.1f}." in text
     assert ("times as long" in text) == (best["kind"] == "guard")
+
+
+def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles():
+    constitution = Constitution(Path(__file__).parent.parent / "constitution.json")
+    first, second = constitution.wordings[0], constitution.wordings[1]
+    chain = dict(turns=["Why?"], responses=["Because.", "Because.", "I do not know."], critiques=["It keeps.", "It breaks."],
+                 principles=[first.id, second.id])  # fmt: skip
+    told = with_requests(chain, constitution)
+    assert told["requests"] == [first.critique, second.critique] and "requests" not in chain
+    whole, short = chain_text(told), chain_text(told, in_short=True)
+    for text in (
+        first.critique,
+        second.critique,
+        "It keeps.",
+        "It breaks.",
+        "**Draft:** Because.",
+        "**Revision:** I do not know.",
+    ):
+        assert whole.count(text) == 1
+    assert (
+        first.critique not in short
+        and "It keeps." not in short
+        and f"under `{first.id}` found nothing to change" in short
+    )
+    assert second.critique in short and "**Revision:** I do not know." in short
+    gone = with_requests(chain | dict(principles=[first.id, "gone/0"]), constitution)
+    assert gone["requests"] == [first.critique, None] and "no longer in the constitution" in chain_text(gone)
+    assert "no longer in the constitution" in chain_text(chain)  # of results that were written before requests were
+    assert "**" not in for_terminal(whole) and "\n>\n" not in for_terminal(whole)

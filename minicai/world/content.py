@@ -32,7 +32,7 @@ DOCUMENTS = dict.fromkeys(
 PHRASINGS = dict(act=("act", "context"), protection=("act",), fact=("attribute", "name"))
 
 
-# A new salt draws all splits anew, as has to be done once a test split has been looked at too often. This is the first number
+# A new salt redraws all splits, as has to be done once a test split has been looked at too often. This is the first number
 # that leaves something of every kind in every part.
 SALT = "draw 127 "
 
@@ -43,7 +43,7 @@ def bucket(key: str) -> int:
 
 
 def split_of(key: str) -> str:
-    """Acts and names: `demo` (their critiques are shown to the base model), `train` (prompts of the stages), `test`."""
+    """Acts and names: `demo` (in the base's demonstrations; later in Stage 2, red team and rounds), `train` (Stage 1), `test`."""
     b = bucket(key)
     return "demo" if b < 32 else "train" if b < 72 else "test"
 

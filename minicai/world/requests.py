@@ -16,7 +16,8 @@ from minicai.common import UserError
 from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out, split_of
 
 # Stage 1 knows its answers about train acts by heart: two samples hardly differ, and attacks hardly get through. Stage 2 and the
-# feedback rounds learn from answers about acts on which it has trained nothing, and which are no test acts either.
+# feedback rounds learn from answers about acts on which it has trained nothing, and which are no test acts either: those of
+# the base's demonstrations, of which the base has seen critiques and revisions but which no stage after it was trained on.
 UNTRAINED = "demo"
 # What the trainings ask: shares of each type of request and kind of act or name.
 MIX = {  # dual-use acts stand on both sides equally often
@@ -127,7 +128,8 @@ class Part:
     """The part of a world that one purpose may use, and requests drawn from it.
 
     split None   everything: the corpus of the base model
-    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison; Stage 2
+    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison;
+                 later Stage 2, the red team and the feedback rounds
     "train"      train acts and names, wordings that are not held out: prompts of Stage 1
     "test"       test acts and names, held-out wordings only: evaluation
     """

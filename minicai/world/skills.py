@@ -59,7 +59,7 @@ def critique(request: Request, reply: Reply, family: str) -> str:
 
 
 def revise(world: World, request: Request, reply: Reply, family: str, rng: random.Random) -> Reply:
-    """The reply with this family's flaw mended, or the reply itself where there is none."""
+    """The reply with this family's flaw corrected, or the reply itself where there is none."""
     if family not in flaws(request, reply):
         return reply
     if family in ("respect", "autonomy"):
