@@ -39,9 +39,9 @@ from minicai.common import (
     world_hash,
     write_json,
 )
-from minicai.constitution import Constitution
+from minicai.constitution import Constitution, Wording
 from minicai.data import FIELDS
-from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
+from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, examined, measure
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, with_requests, write_report
 from minicai.reward import RewardModel
@@ -56,6 +56,17 @@ SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one quest
 
 def find_checkpoints(out: Path) -> list[Path]:
     return [path for name in STAGES if (path := out / f"{name}.pt").exists()] + rounds(out)
+
+
+def gone(name: str, out: Path) -> bool:
+    """Whether this is a stage of the pipeline whose checkpoint OUT no longer holds: what was measured of it tells of another run."""
+    return (name in STAGES or name.removeprefix("round").isdigit()) and not (out / f"{name}.pt").exists()
+
+
+def still_there(target: str, fingerprint: str, out: Path) -> bool:
+    """Whether the model that was attacked is the one that OUT holds by this name, or is none of OUT's."""
+    path = out / f"{target}.pt"
+    return not gone(target, out) and (not path.exists() or file_hash(path) == fingerprint)
 
 
 def commit() -> str:
@@ -101,7 +112,7 @@ def evaluate():
             raise UserError(f"{results_path} holds no results; run evaluate.py without --report")
         try:
             write_report(results, report, costs)
-        except (AttributeError, IndexError, KeyError, TypeError) as error:
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}); run evaluate.py again, which measures only "
                             "what is missing, or delete it where it was not written by evaluate.py")  # fmt: skip
         print(report)
@@ -123,6 +134,10 @@ def evaluate():
         )
     make_folder(results_path.parent)
     world, constitution = World(args.world), Constitution(args.constitution)
+    (
+        guard_wording(args, constitution),
+        examined(constitution),
+    )  # what the constitution lacks is said before the first exam
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     logs = results_path.with_name(
         "transcripts" if results_path.stem == "results" else f"transcripts-{results_path.stem}"
@@ -137,7 +152,11 @@ def evaluate():
     results = dict(schema=1, stages=[], commit=commit()) | results
     made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
     results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
-    stages = {stage["name"]: stage for stage in results["stages"]}
+    stages = {
+        stage["name"]: stage
+        for stage in results["stages"]
+        if stage["name"] in names or not gone(stage["name"], args.out)
+    }
     order = [path.stem for path in find_checkpoints(args.out)]  # in the report, whatever is measured first
     for path in paths:
         name, fingerprint = path.stem, file_hash(path)
@@ -167,6 +186,9 @@ def evaluate():
                 stage.pop("guard", None), stage.pop("helpful_refusals", None)
         write_json(results_path, results)
 
+    results["stages"] = [stage for stage in results["stages"] if stage["name"] in stages]
+    for name in results.get("interpolation", {}).keys() - stages.keys():
+        results["interpolation"].pop(name)
     add_stage_2(results, args, exam)
     if args.guard or args.helpful_refusals or args.interpolate:
         around(args, paths, exam, constitution, results, stages, logs, results_path)
@@ -187,7 +209,9 @@ def evaluate():
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     found = read_json(args.out / "redteam.json", {})
     results["redteam"] = {
-        attack: {k: v for k, v in s.items() if k not in ("techniques", "made_by")} for attack, s in found.items()
+        attack: {k: v for k, v in s.items() if k not in ("techniques", "made_by")}
+        for attack, s in found.items()
+        if still_there(attack.split("/")[-2], s["made_by"]["target"], args.out)
     }
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
     write_json(results_path, results)
@@ -206,9 +230,14 @@ def add_stage_2(results: dict, args, exam: Exam):
         reward, extra = RewardModel.load(path, args.device)
         tokenizer = Tokenizer.load(args.out / "tokenizer.json")
         audit = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
-        results["reward_model"] = dict(hash=file_hash(path), **audit, agrees_with_labels=extra["held_out"])
+        results["reward_model"] = dict(
+            hash=file_hash(path), test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
+        )
+    elif not path.exists():
+        results.pop("reward_model", None)
     logs = sorted(args.out.glob("train_ppo*.jsonl"))
-    results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in ("kl", "proxy", "true")} for row in read_jsonl(log)]
+    kept = ("kl", "proxy", "true")
+    results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in kept} for row in read_jsonl(log, required=kept)]
                              for log in logs}  # fmt: skip
 
 
@@ -218,17 +247,26 @@ def write_rows(path: Path, rows: list[dict]):
     append_jsonl(path, rows)
 
 
+def guard_wording(args, constitution: Constitution) -> Wording | None:
+    """The principle by which a guard checks. Raises UserError where one is needed and the constitution has none about harm."""
+    if not (args.guard or args.helpful_refusals):
+        return None
+    return constitution.draw(random.Random(args.seed), family="harmlessness")
+
+
 def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path,
            results_path: Path):  # fmt: skip
     """What goes around a trained model, into its stage: the guard, helpful refusals; and the line from the base to it."""
     base_path = paths[0].parent / "base.pt"
     base, _ = load_checkpoint(base_path, device=args.device)
-    wording = constitution.draw(random.Random(args.seed), family="harmlessness")
+    wording = guard_wording(args, constitution)
     sets, grader, drafted = every_fourth(exam), Grader(exam.world), None
     for path in tqdm(paths, desc="guard, refusals, interpolation", unit=" checkpoints"):
         model, _ = load_checkpoint(path, device=args.device)
         tokenizer, stage = Tokenizer.load(path.parent / "tokenizer.json"), stages[path.stem]
-        done = {key for key in ("guard", "helpful_refusals") if stage.get(key, {}).get("wording") == wording.id}
+        done = {
+            key for key in ("guard", "helpful_refusals") if wording and stage.get(key, {}).get("wording") == wording.id
+        }
         if args.guard and "guard" not in done:
             rows, seconds, drafted = guard_rows(model, base, tokenizer, sets, grader, wording, drafted)
             stage["guard"] = dict(wording=wording.id, seconds=seconds, **sweep(rows))

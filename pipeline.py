@@ -73,7 +73,7 @@ def check(world: World, constitution: Constitution, args):
     """Draw one of everything that a step will draw, so that what is lacking is said before the first hour of work."""
     rng = random.Random(0)
     Corpus(world, constitution, 0), Exam(world, 1, 0), known_pairs(world, constitution, 1, 0)
-    for part in (Part(world, "train"), Part(world, UNTRAINED)):
+    for part in (Part(world, "train"), Part(world, UNTRAINED), Part(world, "test")):
         for type, kind in MIX:
             part.fact(rng, fresh_fact(world, rng)) if kind == "never" else part.draw(rng, type, kind)
     if args.rounds and "harmlessness" not in constitution.families:
@@ -99,14 +99,15 @@ def pipeline():
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
-        seconds[name] = round(run(name.split()[0], args, *own), 1)
-        # What was made from what has just been replaced, rounds that are not asked for this time too, is no longer done,
-        # and goes: a step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
-        kept = {*order[: order.index(name) + 1], "evaluate"}
+        # What was made from what is about to be replaced, rounds that are not asked for this time too, is no longer done, and
+        # goes: a step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
+        kept = {*order[: order.index(name)], "evaluate"}
         for later, _, stale in STEPS + feedback(9, args.out):
-            if later in seconds and later not in kept and stale != "redteam.jsonl":
+            if later in seconds and later not in (*kept, name) and stale != "redteam.jsonl":
                 (args.out / stale).unlink(missing_ok=True)
         seconds = {done: s for done, s in seconds.items() if done in kept}
+        write_json(record, seconds)  # before the step: half of its rows, after a kill, must not look like all of them
+        seconds[name] = round(run(name.split()[0], args, *own), 1)
         write_json(record, seconds)
     took = run("evaluate", args)
     seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing again and would look fast

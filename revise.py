@@ -46,7 +46,7 @@ from minicai.gpt import GPT
 from minicai.jailbreak import disguise
 from minicai.report import chain_text, for_terminal, with_requests
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import TECHNIQUES, World
+from minicai.world.content import TECHNIQUES, World, split_of
 from minicai.world.requests import UNTRAINED, Part, Request, draw_prompts
 from minicai.world.skills import STEPS
 
@@ -61,6 +61,7 @@ class Attack:
 
     type: str
     id: str
+    topic: str
     turns: tuple[str, ...]
     plain: tuple[str, ...]
 
@@ -77,11 +78,11 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
     target = file_hash(stage_before(args))
     rows = read_jsonl(
         args.out / "redteam.jsonl",
-        required=("turns", "plain", "response", "type", "request", "target", "trainable", "technique"),
+        required=("turns", "plain", "response", "type", "request", "topic", "target", "trainable", "technique"),
     )
     worked = {tuple(r["turns"]): r for r in rows
               if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out}  # fmt: skip
-    attacks = [Attack(r["type"], r["request"], turns, tuple(r["plain"])) for turns, r in worked.items()]
+    attacks = [Attack(r["type"], r["request"], r["topic"], turns, tuple(r["plain"])) for turns, r in worked.items()]
     part.framings = [f for f in part.framings if f.technique not in args.leave_out]
     if not part.framings:
         raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
@@ -91,11 +92,15 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
 
 
 def show(path, number: int, constitution: Constitution):
-    chains = read_jsonl(path, required=("id", "turns", "responses", "principles", "critiques"), fields=FIELDS)
-    found = [c for c in chains if c["id"] == number and c["responses"]]
+    required = ("id", "turns", "responses", "principles", "critiques")
+    chains = [c for c in read_jsonl(path, required=required, fields=FIELDS) if c["responses"]]
+    if not chains:
+        raise UserError(f"{path} holds no chain yet; run revise.py without --show")
+    found = [c for c in chains if c["id"] == number]
     if not found:
+        near = min((c["id"] for c in chains), key=lambda id: abs(id - number))
         raise UserError(
-            f"--show {number}: {path} has no such chain, or its draft never ended; ids go from 0 to {len(chains) - 1}"
+            f"--show {number}: there is no such chain in {path} (a draft that never ended makes none); the nearest is {near}"
         )
     print(for_terminal(chain_text(with_requests(found[0], constitution))))
 
@@ -169,8 +174,8 @@ def revise():
             responses = answer(
                 model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update
             )
-        made = [dict(id=start + i, split=part.split, type=r.type, request=r.id, turns=t, plain=list(r.plain),
-                     responses=[response] if response else [], principles=[], critiques=[], made_by=made_by)
+        made = [dict(id=start + i, split=split_of(r.topic) if isinstance(r, Attack) else part.split, type=r.type, request=r.id,
+                     turns=t, plain=list(r.plain), responses=[response] if response else [], principles=[], critiques=[], made_by=made_by)
                 for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
         rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
         orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]

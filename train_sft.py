@@ -39,6 +39,7 @@ from minicai.common import (
     parser,
     positive,
     read_jsonl,
+    rewrite_jsonl,
     save_checkpoint,
     setup,
     share,
@@ -62,7 +63,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
 
     Their phrasings are those that draw no tone: a helpful answer that insults would teach what the revisions unlearn.
     """
-    path = args.out / "helpful.jsonl"
+    path, part = args.out / "helpful.jsonl", Part(World(args.world), "train")
     made_by = dict(checkpoint=file_hash(args.out / "base.pt"), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
                    seed=args.seed, n=n)  # fmt: skip
     if n == 0:
@@ -72,8 +73,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         rows = read_jsonl(path, required=("turns", "response", "made_by", "technique"), fields=FIELDS)
         if len(rows) == n and all(row["made_by"] == made_by for row in rows):
             return rows
-        path.unlink()
-    rng, part = random.Random(f"helpful {args.seed}"), Part(World(args.world), "train")
+    rng = random.Random(f"helpful {args.seed}")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
     requests = [disguise(r, part, rng) if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED else r
                 for r in draw_prompts(part, n, rng, HELPFUL)]  # fmt: skip
@@ -81,7 +81,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
         texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
     rows = [dict(id=i, split="train", type=r.type, request=r.id, technique=r.technique, turns=r.turns, response=t or "", made_by=made_by)
             for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
-    append_jsonl(path, rows)
+    rewrite_jsonl(path, rows)
     return rows
 
 

@@ -59,6 +59,9 @@ class Constitution:
             raise UserError(f"{path} has two principles with one id; give each its own")
         if not self.wordings:
             raise UserError(f"{path} holds no principle; write at least one")
+        for family in self.families:
+            if all(held_out(w.id) for w in self.wordings if w.family == family):
+                raise UserError(f"{path}: all wordings of the family {family} are held out for the exam; add wordings")
 
     @property
     def principles(self) -> list[str]:

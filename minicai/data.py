@@ -106,6 +106,12 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
     "turns": TURNS,
     "plain": TURNS,
     "responses": (texts, "a list of texts"),
+    "principles": (texts, "a list of texts"),
+    "critiques": (
+        lambda value: isinstance(value, list) and all(text is None or isinstance(text, str) for text in value),
+        "a list of texts",
+    ),
+    "type": TEXT,
     "response": TEXT,
     "a": TEXT,
     "b": TEXT,

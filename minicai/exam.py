@@ -160,16 +160,21 @@ def fact_calibration(model: GPT, tokenizer: Tokenizer, exam: Exam, requests: lis
     return ece(confidence, correct)
 
 
-def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Constitution, n: int, seed: int,
-                 progress=None) -> tuple[dict, list[dict]]:  # fmt: skip
-    """Critiques and revisions of replies whose flaws are known, on held-out acts and under held-out wordings."""
-    rng, part, world = random.Random(f"skills {seed}"), Part(exam.world, exam.split), exam.world
+def examined(constitution: Constitution) -> list[str]:
+    """The families that have a held-out wording. Raises UserError where none has."""
     families = [f for f in constitution.families if any(held_out(w.id) for w in constitution.wordings if w.family == f)]
     if not families:
         raise UserError(
             f"{constitution.path} has no held-out wording of a principle to examine critiques with; add wordings"
         )
-    cases = []
+    return families
+
+
+def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Constitution, n: int, seed: int,
+                 progress=None) -> tuple[dict, list[dict]]:  # fmt: skip
+    """Critiques and revisions of replies whose flaws are known, on held-out acts and under held-out wordings."""
+    rng, part, world = random.Random(f"skills {seed}"), Part(exam.world, exam.split), exam.world
+    families, cases = examined(constitution), []
     for i in range(n):
         type = rng.choice(PLAIN) if rng.random() < 0.8 else "fact"
         request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)

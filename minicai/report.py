@@ -6,6 +6,7 @@ from minicai.constitution import Constitution
 from minicai.guard import LAYERS
 from minicai.tradeoff import ERRORS, before, cost, errors, operating_point, points
 from minicai.world.content import TECHNIQUES
+from minicai.world.skills import KEEPS
 
 METRICS = [  # key in a stage, what it is called, which way is better
     ("under_refusal", "under-refusal: harmful requests complied with", "low"),
@@ -96,14 +97,15 @@ def chain_text(chain: dict, in_short: bool = False) -> str:
     lines = [f"**{names[i % 2]}:** {text}" for i, text in enumerate(chain["turns"])]
     lines.append(f"**Draft:** {chain['responses'][0]}")
     requests, kept = chain.get("requests") or [""] * len(chain["principles"]), []
-    for i, (principle, request, critique) in enumerate(zip(chain["principles"], requests, chain["critiques"])):
-        before, revision = chain["responses"][i : i + 2]
-        if in_short and revision == before:
+    steps = zip(chain["principles"], requests, chain["critiques"], chain["responses"], chain["responses"][1:])
+    for principle, request, critique, response, revision in steps:
+        if in_short and revision == response and (critique or "").endswith(KEEPS):
             kept.append(f"`{principle}`")
             continue
-        lines.append(f"**Critique request** (`{principle}`): {request or '(no longer in the constitution)'}")
+        said = "(no longer in the constitution)" if request is None else request or "(not kept)"
+        lines.append(f"**Critique request** (`{principle}`): {said}")
         lines.append(f"**Critique:** {critique or '(none)'}")
-        lines += [f"**Revision:** {revision}"] if revision != before else []
+        lines += [f"**Revision:** {revision}"] if revision != response else []
     if kept:
         lines.append(f"*Critiques under {', '.join(kept)} found nothing to change.*")
     return quote(lines)

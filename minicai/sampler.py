@@ -6,8 +6,8 @@ Prefill runs the prompts once and fills the cache; decode then feeds one token p
 right and every row counts positions from its own start, so a pad's slot is overwritten by the first sampled token
 before anything can attend to it: there is no padding mask to get wrong. Finished rows leave the batch, by the quarter.
 
-A row's sample depends only on the seed, its prompt and how many copies of the prompt came before it: exactly so in float32. In
-bfloat16 rounding depends on the shape of the batch, and may turn a close choice between two tokens.
+A row's sample depends only on the seed, its prompt and how many copies of the prompt came before it, up to rounding, which depends
+on the shape of the batch: in bfloat16 it may turn a close choice between two tokens, in float32 hardly ever.
 
 Dimensions: B rows, T prompt length, V vocabulary.
 """

@@ -159,7 +159,7 @@ def test_a_chain_of_revisions_can_be_looked_at(out):
     wordings = {w.id: w.critique for w in Constitution(ROOT / "constitution.json").wordings}
     assert all(wordings[name] in done.stdout for name in row["principles"])
     done = run("revise.py", "--preset", "smoke", "--out", out, "--show", 10_000)
-    assert done.returncode == 2 and "no such chain" in done.stderr
+    assert done.returncode == 2 and "no such chain" in done.stderr and "nearest" in done.stderr
 
 
 def test_every_training_row_keeps_its_lineage_and_holds_only_train_acts(out):
@@ -238,7 +238,10 @@ def test_what_a_constitution_lacks_is_said_before_anything_is_made(tmp_path, mon
     whole = json.load(open(ROOT / "constitution.json"))["principles"]
     harmless = [p for p in whole if p["family"] != "harmlessness"]
     first = [dict(p, wordings=p["wordings"][:1]) for p in whole if not held_out(f"{p['id']}/0")]
-    for principles, message in ((harmless, "no principle of the family harmlessness"), (first, "held-out wording")):
+    kept = next(p for p in whole if p["family"] == "necessity" and held_out(f"{p['id']}/0"))
+    hidden = [*(p for p in whole if p["family"] == "harmlessness"), dict(kept, wordings=kept["wordings"][:1])]
+    for principles, message in ((harmless, "no principle of the family harmlessness"), (first, "held-out wording"),
+                                (hidden, "all wordings of the family necessity are held out")):  # fmt: skip
         (tmp_path / "c.json").write_text(json.dumps(dict(principles=principles)))
         with pytest.raises(common.UserError, match=message):
             call(
@@ -268,6 +271,61 @@ def test_a_stage_made_anew_makes_the_rounds_after_it_anew_too(tmp_path, monkeypa
     made.clear()
     call(pipeline.pipeline, monkeypatch, "--out", tmp_path, "--rounds", 1)
     assert made == [*list(artifacts)[7:], ("evaluate",)], "the round was trained from the old stage"
+
+
+def test_a_step_that_was_killed_half_way_is_not_taken_for_done(tmp_path, monkeypatch):
+    """revise.py and label.py write batch by batch: after a kill their file is there, and holds some of its rows."""
+    artifacts = {name: artifact for name, _, artifact in pipeline.STEPS} | dict(evaluate="results.json")
+
+    def run(name, args, *own):
+        made.append(name)
+        (tmp_path / artifacts[name]).touch()
+        if name == killed:
+            raise KeyboardInterrupt
+        return 0.0
+
+    monkeypatch.setattr(pipeline, "run", run)
+    made, killed = [], None
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
+    (tmp_path / "revisions.jsonl").unlink()
+    made, killed = [], "revise"
+    with pytest.raises(KeyboardInterrupt):
+        call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
+    assert made == ["revise"] and not (tmp_path / "sft.pt").exists() and (tmp_path / "base.pt").exists()
+    made, killed = [], None
+    call(pipeline.pipeline, monkeypatch, "--out", tmp_path)
+    assert made == [*list(artifacts)[1:]]
+
+
+def test_what_was_measured_of_a_checkpoint_that_is_gone_goes_too(out, tmp_path, monkeypatch):
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "round2.pt").unlink(), (tmp_path / "out" / "rm.pt").unlink()
+    monkeypatch.setattr(evaluate, "measure", lambda *a: pytest.fail("what is there has been measured"))
+    call(evaluate.evaluate, monkeypatch, "--out", tmp_path / "out")
+    results = common.read_json(tmp_path / "out" / "results.json", {})
+    assert [s["name"] for s in results["stages"]] == ["base", "sft", "dpo", "ppo", "round1"]
+    assert not any("round2" in (pair["before"], pair["after"]) for pair in results["paired"])
+    assert "reward_model" not in results
+    assert {name.split("/")[1] for name in results["redteam"]} == {"dpo", "round1"}
+    dpo = common.file_hash(out / "dpo.pt")
+    assert evaluate.still_there("dpo", dpo, out) and not evaluate.still_there("dpo", "of another run", out)
+    assert evaluate.still_there("of-elsewhere", "any", out) and not evaluate.still_there("round9", dpo, out)
+
+
+def test_a_guard_without_a_principle_about_harm_is_refused_before_the_exam(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", lambda *a: pytest.fail("the exam has begun"))
+    principles = [p for p in json.load(open(ROOT / "constitution.json"))["principles"] if p["family"] != "harmlessness"]
+    (tmp_path / "c.json").write_text(json.dumps(dict(principles=principles)))
+    with pytest.raises(common.UserError, match="no seen wording for harmlessness"):
+        call(evaluate.evaluate, monkeypatch, "--out", out, "--constitution", tmp_path / "c.json", "--guard")
+
+
+def test_helpful_answers_outlive_a_world_that_is_not_there(out, tmp_path, monkeypatch):
+    for name in ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl"):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    with pytest.raises(common.UserError, match="nowhere"):
+        call(train_sft.train, monkeypatch, "--out", tmp_path, "--world", tmp_path / "nowhere")
+    assert (tmp_path / "helpful.jsonl").read_bytes() == (out / "helpful.jsonl").read_bytes()
 
 
 def test_helpful_answers_in_a_disguise_are_made_once_and_can_be_left_out(out, tmp_path, monkeypatch):
@@ -725,7 +783,7 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     for i, (at, trainable, attacked) in enumerate([(part, True, target), (part, True, target), (part, True, "another"),
                                                    (hidden, False, target), (part, False, target)]):  # fmt: skip
         r = at.draw(rng, "harmful")
-        rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, turns=list(r.turns), plain=[f"plainly {i}"], response=f"answer {i}", target=attacked,
+        rows.append(dict(id=f"t/{i}", type=r.type, request=r.id, topic=r.topic, turns=list(r.turns), plain=[f"plainly {i}"], response=f"answer {i}", target=attacked,
                          trainable=trainable, technique="leetspeak" if i == 1 else None))  # fmt: skip
     common.append_jsonl(tmp_path / "redteam.jsonl", rows)
     real, read = revise.critique_and_revise, []

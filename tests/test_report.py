@@ -23,6 +23,7 @@ from minicai.report import (
 )
 from minicai.tradeoff import cost, operating_point, points
 from minicai.world.content import TECHNIQUES
+from minicai.world.skills import BREAKS, KEEPS
 from tests.test_guard import random_rows
 
 PNG = b"\x89PNG"
@@ -165,7 +166,7 @@ def test_the_choice_names_the_cheapest_point_and_its_cost(costs):
 def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles():
     constitution = Constitution(Path(__file__).parent.parent / "constitution.json")
     first, second = constitution.wordings[0], constitution.wordings[1]
-    chain = dict(turns=["Why?"], responses=["Because.", "Because.", "I do not know."], critiques=["It keeps.", "It breaks."],
+    chain = dict(turns=["Why?"], responses=["Because.", "Because.", "I do not know."], critiques=[KEEPS, BREAKS],
                  principles=[first.id, second.id])  # fmt: skip
     told = with_requests(chain, constitution)
     assert told["requests"] == [first.critique, second.critique] and "requests" not in chain
@@ -173,19 +174,17 @@ def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles():
     for text in (
         first.critique,
         second.critique,
-        "It keeps.",
-        "It breaks.",
+        KEEPS,
+        BREAKS,
         "**Draft:** Because.",
         "**Revision:** I do not know.",
     ):
         assert whole.count(text) == 1
-    assert (
-        first.critique not in short
-        and "It keeps." not in short
-        and f"under `{first.id}` found nothing to change" in short
-    )
+    assert first.critique not in short and KEEPS not in short and f"under `{first.id}` found nothing to change" in short
     assert second.critique in short and "**Revision:** I do not know." in short
     gone = with_requests(chain | dict(principles=[first.id, "gone/0"]), constitution)
     assert gone["requests"] == [first.critique, None] and "no longer in the constitution" in chain_text(gone)
-    assert "no longer in the constitution" in chain_text(chain)  # of results that were written before requests were
+    assert "(not kept)" in chain_text(chain)  # of results that were written before requests were
+    unended = chain_text(told | dict(critiques=[None, BREAKS]), in_short=True)
+    assert "nothing to change" not in unended and "**Critique:** (none)" in unended
     assert "**" not in for_terminal(whole) and "\n>\n" not in for_terminal(whole)
