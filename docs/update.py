@@ -1,6 +1,6 @@
 """Copy measured numbers and transcripts from finished runs into README.md and docs/results.md, so that they cannot rot.
 
-    python docs/update.py out/s0 out/s1 out/s2      # one folder a seed, each with a results.json
+    python docs/update.py out/s0 out/s1 out/s2      # one folder per seed, each with a results.json
 
 Replaces what stands between the markers `<!-- NAME: ... -->` and `<!-- end of NAME -->`, and the pictures by those of the first folder.
 """
@@ -101,7 +101,7 @@ def size(rates: list[dict]) -> str:
 
 def main_table(runs: list[dict], keys=None, leave_out=()) -> str:
     names = [n for n in names_of(runs) if n not in leave_out]
-    rows = [[f"percent{', mean over seeds (range)' * (len(runs) > 1)}", *(heading(runs, n) for n in names), "n a seed"]]
+    rows = [[f"percent{', mean over seeds (range)' * (len(runs) > 1)}", *(heading(runs, n) for n in names), "n per seed"]]
     for key, label, _ in METRICS:
         if keys and key not in keys:
             continue
@@ -111,7 +111,7 @@ def main_table(runs: list[dict], keys=None, leave_out=()) -> str:
 
 
 def skills_table(runs: list[dict]) -> str:
-    rows = [["the base model as a critic, on held-out acts", "percent", "n a seed"]]
+    rows = [["the base model as a critic, on held-out acts", "percent", "n per seed"]]
     for key, label in SKILLS:
         rates = [run["skills"][key] for run in runs]
         rows.append([label, spread(rates), size(rates)])
@@ -124,7 +124,7 @@ def stage_2_table(runs: list[dict]) -> str:
         [r["judge_audit"] for r in runs if "judge_audit" in r],
         [r["reward_model"] for r in runs if "reward_model" in r],
     )
-    rows = [["Stage 2, on held-out acts", "percent", "n a seed"]]
+    rows = [["Stage 2, on held-out acts", "percent", "n per seed"]]
     for label, found in (
         ("judge: right where exactly one answer breaks the principle", [j["accuracy"] for j in judges]),
         (
