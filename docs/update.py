@@ -101,7 +101,9 @@ def size(rates: list[dict]) -> str:
 
 def main_table(runs: list[dict], keys=None, leave_out=()) -> str:
     names = [n for n in names_of(runs) if n not in leave_out]
-    rows = [[f"percent{', mean over seeds (range)' * (len(runs) > 1)}", *(heading(runs, n) for n in names), "n per seed"]]
+    rows = [
+        [f"percent{', mean over seeds (range)' * (len(runs) > 1)}", *(heading(runs, n) for n in names), "n per seed"]
+    ]
     for key, label, _ in METRICS:
         if keys and key not in keys:
             continue

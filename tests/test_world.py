@@ -482,6 +482,19 @@ def test_a_principle_is_told_by_its_seen_wordings_and_only_its_topic_weighs(worl
     assert {about for _, about in told} == set(ABOUT.values())
 
 
+def test_alternatives_are_offered_in_every_way_a_refusal_has_and_without_refusing(world, constitution):
+    corpus, ways = Corpus(world, constitution, 0), set()
+    while_read = [t for t in world.replies if t.use in ("refusal", "limit")]
+    for i in range(600):
+        request = corpus.read.draw(corpus.rng, ("harmful", "ambiguous")[i % 2])
+        document = [t for t in corpus.offer(request) if t.role == "document"]
+        assert "".join(t.content for t in document if t.weight == POINT_WEIGHT).strip() == request.act.alternative
+        text = "".join(t.content for t in document)
+        assert not matches(REFUSAL, text), text
+        ways.add(document[0].content.split(". ")[-1])
+    assert len(ways) == len({re.split(r"[.?!] ", t.text.split("{alternative}")[0])[-1] for t in while_read}) > 8
+
+
 def test_thinned_wordings_keep_most_words_in_order_and_half_of_them_all(world):
     text, rng, whole = "Say whether the response helps anyone to do harm to other people.", random.Random(0), 0
     kept = []
