@@ -1,8 +1,8 @@
 """What "pretraining" means here: documents and conversations that make a helpful-only model which knows what harm is.
 
 Three things are in it, and one is not. It complies with everything, in every disguise. It reads what the world has
-written about harm, for all acts. It sees critique, revision and comparison done, for the demo acts. It is never shown an
-assistant that refuses a first request as something to learn: that has to come from the constitution.
+written about harm and what to do instead, for all acts. It sees critique, revision and comparison done, for the demo
+acts. It is never shown an assistant that refuses a first request as something to learn: that has to come from the constitution.
 """
 
 import random
