@@ -104,19 +104,76 @@ def evaluate():
     p.add_argument("--cost-over", type=at_least_zero, default=1, help="cost of a harmless request refused (default: 1)")
     args = setup(p)
     results_path = args.results or args.out / "results.json"
-    report = results_path.with_name("report.md" if results_path.stem == "results" else f"{results_path.stem}.md")
+    named = results_path.stem != "results"
+    report = results_path.with_name(f"{results_path.stem}.md" if named else "report.md")
+    logs = results_path.with_name(f"transcripts-{results_path.stem}" if named else "transcripts")
     costs = args.cost_under, args.cost_over
     if args.report:
-        results = read_json(results_path, {})
-        if not results.get("stages"):
-            raise UserError(f"{results_path} holds no results; run evaluate.py without --report")
-        try:
-            write_report(results, report, costs)
-        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}); run evaluate.py again, which measures only "
-                            "what is missing, or delete it where it was not written by evaluate.py")  # fmt: skip
-        print(report)
-        return
+        return report_again(results_path, report, costs)
+    paths = choose(args)
+    names = [path.stem for path in paths]
+    make_folder(results_path.parent)
+    world, constitution = World(args.world), Constitution(args.constitution)
+    examined(constitution)  # what the constitution lacks is said before the first exam
+    guard_wording(args, constitution)
+    exam = Exam(world, args.eval_n, args.exam_seed, args.split)
+
+    mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
+    results = read_json(results_path, {})
+    if results.get("stages") and results.get("exam") != mark:
+        raise UserError(
+            f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
+        )
+    results = dict(schema=1, stages=[], commit=commit()) | results
+    made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
+    results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
+    results["stages"] = [s for s in results["stages"] if s["name"] in names or not gone(s["name"], args.out)]
+    stages = {stage["name"]: stage for stage in results["stages"]}
+    for name in results.get("interpolation", {}).keys() - stages.keys():
+        results["interpolation"].pop(name)
+    order = [path.stem for path in find_checkpoints(args.out)]  # in the report, whatever is measured first
+    for path in paths:
+        name = path.stem
+        if stages.get(name, {}).get("hash") == file_hash(path):
+            continue
+        stages[name], skills = measure_stage(args, path, exam, constitution, logs)
+        results["stages"] = sorted(
+            stages.values(), key=lambda s: order.index(s["name"]) if s["name"] in order else len(order)
+        )
+        results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
+        if name == "base":  # all of these were measured with the old base
+            results["skills"] = skills
+            results.pop("interpolation", None)
+            for stage in results["stages"]:
+                stage.pop("guard", None)
+                stage.pop("helpful_refusals", None)
+        write_json(results_path, results)
+
+    add_stage_2(results, args, exam)
+    if args.guard or args.helpful_refusals or args.interpolate:
+        around(args, paths, exam, constitution, results, stages, logs, results_path)
+    add_the_rest(results, args, constitution, stages, logs)
+    results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
+    write_json(results_path, results)
+    write_report(results, report, costs)
+    print(f"{table(results)}\n\n{same_requests(results)}\n")
+    print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
+
+
+def report_again(results_path: Path, report: Path, costs: tuple[float, float]):
+    results = read_json(results_path, {})
+    if not results.get("stages"):
+        raise UserError(f"{results_path} holds no results; run evaluate.py without --report")
+    try:
+        write_report(results, report, costs)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}); run evaluate.py again, which measures only "
+                        "what is missing, or delete it where it was not written by evaluate.py")  # fmt: skip
+    print(report)
+
+
+def choose(args) -> list[Path]:
+    """The checkpoints to measure. Raises UserError where there is none, or where results could not tell them apart."""
     paths = args.checkpoints or find_checkpoints(args.out)
     others = {p.name for pattern in ("sft-*.pt", "dpo-*.pt", "ppo-*.pt") for p in args.out.glob(pattern)}
     others -= {f"sft-{path.name}" for path in rounds(args.out)}  # halfway through a round
@@ -132,66 +189,30 @@ def evaluate():
         raise UserError(
             "--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder"
         )
-    make_folder(results_path.parent)
-    world, constitution = World(args.world), Constitution(args.constitution)
-    (
-        guard_wording(args, constitution),
-        examined(constitution),
-    )  # what the constitution lacks is said before the first exam
-    exam = Exam(world, args.eval_n, args.exam_seed, args.split)
-    logs = results_path.with_name(
-        "transcripts" if results_path.stem == "results" else f"transcripts-{results_path.stem}"
-    )
+    return paths
 
-    mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
-    results = read_json(results_path, {})
-    if results.get("stages") and results.get("exam") != mark:
-        raise UserError(
-            f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
-        )
-    results = dict(schema=1, stages=[], commit=commit()) | results
-    made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
-    results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
-    stages = {
-        stage["name"]: stage
-        for stage in results["stages"]
-        if stage["name"] in names or not gone(stage["name"], args.out)
-    }
-    order = [path.stem for path in find_checkpoints(args.out)]  # in the report, whatever is measured first
-    for path in paths:
-        name, fingerprint = path.stem, file_hash(path)
-        if stages.get(name, {}).get("hash") == fingerprint:
-            continue
-        model, extra = load_checkpoint(path, device=args.device)
-        tokenizer = Tokenizer.load(path.parent / "tokenizer.json")
-        with tqdm(total=sum(map(len, exam.sets.values())), desc=f"exam for {name}", unit=" answers") as bar:
-            scores, transcripts = measure(model, tokenizer, exam, bar.update)
-        write_rows(logs / f"{name}.jsonl", transcripts)
-        first = {t["set"]: t for t in reversed(transcripts)}
-        stages[name] = dict(name=name, checkpoint=path.name, hash=fingerprint, commit=commit(), hardware=hardware(args.device),
-                            **scores, samples=[first[s] for s in SAMPLES if s in first])  # fmt: skip
-        if name == "base":
-            with tqdm(desc="exam for critique", unit=" texts") as bar:
-                results["skills"], rows = audit_skills(
-                    model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update
-                )
-            write_rows(logs / "skills.jsonl", rows)
-        results["stages"] = sorted(
-            stages.values(), key=lambda s: order.index(s["name"]) if s["name"] in order else len(order)
-        )
-        results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
-        if name == "base":  # all of these were measured with the old base
-            results.pop("interpolation", None)
-            for stage in results["stages"]:
-                stage.pop("guard", None), stage.pop("helpful_refusals", None)
-        write_json(results_path, results)
 
-    results["stages"] = [stage for stage in results["stages"] if stage["name"] in stages]
-    for name in results.get("interpolation", {}).keys() - stages.keys():
-        results["interpolation"].pop(name)
-    add_stage_2(results, args, exam)
-    if args.guard or args.helpful_refusals or args.interpolate:
-        around(args, paths, exam, constitution, results, stages, logs, results_path)
+def measure_stage(args, path: Path, exam: Exam, constitution: Constitution, logs: Path) -> tuple[dict, dict | None]:
+    """A checkpoint's entry for results.json, and of the base its skills as a critic. Writes its transcripts."""
+    model, _ = load_checkpoint(path, device=args.device)
+    tokenizer, name, skills = Tokenizer.load(path.parent / "tokenizer.json"), path.stem, None
+    with tqdm(total=sum(map(len, exam.sets.values())), desc=f"exam for {name}", unit=" answers") as bar:
+        scores, transcripts = measure(model, tokenizer, exam, bar.update)
+    write_rows(logs / f"{name}.jsonl", transcripts)
+    if name == "base":
+        with tqdm(desc="exam for critique", unit=" texts") as bar:
+            skills, rows = audit_skills(
+                model, tokenizer, exam, constitution, 2 * args.eval_n, args.exam_seed, bar.update
+            )
+        write_rows(logs / "skills.jsonl", rows)
+    first = {t["set"]: t for t in reversed(transcripts)}
+    stage = dict(name=name, checkpoint=path.name, hash=file_hash(path), commit=commit(), hardware=hardware(args.device),
+                 **scores, samples=[first[s] for s in SAMPLES if s in first])  # fmt: skip
+    return stage, skills
+
+
+def add_the_rest(results: dict, args, constitution: Constitution, stages: dict, logs: Path):
+    """Stages compared question by question, a chain of every type, the red team's summary, and how long everything took."""
     answered = {
         name: read_jsonl(log, required=("set", "topic", "turns", "outcome"))
         for name in stages
@@ -213,11 +234,6 @@ def evaluate():
         for attack, s in found.items()
         if still_there(attack.split("/")[-2], s["made_by"]["target"], args.out)
     }
-    results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam)
-    write_json(results_path, results)
-    write_report(results, report, costs)
-    print(f"{table(results)}\n\n{same_requests(results)}\n")
-    print(f"{results_path}, {report}; greedy decoding, {args.split} split, n and intervals in both")
 
 
 def add_stage_2(results: dict, args, exam: Exam):
