@@ -87,6 +87,21 @@ def complete(completion) -> bool:
     return completion.stop_reason == "stop" and len(completion.ids) > 1
 
 
+def roll_out(gpt, tokenizer, part, args, group, update) -> tuple[list, list[list[int]], list]:
+    """Requests, each `group` times, their prompts, and an answer to each: pure samples, so that the log-probabilities are of
+    the distribution that was sampled."""
+    rng = random.Random(f"ppo {args.seed} {update}")
+    requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
+    requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
+    room = gpt.config.block_size - MAX_NEW_TOKENS  # a longer prompt loses its oldest words, as in `answer`
+    prompts = [tokenizer.prompt(talk(*r.turns))[-room:] for r in requests]
+    with autocast(args.device):
+        completions = generate(
+            gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
+        )
+    return requests, prompts, completions
+
+
 def score(actor, reference, reward, prompts, completions, beta, args, pad) -> dict:
     """What learning needs of one batch of answers, from one pass each of policy, reference and reward model."""
     rows = [prompt + c.ids for prompt, c in zip(prompts, completions)]
@@ -110,6 +125,14 @@ def score(actor, reference, reward, prompts, completions, beta, args, pad) -> di
                 k3=k3.sum(1), mismatch=(recorded - logps[mask]).abs().mean())  # fmt: skip
 
 
+def whiten_together(batches: list[dict]):
+    """Advantages whitened over all answers of the update, not batch by batch."""
+    every = torch.cat([b["advantages"][b["mask"]] for b in batches])
+    white = ppo.whiten(every, torch.ones_like(every, dtype=torch.bool))
+    for b, values in zip(batches, white.split([int(b["mask"].sum()) for b in batches])):
+        b["advantages"][b["mask"]] = values
+
+
 def climb(actor, optimizer, batch, beta, args) -> dict[str, torch.Tensor]:
     """One step of the optimizer on one scored batch."""
     ids, mask = batch["ids"], batch["mask"]
@@ -127,6 +150,22 @@ def climb(actor, optimizer, batch, beta, args) -> dict[str, torch.Tensor]:
     torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
     optimizer.step()
     return dict(entropy=spread.detach(), **stats)
+
+
+def measured(batches: list[dict], steps: list[dict], completions: list, args) -> dict[str, float]:
+    """The row of the log: means over the answers of an update and over the steps that learned from them."""
+    row = {
+        name: torch.cat([b[key] for b in batches]).mean().item()
+        for name, key in (("proxy", "scores"), ("kl", "kl"), ("k3", "k3"))
+    }
+    row |= dict(mismatch=max(b["mismatch"].item() for b in batches),
+                length=sum(len(c.ids) for c in completions) / len(completions),
+                unfinished=1 - sum(map(complete, completions)) / len(completions))  # fmt: skip
+    row |= {key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]}
+    if args.advantage == "gae":  # nothing else trains the value head
+        values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
+        row["explained_variance"] = ppo.explained_variance(values, returns, torch.ones_like(values)).item()
+    return row
 
 
 def train():
@@ -213,33 +252,17 @@ def train():
             for request, text in zip(shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)):
                 tqdm.write(f"  [{update}] {request.turns[-1]}\n      {text}")
 
-        # Roll out: pure samples, so that the log-probabilities are of the distribution that was sampled.
-        rng = random.Random(f"ppo {args.seed} {update}")
-        requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
-        requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
-        room = gpt.config.block_size - MAX_NEW_TOKENS  # a longer prompt loses its oldest words, as in `answer`
-        prompts = [tokenizer.prompt(talk(*r.turns))[-room:] for r in requests]
-        with autocast(args.device):
-            completions = generate(
-                gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
-            )
+        requests, prompts, completions = roll_out(gpt, tokenizer, part, args, group, update)
 
-        # Score.
         size = max(1, len(prompts) // BATCHES // group) * group
         batches = [score(actor, reference, reward, prompts[i : i + size], completions[i : i + size], control.beta, args, tokenizer.pad)
                    for i in range(0, len(prompts), size)]  # fmt: skip
-        if args.advantage == "gae":  # whitened over all of them, not batch by batch
-            every = torch.cat([b["advantages"][b["mask"]] for b in batches])
-            white = ppo.whiten(every, torch.ones_like(every, dtype=torch.bool)).split(
-                [int(b["mask"].sum()) for b in batches]
-            )
-            for b, values in zip(batches, white):
-                b["advantages"][b["mask"]] = values
+        if args.advantage == "gae":
+            whiten_together(batches)
         if update == 0:
             assert all((b["kl"] == 0).all() for b in batches), "the policy is not its reference before the first update"
             assert all(b["mismatch"] < 0.02 for b in batches), "sampler and scorer disagree about log-probabilities"
 
-        # Learn.
         set_lr([optimizer], update, args.ppo_updates, warmup=0.1, cooldown=0.5)
         steps = []
         for epoch in range(args.ppo_epochs):
@@ -252,15 +275,8 @@ def train():
 
         texts = [tokenizer.decode(c.ids).strip() if complete(c) else "" for c in completions]
         true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
-        proxy, kl, k3 = (torch.cat([b[key] for b in batches]).mean().item() for key in ("scores", "kl", "k3"))
-        row = dict(update=update + 1, proxy=proxy, true=sum(true) / len(true), kl=kl, k3=k3, beta=control.beta,
-                   mismatch=max(b["mismatch"].item() for b in batches),
-                   length=sum(len(c.ids) for c in completions) / len(completions), distinct_2=distinct_n(texts, 2),
-                   unfinished=1 - sum(map(complete, completions)) / len(completions),
-                   **{key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]})  # fmt: skip
-        if args.advantage == "gae":  # nothing else trains the value head
-            values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
-            row["explained_variance"] = ppo.explained_variance(values, returns, torch.ones_like(values)).item()
+        row = dict(update=update + 1, true=sum(true) / len(true), beta=control.beta, distinct_2=distinct_n(texts, 2),
+                   **measured(batches, steps, completions, args))  # fmt: skip
         append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
         bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
         if args.target_kl:
