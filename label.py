@@ -36,7 +36,6 @@ from tqdm import tqdm
 
 from minicai.common import (
     UserError,
-    append_jsonl,
     at_least_zero,
     file_hash,
     load_checkpoint,
@@ -105,6 +104,20 @@ def evade(part: Part, request: Request, rng: random.Random) -> str:
     return (with_tone(part.world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.5 else reply).text
 
 
+def two_answers(requests: list[Request], by: list[tuple[str, str]], models: dict, tokenizer, part: Part, temperature: float, seed: int,
+                rng: random.Random, bar) -> list[tuple[str | None, str | None]]:  # fmt: skip
+    """Two answers to each request, by those whom `by` names."""
+    answers = {(i, place): evade(part, request, rng) for i, request in enumerate(requests)
+               for place in (0, 1) if by[i][place] == "evasive"}  # fmt: skip
+    bar.update(len(answers))
+    for place, (name, model) in product((0, 1), models.items()):
+        mine = [i for i in range(len(requests)) if by[i][place] == name]
+        asked = [list(requests[i].turns) for i in mine]
+        texts = answer(model, tokenizer, asked, temperature, seed + place, bar.update)
+        answers |= {(i, place): text for i, text in zip(mine, texts)}
+    return [(answers[i, 0], answers[i, 1]) for i in range(len(requests))]
+
+
 def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
     """The comparisons made of a pair, each with the wordings it is averaged over."""
     if principles == "families":
@@ -153,6 +166,16 @@ def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
             rows.append(dict(id=c["id"], kind="ai", split=c["split"], type=c["type"], request=c["request"], turns=c["turns"],
                              plain=c.get("plain", c["turns"]), by=(one, other), a=a, b=b))  # fmt: skip
     return rows
+
+
+def label_round(args, path, made_by: dict, policy, base, tokenizer, constitution: Constitution, rng: random.Random):
+    """The comparisons of a feedback round. They take half a minute, so a killed run begins again."""
+    rows = [row | dict(made_by=made_by) for row in of_the_round(args, policy, tokenizer, rng)]
+    pairs = [(row, ws) for row in rows for ws in wordings_for(constitution, args.principles, rng)]
+    labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
+    rewrite_jsonl(path, labelled)
+    print(f"{path}: {len(labelled)} comparisons of {len(rows)} pairs, {sum(not tied(row) for row in labelled)} of them decided, "
+          f"{len(pairs) - len(labelled)} without a verdict")  # fmt: skip
 
 
 def explain(rows: list[dict], number: int, constitution: Constitution):
@@ -238,16 +261,9 @@ def label():
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
                    how=args.judge, iid=args.iid, temperature=args.temperature)  # fmt: skip
     rng, done = random.Random(f"label {args.seed}"), []
-    if args.round:  # half a minute: a killed run begins again
+    if args.round:
         made_by |= dict(chains=file_hash(args.out / f"revisions-round{args.round}.jsonl"))
-        rows = [row | dict(made_by=made_by) for row in of_the_round(args, policy, tokenizer, rng)]
-        pairs = [(row, ws) for row in rows for ws in wordings_for(constitution, args.principles, rng)]
-        labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
-        path.unlink(missing_ok=True)
-        append_jsonl(path, labelled)
-        print(f"{path}: {len(labelled)} comparisons of {len(rows)} pairs, {sum(not tied(row) for row in labelled)} of them decided, "
-              f"{len(pairs) - len(labelled)} without a verdict")  # fmt: skip
-        return
+        return label_round(args, path, made_by, policy, base, tokenizer, constitution, rng)
     if path.exists():
         done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
@@ -268,16 +284,10 @@ def label():
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
         rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
         by = [("policy", "policy")] * len(batch) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(batch))
-        answers = {(i, place): evade(part, request, rng) for i, (_, request) in enumerate(batch)
-                   for place in (0, 1) if by[i][place] == "evasive"}  # fmt: skip
-        bar.update(len(answers))
-        for place, (name, model) in product((0, 1), (("policy", policy), ("base", base))):
-            mine = [i for i in range(len(batch)) if by[i][place] == name]
-            asked = [turns[i] for i in mine]
-            texts = answer(model, tokenizer, asked, args.temperature, seed + place, bar.update)
-            answers |= {(i, place): text for i, text in zip(mine, texts)}
+        models = dict(policy=policy, base=base)
+        answers = two_answers([r for _, r in batch], by, models, tokenizer, part, args.temperature, seed, rng, bar)
         for i, (kind, request) in enumerate(batch):
-            a, b = answers[i, 0], answers[i, 1]
+            a, b = answers[i]
             p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
             if a and b and a != b and p is not None:
                 rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
