@@ -1,8 +1,11 @@
 """Copy measured numbers and transcripts from finished runs into README.md and docs/results.md, so that they cannot rot.
 
     python docs/update.py out/s0 out/s1 out/s2      # one folder per seed, each with a results.json
+    python docs/update.py                           # the tables again, from the runs that are kept
 
-Replaces what stands between the markers `<!-- NAME: ... -->` and `<!-- end of NAME -->`, and the pictures by those of the first folder.
+The results of a run are kept as docs/runs/PRESET-SEED.json, so that seeds can be added one by one; the tables are of all that are
+kept (delete what is of an older configuration). Replaces what stands between the markers `<!-- NAME: ... -->` and
+`<!-- end of NAME -->`, and the pictures by those of the first folder.
 """
 
 import argparse
@@ -13,6 +16,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
+RUNS = ROOT / "docs" / "runs"
 sys.path.insert(0, str(ROOT))
 
 from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown, samples_text  # noqa: E402
@@ -204,7 +208,13 @@ def update(folders: list[Path]):
     for folder in folders:
         if not (folder / "results.json").exists():
             sys.exit(f"{folder}/results.json does not exist; run evaluate.py --out {folder}")
-    runs = [json.loads((folder / "results.json").read_text()) for folder in folders]
+    RUNS.mkdir(exist_ok=True)
+    for folder in folders:
+        run = json.loads((folder / "results.json").read_text())
+        (RUNS / f"{run['preset']}-{run['seed']}.json").write_text(json.dumps(run, ensure_ascii=False, indent=1))
+    runs = [json.loads(path.read_text()) for path in sorted(RUNS.glob("*.json"))]
+    if not runs:
+        sys.exit(f"{RUNS} keeps no run; name the folder of one")
     for run in runs:
         run["stages"] = [s for s in run["stages"] if s["name"] in NAMES]  # not those of experiments
     seeds = ", ".join(str(run["seed"]) for run in runs)
@@ -241,7 +251,7 @@ def update(folders: list[Path]):
         samples_text(runs[0], NAMES),
     ]
     replace(ROOT / "docs" / "results.md", "results", "\n\n".join(body))
-    for name in ("tradeoff", "jailbreaks"):
+    for name in ("tradeoff", "jailbreaks") if folders else ():
         picture = folders[0] / f"report-{name}.png"
         if not picture.exists():
             sys.exit(
@@ -252,5 +262,5 @@ def update(folders: list[Path]):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, metavar="OUT")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="OUT")
     update(parser.parse_args().folders)
