@@ -114,8 +114,9 @@ def evaluate():
     names = [path.stem for path in paths]
     make_folder(results_path.parent)
     world, constitution = World(args.world), Constitution(args.constitution)
-    examined(constitution)  # what the constitution lacks is said before the first exam
-    guard_wording(args, constitution)
+    guard_wording(args, constitution)  # what the constitution lacks is said before the first exam
+    if "base" in names:
+        examined(constitution)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
 
     mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
