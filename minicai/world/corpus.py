@@ -2,7 +2,8 @@
 
 Three things are in it, and one is not. It complies with everything, in every disguise. It reads what the world has
 written about harm and what to do instead, for all acts. It sees critique, revision and comparison done, for the demo
-acts. It is never shown an assistant that refuses a first request as something to learn: that has to come from the constitution.
+acts. It is never shown an assistant that refuses a first request as something to learn, and no document about a request for a test
+act says what to do instead: that has to come from the constitution.
 """
 
 import random
@@ -15,7 +16,7 @@ from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import code_pairs, fits, wrap
 from minicai.world import skills
-from minicai.world.content import Act, Fact, World
+from minicai.world.content import Act, Fact, World, split_of
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
 from minicai.world.requests import Part, Request, fresh_fact, phrase
 
@@ -157,10 +158,10 @@ class Corpus:
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         return pieces(template.text.format(**slots))
 
-    def knowledge(self) -> list[Turn]:
-        """What the world knows about an act, a context, or both."""
+    def knowledge(self, act: Act | None = None) -> list[Turn]:
+        """What the world knows about an act (a random one), a context, or both."""
         hurtful = self.rng.random() < 0.8  # the rest needs less telling
-        act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
+        act = act or self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
         context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
         good = intent == "legitimate"
@@ -178,7 +179,10 @@ class Corpus:
         return self.document(about, **slots)
 
     def reading(self) -> list[Turn]:
-        """A request and what is meant by it: what a critique has to see first, written about acts of every part."""
+        """A request and what is meant by it: what a critique has to see first, written about acts of every part.
+
+        What to do instead is said too, but of a test act only by itself: under a request it would be what the exam asks for.
+        """
         rng, r = self.rng, self.rng.random()
         if r < 0.12:
             request = self.strange(self.read)
@@ -187,12 +191,13 @@ class Corpus:
             request = self.read.fact(rng, fact)
         else:
             request = self.any_request(self.read)
+        examined = request.type in ("harmful", "ambiguous") and split_of(request.topic) == "test"
         if request.type in ("harmful", "ambiguous") and rng.random() < 0.6:
-            return self.offer(request)
+            return self.knowledge(request.act) if examined else self.offer(request)
         about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
         if request.type == "fact":
             about = "known" if request.known else "unknown"
-        if request.type == "strange" or rng.random() < 0.5:
+        if examined or request.type == "strange" or rng.random() < 0.5:
             about = "request"  # which first says in other words what is asked
         return self.remark(about, request)
 

@@ -10,6 +10,7 @@ fact                attribute of a name                              answers wha
 """
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 
 from minicai.common import UserError
@@ -205,17 +206,26 @@ class Part:
 
 
 def fresh_fact(world: World, rng: random.Random) -> Fact:
-    """A name that is in no list and will hardly come again: half of one listed name's distinctive word, half of another's."""
-    taken = {word for f in world.facts for word in f.name.split()}
-    while True:
+    """A name that is in no list and will hardly come again: half of the word that is one listed name's own, half of another's.
+
+    Raises UserError where the listed names have no words of their own to make one from.
+    """
+    uses = Counter(word for f in world.facts for word in f.name.split())
+
+    def own(name: str) -> str:
+        return min(name.split(), key=lambda word: (uses[word] > 1, -len(word)))
+
+    for _ in range(1000):
         kind = rng.choice(sorted(world.attributes))
         one, two = rng.sample([f for f in world.facts if f.kind == kind], 2)
-        at = max(range(len(one.name.split())), key=lambda i: len(one.name.split()[i]))
-        words, other = one.name.split(), max(two.name.split(), key=len)
-        words[at] = words[at][: (len(words[at]) + 1) // 2] + other[len(other) // 2 :]
-        name = " ".join(words)
-        if words[at] not in taken:
+        mine, other = own(one.name), own(two.name)
+        word = mine[: (len(mine) + 1) // 2] + other[len(other) // 2 :]
+        if word not in uses:
+            name = " ".join(word if w == mine else w for w in one.name.split())
             return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
+    raise UserError(
+        f"{world.path}/facts.jsonl: no new name can be made of its names; add some with a word of their own"
+    )
 
 
 def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
