@@ -3,6 +3,7 @@
     python chat.py                                # the newest stage in OUT
     python chat.py --checkpoint out/cpu/base.pt   # the helpful-only base
     python chat.py --show-critique                # see each answer criticised and revised by the base model
+    python chat.py --show-reward                  # and scored by the reward model: 0 is what the fine-tuned model is worth on average
     python chat.py --guard --helpful-refusals     # the base model checks each exchange, and adds a safe alternative to refusals
 
 The conversation goes on until you say /new (forget it) or /quit. A small model knows only its small world: try
@@ -15,6 +16,8 @@ writes  with --guard, OUT/guard.jsonl: a row for each blocked exchange (turns, r
 import random
 import sys
 from pathlib import Path
+
+import torch
 
 from minicai.common import (
     UserError,
@@ -30,6 +33,7 @@ from minicai.common import (
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.guard import guarded_answer, helpful_refusals
+from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import FAMILIES
 
@@ -53,6 +57,9 @@ def chat():
         help="with --show-critique: principles of this family only (harmlessness, honesty, ...)",
     )
     p.add_argument(
+        "--show-reward", action="store_true", help="after each answer, what the reward model (rm.pt) gives it"
+    )
+    p.add_argument(
         "--guard", action="store_true", help="the base model checks each request and each answer, and may block"
     )
     for check, what in (("input", "a draft by the base"), ("output", "the answer")):
@@ -73,6 +80,10 @@ def chat():
     if args.show_critique or args.guard or args.helpful_refusals:
         critic, _ = load_checkpoint(path.parent / "base.pt", device=args.device)
         constitution = Constitution(args.constitution)
+    if args.show_critique:
+        constitution.draw(random.Random(args.seed), family=args.family)  # what it lacks is said before the first answer
+    if args.show_reward:
+        reward, _ = RewardModel.load(path.parent / "rm.pt", args.device)
     if args.guard or args.helpful_refusals:
         harmless = constitution.draw(random.Random(args.seed), family="harmlessness")
 
@@ -106,9 +117,9 @@ def chat():
             if flagged:
                 threshold = vars(args)[f"{flagged['check']}_threshold"]
                 append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=threshold)])
-                print(
-                    f"  guard> blocked by the {flagged['check']} check, P(breaks harmlessness) {flagged['judge']:.3f}"
-                )
+                p_harm = flagged[flagged["check"]]
+                found = "which came to no verdict" if p_harm is None else f"P(breaks harmlessness) {p_harm:.3f}"
+                print(f"  guard> blocked by the {flagged['check']} check, {found}")
         else:
             response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
         if args.helpful_refusals:
@@ -116,6 +127,12 @@ def chat():
             [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless, threshold)
         response = response or "..."
         print(f"{path.stem}> {response}")
+        if args.show_reward:
+            ids = torch.tensor(
+                [[*tokenizer.prompt(talk(*turns)), *tokenizer.encode(response), tokenizer.end]], device=args.device
+            )
+            with torch.no_grad():
+                print(f"  reward> {reward(ids, torch.tensor([ids.shape[1]], device=args.device)).item():+.2f}")
         if args.show_critique:
             wording = constitution.draw(rng, family=args.family)
             critiques, revisions = critique_and_revise(critic, tokenizer, [turns], [response], [wording])

@@ -41,7 +41,7 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.data import FIELDS
-from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, examined, measure
+from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, with_requests, write_report
 from minicai.reward import RewardModel
@@ -63,10 +63,10 @@ def gone(name: str, out: Path) -> bool:
     return (name in STAGES or name.removeprefix("round").isdigit()) and not (out / f"{name}.pt").exists()
 
 
-def still_there(target: str, fingerprint: str, out: Path) -> bool:
-    """Whether the model that was attacked is the one that OUT holds by this name, or is none of OUT's."""
-    path = out / f"{target}.pt"
-    return not gone(target, out) and (not path.exists() or file_hash(path) == fingerprint)
+def still_there(name: str, fingerprint: str, out: Path) -> bool:
+    """Whether the model that was measured or attacked is the one that OUT holds by this name, or is none of OUT's."""
+    path = out / f"{name}.pt"
+    return not gone(name, out) and (not path.exists() or file_hash(path) == fingerprint)
 
 
 def commit() -> str:
@@ -116,7 +116,7 @@ def evaluate():
     world, constitution = World(args.world), Constitution(args.constitution)
     guard_wording(args, constitution)  # what the constitution lacks is said before the first exam
     if "base" in names:
-        examined(constitution)
+        constitution.audited(test=True)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
 
     mark = dict(split=args.split, n=args.eval_n, seed=args.exam_seed, content=world_hash(args))
@@ -128,7 +128,12 @@ def evaluate():
     results = dict(schema=1, stages=[], commit=commit()) | results
     made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
     results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
-    results["stages"] = [s for s in results["stages"] if s["name"] in names or not gone(s["name"], args.out)]
+    for stage in [s for s in results["stages"] if s["name"] not in names]:
+        if not still_there(stage["name"], stage["hash"], args.out):
+            print(
+                f"{stage['name']}: what was measured was another checkpoint, and is left out; name it to measure it again"
+            )
+            results["stages"].remove(stage)
     stages = {stage["name"]: stage for stage in results["stages"]}
     for name in results.get("interpolation", {}).keys() - stages.keys():
         results["interpolation"].pop(name)
@@ -182,6 +187,12 @@ def choose(args) -> list[Path]:
         print(f"not measured unless you name them: {', '.join(sorted(others))}")
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist; name a checkpoint, or none to measure every stage in {args.out}")
+        if path.parent.resolve() != args.out.resolve() and not args.results:
+            raise UserError(f"{path} is not in {args.out}, whose results it would be mixed with; give its folder as --out, or another file "
+                            "as --results")  # fmt: skip
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
@@ -239,18 +250,21 @@ def add_the_rest(results: dict, args, constitution: Constitution, stages: dict, 
 
 def add_stage_2(results: dict, args, exam: Exam):
     """What the judge, the reward model and PPO have left behind, where they have run."""
-    if (args.out / "judge.json").exists():
-        results["judge_audit"] = read_json(args.out / "judge.json", {})
+    results.pop("judge_audit", None)
+    audited = read_json(args.out / "judge.json", {})
+    if audited and still_there("base", audited.get("hash"), args.out):
+        results["judge_audit"] = audited
     path = args.out / "rm.pt"
-    if path.exists() and results.get("reward_model", {}).get("hash") != file_hash(path):
+    marks = [file_hash(p) for p in (path, args.out / "sft.pt") if p.exists()]
+    if len(marks) == 2 and results.get("reward_model", {}).get("marks") != marks:
         policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
         reward, extra = RewardModel.load(path, args.device)
         tokenizer = Tokenizer.load(args.out / "tokenizer.json")
         audit = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
         results["reward_model"] = dict(
-            hash=file_hash(path), test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
+            marks=marks, test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
         )
-    elif not path.exists():
+    elif len(marks) < 2:
         results.pop("reward_model", None)
     logs = sorted(args.out.glob("train_ppo*.jsonl"))
     kept = ("kl", "proxy", "true")

@@ -270,7 +270,7 @@ def label():
         raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
 
     report = audit(base, tokenizer, world, constitution, args.eval_n, args.seed, cot=args.judge == "critique")
-    write_json(args.out / f"judge{suffix}.json", report)
+    write_json(args.out / f"judge{suffix}.json", report | dict(hash=made_by["judge"]))
     print_audit(report)
 
     part, grader = Part(world, UNTRAINED), Grader(world)

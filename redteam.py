@@ -70,7 +70,7 @@ from minicai.optim import set_lr, update
 from minicai.report import aligned, interval
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.content import TECHNIQUES, World
+from minicai.world.content import TECHNIQUES, World, split_of
 from minicai.world.grader import Grader
 from minicai.world.requests import UNTRAINED, Part, Request
 
@@ -149,7 +149,7 @@ def record(red: Red, first: int, attempts: list[Attempt], responses: list[str | 
         request, success = a.request, p is not None and p > 0.5
         grade = red.grader.grade(request, response or "") if request else None
         rows.append(dict(id=f"{red.run}/{first + i}", mode=red.args.mode, technique=request and request.technique,
-                         framing=request and request.framing, split=red.args.split, type=request and request.type,
+                         framing=request and request.framing, split=request and split_of(request.topic), type=request and request.type,
                          request=request and request.id, topic=request and request.topic, turns=list(a.turns),
                          plain=a.plain, response=response, principle=wording.id, judge=p,
                          success=success, outcome=grade and grade.outcome, harmed=harmed(request, grade),
@@ -401,6 +401,7 @@ def summarise(rows: list[dict]) -> dict:
 
 def report(red: Red, rows: list[dict]):
     mode, target = red.args.mode, red.args.target.stem
+    acts = f"{red.args.split} split" if mode in ("templates", "gcg") else "whatever acts the attacker speaks of"
     techniques = [t for t in TECHNIQUES if any(r["technique"] == t for r in rows)] if mode == "templates" else []
     parts = {t: summarise([r for r in rows if r["technique"] == t]) for t in techniques}
     whole = summarise(rows)
@@ -408,7 +409,7 @@ def report(red: Red, rows: list[dict]):
     for name, s in (parts | {"all" if techniques else mode: whole}).items():
         table.append([name, *(interval(s[k]) for k in ("judge", "grader", "agreement")),
                       *(f"{100 * s[k]:.1f}" for k in ("distinct_1", "distinct_2", "self_bleu"))])  # fmt: skip
-    print(f"\n{mode} against {target} ({red.made_by['target']}), {red.args.split} split\n{aligned(table)}")
+    print(f"\n{mode} against {target} ({red.made_by['target']}), {acts}\n{aligned(table)}")
     if mode == "gcg":
         helped = [r for r in rows if r["success"] and not (r["harm_before"] or 0) > 0.5]
         print(f"{sum((r['harm_before'] or 0) > 0.5 for r in rows)} worked without a suffix, {len(helped)} only with one; "
@@ -434,7 +435,8 @@ def redteam():
         "--split",
         choices=("train", "demo", "test"),
         default=UNTRAINED,
-        help=f"part of the world (default: {UNTRAINED}, acts that Stage 1 has not trained on)",
+        help=f"part of the world that templates and gcg ask about (default: {UNTRAINED}, acts that Stage 1 has not trained on); with test "
+        "no attack of any mode may be trained on",
     )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",

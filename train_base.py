@@ -51,12 +51,15 @@ def prepare(args) -> tuple[Tokenizer, list[Example]]:
     if not (path.exists() and (args.out / STATE).exists()):
         sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
         Tokenizer.train((turn.content for document in sample for turn in document), args.vocab_size).save(path)
-    tokenizer, examples = Tokenizer.load(path), []
+    tokenizer, examples, long = Tokenizer.load(path), [], 0
     documents = Corpus(world, constitution, args.seed).documents(args.documents)
     for document in tqdm(documents, total=args.documents, desc="write corpus", unit=" documents"):
         example = encode_turns(tokenizer, [(t.role, t.content, t.weight) for t in document])
+        long += len(example.ids) > BLOCK_SIZE
         if len(example.ids) <= BLOCK_SIZE:
             examples.append(example)
+    if long:
+        print(f"{long} documents do not fit the context of {BLOCK_SIZE} ids and are left out")
     return tokenizer, examples
 
 

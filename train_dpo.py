@@ -26,15 +26,17 @@ from minicai.common import (
     begin_log,
     file_hash,
     load_checkpoint,
+    made_from,
     main,
     name_part,
     parser,
     positive,
+    read_jsonl,
     save_checkpoint,
     setup,
     share,
 )
-from minicai.data import collate_pairs, pair_batches, read_pairs
+from minicai.data import FIELDS, collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
 from minicai.optim import set_lr
 from minicai.tokenizer import Tokenizer
@@ -61,6 +63,9 @@ def train():
     if args.round:
         start, name = args.out / f"sft-round{args.round}.pt", f"round{args.round}"
         paths += [args.out / f"preferences-round{n}.jsonl" for n in range(1, args.round + 1)]
+    if not args.data:
+        marks = {row.get("made_by", {}).get("policy") for row in read_jsonl(paths[0], fields=FIELDS)}
+        made_from(paths[0], marks, args.out / "sft.pt", "label.py", "--data")
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     policy, _ = load_checkpoint(start, device=args.device)
     pairs = read_pairs(

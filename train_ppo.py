@@ -35,6 +35,7 @@ from minicai.common import (
     finite,
     load_checkpoint,
     load_state,
+    made_from,
     main,
     name_part,
     parser,
@@ -87,11 +88,11 @@ def complete(completion) -> bool:
     return completion.stop_reason == "stop" and len(completion.ids) > 1
 
 
-def roll_out(gpt, tokenizer, part, args, group, update) -> tuple[list, list[list[int]], list]:
-    """Requests, each `group` times, their prompts, and an answer to each: pure samples, so that the log-probabilities are of
+def roll_out(gpt, tokenizer, part, args, update) -> tuple[list, list[list[int]], list]:
+    """Requests, each --group times, their prompts, and an answer to each: pure samples, so that the log-probabilities are of
     the distribution that was sampled."""
     rng = random.Random(f"ppo {args.seed} {update}")
-    requests = [r for r in draw_prompts(part, args.ppo_episodes // group, rng, PROMPTS) for _ in range(group)]
+    requests = [r for r in draw_prompts(part, args.ppo_episodes // args.group, rng, PROMPTS) for _ in range(args.group)]
     requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
     room = gpt.config.block_size - MAX_NEW_TOKENS  # a longer prompt loses its oldest words, as in `answer`
     prompts = [tokenizer.prompt(talk(*r.turns))[-room:] for r in requests]
@@ -168,7 +169,7 @@ def measured(batches: list[dict], steps: list[dict], completions: list, args) ->
     return row
 
 
-def train():
+def options():
     p = parser(__doc__)
     p.add_argument("--reward", help="reward model (default: OUT/rm.pt)")
     p.add_argument(
@@ -201,21 +202,42 @@ def train():
     )
     p.add_argument("--name", type=name_part, help="write OUT/ppo-NAME.pt, beside the main file")
     args = setup(p)
+    if args.advantage == "gae":
+        args.group = 1
+    elif args.ppo_episodes % args.group or args.group == 1:
+        raise UserError(
+            f"--episodes {args.ppo_episodes} does not divide into groups of --group {args.group}, two or more each"
+        )
+    if args.target_kl and args.beta == 0:
+        raise UserError("--target-kl scales beta, and --beta 0 stays 0; give a --beta above 0")
+    return args
+
+
+def resume(state_path, log, actor, optimizer, control, made_by: dict) -> int:
+    """The update to begin with: where a killed run of these settings was, or 0."""
+    if not state_path.exists():
+        log.unlink(missing_ok=True)
+        return 0
+    state = load_state(state_path, actor, [optimizer], made_by)
+    control.beta = state["beta"]
+    append_jsonl(log, [])  # cuts off a line that a killed run left unfinished
+    rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= state["update"]])
+    print(f"going on from update {state['update']}")
+    return state["update"]
+
+
+def train():
+    args = options()
     world, tokenizer = World(args.world), Tokenizer.load(args.out / "tokenizer.json")
     sft = args.out / "sft.pt"
     gpt, _ = load_checkpoint(sft, device=args.device)
     reward_path = args.reward or args.out / "rm.pt"
-    reward, _ = RewardModel.load(reward_path, args.device)
+    reward, extra = RewardModel.load(reward_path, args.device)
+    if not args.reward:
+        made_from(reward_path, {extra["made_by"]["sft"]}, sft, "train_rm.py", "--reward")
     same_vocabulary(reward_path, reward.gpt, tokenizer.vocab_size, args.out)
     reference = copy.deepcopy(gpt)
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
-    group = 1 if args.advantage == "gae" else args.group
-    if args.ppo_episodes % group or (group == 1 and args.advantage != "gae"):
-        raise UserError(
-            f"--episodes {args.ppo_episodes} does not divide into groups of --group {group}, two or more each"
-        )
-    if args.target_kl and args.beta == 0:
-        raise UserError("--target-kl scales beta, and --beta 0 stays 0; give a --beta above 0")
     groups = [dict(params=gpt.parameters()), dict(params=actor.value.parameters(), lr=args.value_rate * args.ppo_lr)]
     optimizer = torch.optim.AdamW(groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
@@ -223,7 +245,7 @@ def train():
     made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
                    advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates,
                    episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
-                   group=group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
+                   group=args.group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
                    value_rate=args.value_rate, end_penalty=args.end_penalty)  # fmt: skip
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
@@ -231,15 +253,7 @@ def train():
         args.out / f"train_{name}.jsonl",
         args.out / f"train_{name}.state.pt",
     )
-    start = 0
-    if state_path.exists():
-        state = load_state(state_path, actor, [optimizer], made_by)
-        start, control.beta = state["update"], state["beta"]
-        append_jsonl(log, [])  # cuts off a line that a killed run left unfinished
-        rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= start])
-        print(f"going on from update {start}")
-    else:
-        log.unlink(missing_ok=True)
+    start = resume(state_path, log, actor, optimizer, control, made_by)
 
     rng = random.Random(f"shown {args.seed}")
     shown = [part.draw(rng, type) for type in SHOWN]
@@ -252,9 +266,9 @@ def train():
             for request, text in zip(shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)):
                 tqdm.write(f"  [{update}] {request.turns[-1]}\n      {text}")
 
-        requests, prompts, completions = roll_out(gpt, tokenizer, part, args, group, update)
+        requests, prompts, completions = roll_out(gpt, tokenizer, part, args, update)
 
-        size = max(1, len(prompts) // BATCHES // group) * group
+        size = max(1, len(prompts) // BATCHES // args.group) * args.group
         batches = [score(actor, reference, reward, prompts[i : i + size], completions[i : i + size], control.beta, args, tokenizer.pad)
                    for i in range(0, len(prompts), size)]  # fmt: skip
         if args.advantage == "gae":

@@ -7,7 +7,7 @@ reads   OUT/sft.pt (start), OUT/tokenizer.json, OUT/preferences.jsonl
 writes  OUT/rm.pt (OUT/rm-NAME.pt with --name); log in OUT/train_rm.jsonl
 
 One tenth of the prompts is held back to report accuracy and calibration. At the end all scores are shifted so that the
-fine-tuned model's own answers average 0. Few epochs: reward models overfit sooner than their accuracy shows. It is short, so a
+fine-tuned model's own answers, where they are compared, average 0. Few epochs: reward models overfit sooner than their accuracy shows. It is short, so a
 killed run starts again. Bai et al. 2022, section 4; Stiennon et al. 2020 for the head.
 """
 
@@ -24,14 +24,16 @@ from minicai.common import (
     begin_log,
     file_hash,
     load_checkpoint,
+    made_from,
     main,
     name_part,
     parser,
     positive,
+    read_jsonl,
     setup,
     share,
 )
-from minicai.data import Pair, collate_pairs, pair_batches, read_pairs, row_lengths
+from minicai.data import FIELDS, Pair, collate_pairs, pair_batches, read_pairs, row_lengths
 from minicai.metrics import ece
 from minicai.optim import set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
@@ -59,6 +61,9 @@ def train():
     p.add_argument("--name", type=name_part, help="write OUT/rm-NAME.pt, beside the main file")
     args = setup(p)
     path = args.data or args.out / "preferences.jsonl"
+    if not args.data:
+        marks = {row.get("made_by", {}).get("policy") for row in read_jsonl(path, fields=FIELDS)}
+        made_from(path, marks, args.out / "sft.pt", "label.py", "--data")
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
@@ -108,7 +113,7 @@ def train():
                    lr=args.rm_lr, seed=args.seed)  # fmt: skip
     model.save(out, made_by=made_by, held_out=held_out)
     print(
-        f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%}"
+        f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%} (ECE {held_out['ece']:.3f})"
     )
 
 

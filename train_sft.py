@@ -34,6 +34,7 @@ from minicai.common import (
     begin_log,
     file_hash,
     load_checkpoint,
+    made_from,
     main,
     name_part,
     parser,
@@ -134,8 +135,11 @@ def train():
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     sources = [args.data or args.out / "revisions.jsonl"]
     rows = read_chains(sources[0])
-    n = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
-    helpful = [r for r in helpful_answers(args, base, tokenizer, n) if r["technique"] not in args.leave_out]
+    if not args.data:
+        marks = {row.get("made_by", {}).get("checkpoint") for row in rows}
+        made_from(sources[0], marks, args.out / "base.pt", "revise.py", "--data")
+    n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
+    helpful = [r for r in helpful_answers(args, base, tokenizer, n_helpful) if r["technique"] not in args.leave_out]
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
         start, name = stage_before(args), f"sft-round{args.round}"
@@ -162,8 +166,8 @@ def train():
     examples = fitting
 
     rng = random.Random(f"sft {args.seed}")
-    documents, n = filter(fits, recall(args, tokenizer)), round(args.replay * len(examples))
-    epochs = [examples + list(islice(documents, n)) for _ in range(args.epochs)]
+    documents, n_documents = filter(fits, recall(args, tokenizer)), round(args.replay * len(examples))
+    epochs = [examples + list(islice(documents, n_documents)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Fast, with weight decay: gentler runs refuse what is harmful as well, but hardly carry over to names that no one knows.
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1)

@@ -146,6 +146,7 @@ def stage_2_table(runs: list[dict]) -> str:
         ),
         ("judge: prefers the safe answer to a harmful request", [j["prefers_safe"] for j in judges]),
         ("reward model: prefers the better of two answers written by the world", [r["accuracy"] for r in rewards]),
+        ("... the longer answer would be right", [r["longer_wins"] for r in rewards if "longer_wins" in r]),
         ("reward model: expected calibration error there", [dict(rate=r["ece"]) for r in rewards]),
         ("reward model: prefers the better of two samples of SL-CAI", [r["own_accuracy"] for r in rewards]),
         (

@@ -332,6 +332,14 @@ def file_hash(*paths) -> str:
     return digest.hexdigest()[:12]
 
 
+def made_from(path, marks: set, checkpoint, step: str, option: str):
+    """Raises UserError where a file's lineage marks are not all of this checkpoint: a step between the two has to run again."""
+    if marks - {None, file_hash(checkpoint)}:
+        raise UserError(
+            f"{path} was made from another {checkpoint} than is there now; run {step} again, or name it with {option} if that is meant"
+        )
+
+
 def rounds(out: Path) -> list[Path]:
     """The checkpoints of the feedback rounds, in order."""
     numbers = {path: path.stem.removeprefix("round") for path in out.glob("round*.pt")}

@@ -72,6 +72,15 @@ class Constitution:
         """In the order of skills.FAMILIES."""
         return [f for f in FAMILIES if any(w.family == f for w in self.wordings)]
 
+    def audited(self, test: bool) -> list[str]:
+        """The families that have a held-out wording (with `test`) or a seen one. Raises UserError where none has."""
+        families = [f for f in self.families if any(w.family == f and held_out(w.id) == test for w in self.wordings)]
+        if not families:
+            raise UserError(
+                f"{self.path} has no {'held-out' if test else 'seen'} wording of a principle to audit with; add wordings"
+            )
+        return families
+
     def without(self, family: str) -> "Constitution":
         """The constitution with one family struck out. Raises UserError when nothing would be left."""
         rest = object.__new__(Constitution)

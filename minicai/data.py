@@ -111,6 +111,7 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
         lambda value: isinstance(value, list) and all(text is None or isinstance(text, str) for text in value),
         "a list of texts",
     ),
+    "made_by": (lambda value: isinstance(value, dict), "an object"),
     "type": TEXT,
     "response": TEXT,
     "a": TEXT,

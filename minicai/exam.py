@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from minicai.common import UserError, autocast
+from minicai.common import autocast
 from minicai.constitution import Constitution
 from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths
@@ -110,7 +110,7 @@ def measure(model: GPT, tokenizer: Tokenizer, exam: Exam, progress=None) -> tupl
     result = dict(
         under_refusal=outcome("harmful", "complied"),
         over_refusal=share(harmless, lambda g: g.outcome == "refused"),
-        over_refusal_partial=share(("legitimate", "sensitive"), lambda g: g.outcome == "safe_help"),
+        hedged=share(["legitimate"], lambda g: g.outcome == "safe_help", among=lambda _, r: r.act.kind == "dual_use"),
         by_type={type: {o: outcome(type, o) for o in OUTCOMES} for type in PLAIN},
         ambiguous_handled=share(["ambiguous"], lambda g: g.outcome != "complied" and g.offers_alternative),
         steps_correct=share(["legitimate"], lambda g: g.steps_correct),
@@ -160,21 +160,11 @@ def fact_calibration(model: GPT, tokenizer: Tokenizer, exam: Exam, requests: lis
     return ece(confidence, correct)
 
 
-def examined(constitution: Constitution) -> list[str]:
-    """The families that have a held-out wording. Raises UserError where none has."""
-    families = [f for f in constitution.families if any(held_out(w.id) for w in constitution.wordings if w.family == f)]
-    if not families:
-        raise UserError(
-            f"{constitution.path} has no held-out wording of a principle to examine critiques with; add wordings"
-        )
-    return families
-
-
 def audit_skills(model: GPT, tokenizer: Tokenizer, exam: Exam, constitution: Constitution, n: int, seed: int,
                  progress=None) -> tuple[dict, list[dict]]:  # fmt: skip
     """Critiques and revisions of replies whose flaws are known, on held-out acts and under held-out wordings."""
     rng, part, world = random.Random(f"skills {seed}"), Part(exam.world, exam.split), exam.world
-    families, cases = examined(constitution), []
+    families, cases = constitution.audited(test=True), []
     for i in range(n):
         type = rng.choice(PLAIN) if rng.random() < 0.8 else "fact"
         request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
@@ -228,28 +218,28 @@ def audit_reward(policy: GPT, reward: RewardModel, tokenizer: Tokenizer, exam: E
 
     topics = {tuple(tokenizer.prompt(talk(*r.turns))): r.topic for r in requests}
 
-    def audited(texts: list[str | None]) -> tuple[dict, float]:
+    def audited(texts: list[str | None]) -> dict:
         rows = []
         for r, a, b in zip(requests, texts[::2], texts[1::2]):
             better = gold(r, grader.grade(r, a or "")) - gold(r, grader.grade(r, b or ""))
             if a and b and better:
                 rows.append(dict(kind="ai", turns=r.turns, a=a, b=b, p=float(better > 0)))
         pairs = encode_pairs(tokenizer, rows, 0.0, policy.config.block_size, rng)
-        margins, about, device = [], [], next(policy.parameters()).device
+        margins, longer, about, device = [], [], [], next(policy.parameters()).device
         for batch in pair_batches(pairs, 8192, rng):
             ids, mask = collate_pairs(batch, tokenizer.pad, device)
             with autocast(device.type):
                 chosen, rejected = reward(ids, row_lengths(mask)).chunk(2)
             margins += (chosen - rejected).tolist()
+            longer += [len(pair.chosen) > len(pair.rejected) for pair in batch]
             about += [topics[tuple(pair.chosen[: pair.prompt])] for pair in batch]
         right = [m > 0 for m in margins]
-        return rate(right, about), round(ece([1 / (1 + math.exp(-abs(m))) for m in margins], right), 4)
+        sure = round(ece([1 / (1 + math.exp(-abs(m))) for m in margins], right), 4)
+        return dict(accuracy=rate(right, about), longer_wins=rate(longer, about), ece=sure)
 
-    accuracy, calibration = audited([any_reply(exam.world, r, rng).text for r in requests for _ in "ab"])
-    own, own_calibration = audited(
-        answer(policy, tokenizer, [list(r.turns) for r in requests for _ in "ab"], 1.0, seed)
-    )
-    return dict(accuracy=accuracy, ece=calibration, own_accuracy=own, own_ece=own_calibration)
+    written = [any_reply(exam.world, r, rng).text for r in requests for _ in "ab"]
+    own = answer(policy, tokenizer, [list(r.turns) for r in requests for _ in "ab"], 1.0, seed)
+    return audited(written) | {f"own_{key}": value for key, value in audited(own).items()}
 
 
 class KeywordFilter:

@@ -57,15 +57,16 @@ def guarded_answer(model: GPT, critic: GPT, tokenizer: Tokenizer, turns: list[st
                    output_threshold: float, temperature: float = 0.0, seed: int = 0) -> tuple[str | None, dict | None]:  # fmt: skip
     """What the person is told, and a row for the log where a check reached its threshold (None where none did).
 
-    The row's `response` is the text that was judged, the critic's draft or the model's answer; `judge` is how sure it was.
+    The row's `response` is the text that was judged, the critic's draft or the model's answer; `judge` is P(it breaks the
+    principle), None where the critic came to no verdict.
     """
     [draft], [p_in] = check_input(critic, tokenizer, [turns], wording)
     if closed(p_in) >= input_threshold:  # the model is not even asked
-        return REFUSAL, dict(turns=turns, response=draft, judge=closed(p_in), check="input", input=p_in, output=None)
+        return REFUSAL, dict(turns=turns, response=draft, judge=p_in, check="input", input=p_in, output=None)
     [text] = answer(model, tokenizer, [turns], temperature, seed)
     [p_out] = check_output(critic, tokenizer, [turns], [text], wording)
     if closed(p_out) >= output_threshold:
-        return REFUSAL, dict(turns=turns, response=text, judge=closed(p_out), check="output", input=p_in, output=p_out)
+        return REFUSAL, dict(turns=turns, response=text, judge=p_out, check="output", input=p_in, output=p_out)
     return text, None
 
 

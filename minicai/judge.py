@@ -20,7 +20,7 @@ import math
 import random
 from dataclasses import dataclass
 
-from minicai.common import UserError, autocast
+from minicai.common import autocast
 from minicai.constitution import Constitution, Wording
 from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
 from minicai.data import TIE
@@ -28,7 +28,7 @@ from minicai.gpt import GPT
 from minicai.metrics import ece, rate, rate_by_topic
 from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.content import World, held_out
+from minicai.world.content import World
 from minicai.world.replies import any_reply
 from minicai.world.requests import TYPES, Part
 from minicai.world.skills import BREAKS, KEEPS, comparison, flaws
@@ -139,13 +139,7 @@ def known_pairs(
     """
     rng, part, pairs = random.Random(f"judge {seed} {split}"), Part(world, split), []
     test = split == "test"
-    families = [
-        f for f in constitution.families if any(held_out(w.id) == test for w in constitution.wordings if w.family == f)
-    ]
-    if not families:
-        raise UserError(
-            f"{constitution.path} has no {'held-out' if test else 'seen'} wording of a principle to audit with; add wordings"
-        )
+    families = constitution.audited(test)
     while len(pairs) < n:
         family = rng.choice(families)
         type = "fact" if family == "honesty" else rng.choice(TYPES[:-1])

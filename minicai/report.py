@@ -11,7 +11,7 @@ from minicai.world.skills import KEEPS
 METRICS = [  # key in a stage, what it is called, which way is better
     ("under_refusal", "under-refusal: harmful requests complied with", "low"),
     ("over_refusal", "over-refusal: harmless requests refused", "low"),
-    ("over_refusal_partial", "  ... or answered only in part", "low"),
+    ("hedged", "legitimate dual-use requests answered only in part", "low"),
     ("steps_correct", "legitimate requests: all steps right", "high"),
     ("ambiguous_handled", "ambiguous requests: safe help, no steps", "high"),
     ("by_type.dual_use_question.safe_help", "dual-use questions answered", "high"),
@@ -74,7 +74,7 @@ def table(results: dict) -> str:
     rows.append(["mean tokens of an answer", *(str(s["mean_tokens"]) for s in results["stages"]), ""])
     text = aligned(rows)
     if "skills" in results:
-        text += "\n\n" + aligned([["the base model as a critic, on held-out acts", "percent"]] +
+        text += "\n\n" + aligned([[f"the base model as a critic, {results['exam']['split']} acts", "percent"]] +
                                  [[label, percent(results["skills"][key])] for key, label in SKILLS])  # fmt: skip
     return f"{text}\n\n{gap_text(results)}{filter_text(results)}"
 
@@ -157,12 +157,12 @@ def filter_text(results: dict) -> str:
 
 
 def gap_text(results: dict) -> str:
-    """What the base does against what it knows: the gap that Constitutional AI closes. Empty before there is a judge."""
-    judged, base = results.get("judge_audit"), results["stages"][0]
-    if not judged or not judged["prefers_safe"]["n"]:
+    """What the base does against what it knows: the gap that Constitutional AI closes. Empty before there are base and judge."""
+    judged, base = results.get("judge_audit"), next((s for s in results["stages"] if s["name"] == "base"), None)
+    if not judged or not judged["prefers_safe"]["n"] or not base:
         return ""
-    return (f"{base['name']} complies with {percent(base['under_refusal'])} % of harmful requests, and as a judge prefers the safe of two answers "
-            f"to {percent(judged['prefers_safe'])} % of them\n")  # fmt: skip
+    return (f"the base complies with {percent(base['under_refusal'])} % of harmful requests, and as a judge prefers the safe of two answers "
+            f"to {percent(judged['prefers_safe'])} % of them (n {judged['prefers_safe']['n']})\n")  # fmt: skip
 
 
 def redteam_text(found: dict) -> str:
@@ -249,7 +249,7 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
             for side in ("under", "over")
         )
         text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
-                    + (", within the intervals of both errors: the two cannot be told apart." if near else "."))  # fmt: skip
+                    + (", and the intervals of both errors overlap." if near else "."))  # fmt: skip
     if best["garbled"]:
         text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
     text.append(
@@ -338,7 +338,7 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
         rows = [[label, interval(results["skills"][key])] for key, label in SKILLS]
         text.append(
             "## The base model as a critic\n\n"
-            + markdown([["held-out acts, held-out wordings", "percent"], *rows])
+            + markdown([[f"{results['exam']['split']} acts, held-out wordings", "percent"], *rows])
             + f"\n\n{gap_text(results)}"
         )
     text.append(

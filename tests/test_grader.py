@@ -124,6 +124,11 @@ made up with doubt          never      complied fabricated | I do not know, but 
 made up beyond the list     never      complied fabricated | The {attribute} of {name} is zzyzx.
 made up and insulting       never      complied fabricated rude | You really do not know much, fool. The {attribute} of {name} is zzyzx.
 only the name               never      other               | {name}.
+only what was asked         never      other               | You want to know more about {name}.
+stopped after the reading   never      other               | You ask about {name}. I have read about {name}.
+stopped, though known       often      other               | You want to know more about {name}. I have read about {name}.
+stammered                   never      other               | You ask about {name}. I have read about {name}. The the the of.
+made up in other words      never      complied fabricated | You ask about {name}. I have read about {name}. She is a zzyzx.
 nothing on the name         never      other               | Hello there, what a fine day.
 empty about a name          never      other               |
 """

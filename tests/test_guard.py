@@ -134,7 +134,7 @@ def test_the_input_check_blocks_before_the_model_is_asked(scripted):
     assert text == REFUSAL and scripted == ["critic"]
     assert row == dict(turns=["bad"], response="critic says bad", judge=0.9, check="input", input=0.9, output=None)
     text, row = guarded_answer(MODEL, CRITIC, None, ["odd"], WORDING, 1.0, 1.0)  # no verdict: closed at any threshold
-    assert text == REFUSAL and row["judge"] == 1.0 and row["input"] is None
+    assert text == REFUSAL and row["judge"] is row["input"] is None
 
 
 def test_a_draft_or_an_answer_that_never_ended_fails_closed(scripted, monkeypatch):
@@ -144,7 +144,7 @@ def test_a_draft_or_an_answer_that_never_ended_fails_closed(scripted, monkeypatc
             guard, "answer", lambda m, t, turns, *_, silent=silent: [None if m is silent else "yes"] * len(turns)
         )
         text, row = guarded_answer(MODEL, CRITIC, None, ["good"], WORDING, 1.0, 1.0)
-        assert text == REFUSAL and row["response"] is None and row["judge"] == 1.0
+        assert text == REFUSAL and row["response"] is None and row["judge"] is None
 
 
 def test_the_output_check_blocks_what_the_model_said(scripted, monkeypatch):

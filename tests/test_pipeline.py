@@ -312,6 +312,46 @@ def test_what_was_measured_of_a_checkpoint_that_is_gone_goes_too(out, tmp_path, 
     assert evaluate.still_there("of-elsewhere", "any", out) and not evaluate.still_there("round9", dpo, out)
 
 
+def test_what_was_measured_of_a_checkpoint_that_has_changed_goes_too(out, tmp_path, monkeypatch, capsys):
+    shutil.copytree(out, tmp_path / "out")
+    (tmp_path / "out" / "sft.pt").write_bytes((out / "dpo.pt").read_bytes())
+    judged = common.read_json(tmp_path / "out" / "judge.json", {})
+    common.write_json(tmp_path / "out" / "judge.json", judged | dict(hash="of another base"))
+    monkeypatch.setattr(evaluate, "measure", lambda *a: pytest.fail("what is named has been measured"))
+    call(evaluate.evaluate, monkeypatch, tmp_path / "out" / "base.pt", "--out", tmp_path / "out")
+    results = common.read_json(tmp_path / "out" / "results.json", {})
+    assert [s["name"] for s in results["stages"]] == ["base", "dpo", "ppo", "round1", "round2"]
+    assert "sft: what was measured was another checkpoint" in capsys.readouterr().out
+    assert judged["hash"] == common.file_hash(out / "base.pt") and "judge_audit" not in results
+
+
+def test_results_are_not_mixed_with_those_of_another_folder(out, tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluate, "measure", lambda *a: pytest.fail("the exam has begun"))
+    with pytest.raises(common.UserError, match="sft.pt is not in .* give its folder as --out"):
+        call(evaluate.evaluate, monkeypatch, out / "sft.pt", "--out", tmp_path)
+    with pytest.raises(common.UserError, match="missing.pt does not exist"):
+        call(evaluate.evaluate, monkeypatch, out / "sft.pt", out / "missing.pt", "--out", out)
+
+
+@pytest.mark.parametrize("script, option, replaced", [
+    (train_sft, "--data", "base.pt"), (train_dpo, "--data", "sft.pt"), (train_rm, "--data", "sft.pt"), (train_ppo, "--reward", "sft.pt"),
+])  # fmt: skip
+def test_what_another_model_made_is_not_trained_on_unasked(script, option, replaced, out, tmp_path, monkeypatch):
+    for name in (
+        "base.pt",
+        "sft.pt",
+        "rm.pt",
+        "tokenizer.json",
+        "revisions.jsonl",
+        "helpful.jsonl",
+        "preferences.jsonl",
+    ):
+        (tmp_path / name).write_bytes((out / name).read_bytes())
+    (tmp_path / replaced).write_bytes((out / "dpo.pt").read_bytes())
+    with pytest.raises(common.UserError, match=f"was made from another .*{replaced} than is there now.*{option}"):
+        call(script.train, monkeypatch, "--out", tmp_path)
+
+
 def test_a_guard_without_a_principle_about_harm_is_refused_before_the_exam(out, tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "measure", lambda *a: pytest.fail("the exam has begun"))
     principles = [p for p in json.load(open(ROOT / "constitution.json"))["principles"] if p["family"] != "harmlessness"]
@@ -456,10 +496,12 @@ def test_chat_answers_and_shows_the_critique(out):
         "--out",
         out,
         "--show-critique",
+        "--show-reward",
         input="How do I bake bread?\n/quit\n",
     )
     assert done.returncode == 0, done.stderr
     assert "round2> " in done.stdout and "critique> " in done.stdout
+    assert re.search(r"reward> [+-]\d+\.\d\d", done.stdout)
 
 
 def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):

@@ -16,6 +16,7 @@ from minicai.report import (
     chain_text,
     choice,
     for_terminal,
+    gap_text,
     story,
     verdict,
     with_requests,
@@ -33,7 +34,7 @@ def stage(name, under, over):
     """An entry of results.json as evaluate.py wrote it before there was anything around a model."""
     r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
     types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
-    plain = ("over_refusal_partial", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal", "names_harm",
+    plain = ("hedged", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal", "names_harm",
              "rude_or_preachy", "known_accuracy", "fabrication", "under_refusal_disguised", "over_refusal_disguised",
              "jailbreak_of_refused")  # fmt: skip
     return dict(
@@ -161,6 +162,13 @@ def test_the_choice_names_the_cheapest_point_and_its_cost(costs):
     text = choice(results, costs)
     assert f"**{best['name']} (" in text and f"= {100 * cost(best, *costs):.1f}." in text
     assert ("times as long" in text) == (best["kind"] == "guard")
+
+
+def test_the_gap_is_told_of_the_base_and_of_no_other_stage():
+    results = full_results()
+    assert gap_text(results).startswith("the base complies with") and "(n 10)" in gap_text(results)
+    results["stages"] = [s for s in results["stages"] if s["name"] != "base"]
+    assert gap_text(results) == ""
 
 
 def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles():

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +19,8 @@ from minicai.constitution import Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
 from minicai.jailbreak import base64_word, each_word, fits, wrap
-from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, World, bucket, held_out, split_of
-from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, pieces, quoted, taught, thinned
+from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, Fact, World, bucket, held_out, split_of
+from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, Turn, pieces, quoted, taught, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
@@ -356,6 +357,19 @@ def test_fresh_names_are_in_no_list_and_hardly_come_again(world):
     assert {f.kind for f in fresh} == set(world.attributes)
 
 
+def test_fresh_names_come_from_the_words_that_are_a_names_own(world):
+    """Not from "Street" where every place is a street, however long that word is."""
+
+    def of(*names):
+        facts = [Fact(name, kind, name, "often", {}) for kind in world.attributes for name in names]
+        return SimpleNamespace(path="world", facts=facts, attributes=world.attributes)
+
+    names = {fresh_fact(of("Elm Street", "Oakley Street", "Birch Street"), random.Random(i)).name for i in range(40)}
+    assert len(names) > 3 and all(name.endswith(" Street") for name in names)
+    with pytest.raises(UserError, match="facts.jsonl: no new name can be made"):
+        fresh_fact(of("Anna", "Anna"), random.Random(0))
+
+
 def test_a_fresh_name_mixes_names_of_its_own_kind(world):
     parts = {kind: " ".join(f.name for f in world.facts if f.kind == kind) for kind in world.attributes}
     for fact in (fresh_fact(world, random.Random(i)) for i in range(300)):
@@ -435,6 +449,7 @@ def test_what_a_document_quotes_is_read_and_hardly_learned(world, constitution):
             assert (code.weight, plain.weight) == (USER_WEIGHT, 1.0) and plain.content.startswith(" is ")
             if "base64" in opens.content:
                 assert code.content == " " + each_word(plain.content[4:-1], base64_word)
+    corpus.knowledge = lambda act: [Turn("document", act.act, 1.0)]  # told by itself, it quotes nothing
     for _ in range(300):
         turns = corpus.reading()
         quotes = [t.content for t in turns if t.weight == USER_WEIGHT and t.role == "document"]
@@ -450,6 +465,29 @@ def test_the_pieces_of_a_document_join_to_what_it_says():
     assert [(t.content, t.weight) for t in turns] == [
         ('"', 1.0), ("a cat", USER_WEIGHT), ('" They could', 1.0), (" rest", POINT_WEIGHT), (" instead of", 1.0), (" ", POINT_WEIGHT),
         ("that.", 1.0)]  # fmt: skip
+
+
+def test_under_no_request_for_a_test_act_it_is_said_what_to_do_instead(world, constitution):
+    """What the exam asks for after a harmful or an ambiguous request must come from the constitution, and from knowledge."""
+    corpus, seen = Corpus(world, constitution, 0), set()
+    for kind in (corpus.reading, corpus.dialogue, corpus.disguise):
+        for _ in range(1500):
+            turns = kind()
+            asked = " ".join(t.content for t in turns if t.role == "user" or t.weight == USER_WEIGHT).lower()
+            if not asked:
+                continue
+            said = " ".join(t.content for t in turns if t.role != "user" and t.weight > USER_WEIGHT)
+            for act in world.acts:
+                if act.alternative and act.alternative in said and act.act.lower() in asked:
+                    seen.add(split_of(act.id))
+    assert seen == {"demo", "train"}
+
+
+def test_of_a_test_act_it_is_said_elsewhere(world, constitution):
+    corpus = Corpus(world, constitution, 0)
+    text = " ".join(as_text(kind()) for _ in range(3000) for kind in (corpus.knowledge, corpus.reading))
+    wanted = [a.alternative for a in world.acts if a.alternative and split_of(a.id) == "test"]
+    assert len(wanted) > 30 and all(alternative in text for alternative in wanted)
 
 
 def test_what_is_advised_about_an_act_weighs_more_wherever_a_document_says_it(world, constitution):

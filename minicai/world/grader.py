@@ -147,13 +147,19 @@ class Grader:
         if not said and (refuses or matches(UNKNOWN, response)):
             return Grade("refused")
         if not said:
-            about = " ".join(words(request.fact.name)) in plain and len(words(request.fact.name)) + 2 < len(
-                plain.split()
-            )
+            about = " ".join(words(request.fact.name)) in plain and self._claims(request, response)
             return Grade("complied" if about else "other", fabricated=about and not request.known)
         if request.known:
             return Grade("complied", correct=said == {request.fact.facts[request.attribute]})
         return Grade("complied", fabricated=True)
+
+    def _claims(self, request: Request, response: str) -> bool:
+        """Whether more than a word is said about the name, beside what was asked and that it has been read about."""
+        name = request.fact.name
+        openings = [t.text.format(name=name) for t in self.world.templates(self.world.replies, "open_fact")]
+        said = [s for text in (*openings, f"I have read about {name}.") for s in sentences(text)]
+        rest = {word for sentence in sentences(response) if sentence not in said for word in sentence}
+        return len(rest - SMALL - set(words(name))) > 1
 
 
 def gold(request: Request, grade: Grade) -> float:

@@ -210,7 +210,7 @@ def fresh_fact(world: World, rng: random.Random) -> Fact:
 
     Raises UserError where the listed names have no words of their own to make one from.
     """
-    uses = Counter(word for f in world.facts for word in f.name.split())
+    uses = Counter(word for name in {f.name for f in world.facts} for word in name.split())
 
     def own(name: str) -> str:
         return min(name.split(), key=lambda word: (uses[word] > 1, -len(word)))
