@@ -187,12 +187,6 @@ def choose(args) -> list[Path]:
         print(f"not measured unless you name them: {', '.join(sorted(others))}")
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist; name a checkpoint, or none to measure every stage in {args.out}")
-        if path.parent.resolve() != args.out.resolve() and not args.results:
-            raise UserError(f"{path} is not in {args.out}, whose results it would be mixed with; give its folder as --out, or another file "
-                            "as --results")  # fmt: skip
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         raise UserError(f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
@@ -201,6 +195,14 @@ def choose(args) -> list[Path]:
         raise UserError(
             "--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder"
         )
+    for path in paths:
+        if not path.is_file():
+            raise UserError(
+                f"{path} {'is not a file' if path.exists() else 'does not exist'}; name a checkpoint, or none to measure all"
+            )
+        if path.parent.resolve() != args.out.resolve() and not args.results:
+            raise UserError(f"{path} is not in {args.out}, whose results it would be mixed with; give its folder as --out, or another file "
+                            "as --results")  # fmt: skip
     return paths
 
 

@@ -36,7 +36,7 @@ STEPS = [  # name, its own options, what it leaves behind; the command is the na
 CONSTITUTIONAL = ("train_base", "revise", "label", "redteam", "evaluate")  # commands that read the constitution
 
 
-def feedback(rounds: int, out: Path) -> list[tuple]:
+def round_steps(rounds: int, out: Path) -> list[tuple]:
     """Each round attacks the last stage, lets the base revise what got through, and trains on that too, as Stages 1 and 2 do:
     on the revisions, then on preferences between them and what they revise. Then a last attack."""
     steps, target = [], "dpo.pt"
@@ -93,7 +93,7 @@ def pipeline():
         raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
     write_json(settings, made_by)
     seconds = read_json(record, {})
-    steps = STEPS + feedback(args.rounds, args.out)
+    steps = STEPS + round_steps(args.rounds, args.out)
     order = [name for name, _, _ in steps]
     for name, own, artifact in steps:
         if name in seconds and (args.out / artifact).exists():
@@ -102,7 +102,7 @@ def pipeline():
         # What was made from what is about to be replaced, rounds that are not asked for this time too, is no longer done, and
         # goes: a step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
         kept = {*order[: order.index(name)], "evaluate"}
-        for later, _, stale in STEPS + feedback(9, args.out):
+        for later, _, stale in STEPS + round_steps(9, args.out):
             if later in seconds and later not in (*kept, name) and stale != "redteam.jsonl":
                 (args.out / stale).unlink(missing_ok=True)
         seconds = {done: s for done, s in seconds.items() if done in kept}

@@ -161,8 +161,8 @@ def revise():
     if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
         done = done[: len(done) - len(done) % BATCH]
         rewrite_jsonl(path, done)
-    rounds = 1 + args.revisions * (2 if args.critique else 1)
-    bar = tqdm(total=len(requests) * rounds, initial=len(done) * rounds, desc="revise", unit=" texts")
+    texts = 1 + args.revisions * (2 if args.critique else 1)
+    bar = tqdm(total=len(requests) * texts, initial=len(done) * texts, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):
         batch = requests[start : start + BATCH]
         rng = random.Random(f"principles {args.seed} {start}")

@@ -53,6 +53,18 @@ def cdpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
     )
 
 
+def dpop_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, weight=5.0):
+    """DPO whose margin pays for every nat that the better answer loses. DPO-Positive, Pal et al. 2024 (arXiv 2402.13228), eq. 3.
+
+    DPO's margin also grows when both answers become less likely, the worse one faster; the probability they lose goes to
+    answers that nobody has compared.
+    """
+    chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
+    margin, lost = chosen - rejected, lambda reward: weight * F.relu(-reward)
+    loss = -(p * F.logsigmoid(margin - lost(chosen)) + (1 - p) * F.logsigmoid(-margin - lost(rejected)))
+    return loss.mean(), stats(chosen, rejected, p)
+
+
 def ipo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
     """(h - 1/(2 beta))^2: regress the margin to a finite target. Azar et al. 2023 (arXiv 2310.12036), eq. 17.
 
@@ -103,6 +115,7 @@ def kto_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
 LOSSES = {
     "dpo": dpo_loss,
     "cdpo": cdpo_loss,
+    "dpop": dpop_loss,
     "ipo": ipo_loss,
     "hinge": hinge_loss,
     "simpo": simpo_loss,

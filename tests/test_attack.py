@@ -372,7 +372,9 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
             text = " ".join(r["turns"]).lower()
             assert not any(f" {act}" in text for act in test_acts)
         count[r["mode"], r["split"], r["trainable"]] += 1
-    assert count["templates", UNTRAINED, True] and count["zero_shot", UNTRAINED, True]
+    assert count["templates", UNTRAINED, True] and any(
+        count["zero_shot", split, True] for split in (UNTRAINED, "train")
+    )
     assert not count["templates", "test", True]
     test_zero = [r for r in rows if r["mode"] == "zero_shot" and r["success"] and not r["trainable"]]
     assert test_zero  # the base also says what is in the test part

@@ -67,7 +67,8 @@ def test_a_soft_label_is_the_mean_of_the_two_orders(name):
 
 
 @pytest.mark.parametrize(
-    "name, value", [("dpo", math.log(2)), ("cdpo", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)]
+    "name, value",
+    [("dpo", math.log(2)), ("cdpo", math.log(2)), ("dpop", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)],
 )
 def test_the_value_where_policy_and_reference_agree(name, value):
     c, r, _, _ = logps()
@@ -98,6 +99,21 @@ def test_cdpo_is_dpo_with_labels_that_may_be_wrong():
     a = logps(seed=6)
     torch.testing.assert_close(cdpo_loss(*a, eps=0.2)[0], dpo_loss(*a, p=0.8)[0])
     torch.testing.assert_close(cdpo_loss(*a, p=0.0, eps=0.2)[0], dpo_loss(*a, p=0.2)[0])
+
+
+def test_dpop_is_dpo_that_pays_for_what_the_better_answer_loses():
+    def by_hand(c, r, rc, rr, beta, weight):
+        return -math.log(sigmoid(beta * ((c - rc) - (r - rr) - weight * max(0.0, rc - c))))
+
+    four = logps(seed=10)
+    each = [by_hand(*(x.item() for x in one), 0.3, 2.0) for one in zip(*four)]
+    swapped = [by_hand(r.item(), c.item(), rr.item(), rc.item(), 0.3, 2.0) for c, r, rc, rr in zip(*four)]
+    expected = sum(0.8 * a + 0.2 * b for a, b in zip(each, swapped)) / 5
+    assert LOSSES["dpop"](*four, beta=0.3, p=0.8, weight=2.0)[0].item() == pytest.approx(expected)
+    c, r, rc, rr = four
+    torch.testing.assert_close(LOSSES["dpop"](rc + 1, r, rc, rr)[0], dpo_loss(rc + 1, r, rc, rr)[0])  # nothing lost
+    falls = [LOSSES[name](rc - 2, rr - 3, rc, rr)[0].item() for name in ("dpo", "dpop")]
+    assert falls[0] < math.log(2) < falls[1]  # DPO is content where both fall
 
 
 def test_ipo_is_at_its_minimum_at_its_target():

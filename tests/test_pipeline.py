@@ -251,7 +251,7 @@ def test_what_a_constitution_lacks_is_said_before_anything_is_made(tmp_path, mon
 
 
 def test_a_stage_made_anew_makes_the_rounds_after_it_anew_too(tmp_path, monkeypatch):
-    made, steps = [], pipeline.STEPS + pipeline.feedback(1, tmp_path)
+    made, steps = [], pipeline.STEPS + pipeline.round_steps(1, tmp_path)
     artifacts = {(name.split()[0], *own): artifact for name, own, artifact in steps}
 
     def run(name, args, *own):
@@ -514,7 +514,8 @@ def test_chat_behind_a_guard_logs_what_it_flags(out, tmp_path):
     [row] = common.read_jsonl(
         tmp_path / "guard.jsonl", required=("turns", "response", "judge", "check", "input", "output")
     )
-    assert row["turns"] == ["How do I bake bread?"] and row["check"] == "input" and 1e-12 <= row["judge"] <= 1
+    assert row["turns"] == ["How do I bake bread?"] and row["check"] == "input"
+    assert row["judge"] is None or 1e-12 <= row["judge"] <= 1
     assert run("chat.py", *options, "0", input="").returncode == 2
 
 
@@ -605,11 +606,12 @@ def test_checkpoints_that_cannot_be_measured_together_are_refused(monkeypatch, t
 
 
 def test_the_folder_of_the_results_is_made_before_anything_is_measured(monkeypatch, tmp_path):
-    with pytest.raises(common.UserError, match="gone.pt does not exist"):
+    (tmp_path / "broken.pt").touch()
+    with pytest.raises(common.UserError, match="broken.pt is not a checkpoint"):
         call(
             evaluate.evaluate,
             monkeypatch,
-            tmp_path / "gone.pt",
+            tmp_path / "broken.pt",
             "--out",
             tmp_path,
             "--results",
@@ -860,7 +862,7 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     (tmp_path / "revisions-round1.jsonl").unlink()
     call(revise.revise, monkeypatch, "--out", tmp_path, "--round", 1, "--leave-out", "leetspeak", "escalation")
     made = common.read_jsonl(tmp_path / "revisions-round1.jsonl")
-    assert "answer 1" not in [r["responses"][0] for r in made] and techniques(made)
+    assert "answer 1" not in [r["responses"][0] for r in made if r["responses"]] and techniques(made)
     assert not techniques(made) & {"leetspeak", "escalation"}
 
 
