@@ -20,7 +20,7 @@ from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.exam import PLAIN, Exam, KeywordFilter
 from minicai.jailbreak import base64_word, each_word, fits, wrap
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, Fact, World, bucket, held_out, split_of
-from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, Turn, pieces, quoted, taught, thinned
+from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, pieces, quoted, taught, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import TYPES, Part, fresh_fact
@@ -449,7 +449,8 @@ def test_what_a_document_quotes_is_read_and_hardly_learned(world, constitution):
             assert (code.weight, plain.weight) == (USER_WEIGHT, 1.0) and plain.content.startswith(" is ")
             if "base64" in opens.content:
                 assert code.content == " " + each_word(plain.content[4:-1], base64_word)
-    corpus.knowledge = lambda act: [Turn("document", act.act, 1.0)]  # told by itself, it quotes nothing
+    real = corpus.offer
+    corpus.offer = lambda request, by_itself: real(request)  # by itself, it quotes nothing
     for _ in range(300):
         turns = corpus.reading()
         quotes = [t.content for t in turns if t.weight == USER_WEIGHT and t.role == "document"]
@@ -521,11 +522,14 @@ def test_a_principle_is_told_by_its_seen_wordings_and_only_its_topic_weighs(worl
 
 
 def test_alternatives_are_offered_in_every_way_a_refusal_has_and_without_refusing(world, constitution):
-    corpus, ways = Corpus(world, constitution, 0), set()
+    corpus, ways, rng = Corpus(world, constitution, 0), set(), random.Random(0)
     while_read = [t for t in world.replies if t.use in ("refusal", "limit")]
     for i in range(600):
         request = corpus.read.draw(corpus.rng, ("harmful", "ambiguous")[i % 2])
-        document = [t for t in corpus.offer(request) if t.role == "document"]
+        by_itself = rng.random() < 0.5
+        turns = corpus.offer(request, by_itself)
+        document = [t for t in turns if t.role == "document"]
+        assert (turns == document) == by_itself
         assert "".join(t.content for t in document if t.weight == POINT_WEIGHT).strip() == request.act.alternative
         text = "".join(t.content for t in document)
         assert not matches(REFUSAL, text), text

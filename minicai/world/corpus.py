@@ -158,10 +158,10 @@ class Corpus:
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         return pieces(template.text.format(**slots))
 
-    def knowledge(self, act: Act | None = None) -> list[Turn]:
-        """What the world knows about an act (a random one), a context, or both."""
+    def knowledge(self) -> list[Turn]:
+        """What the world knows about an act, a context, or both."""
         hurtful = self.rng.random() < 0.8  # the rest needs less telling
-        act = act or self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
+        act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
         context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
         good = intent == "legitimate"
@@ -181,7 +181,7 @@ class Corpus:
     def reading(self) -> list[Turn]:
         """A request and what is meant by it: what a critique has to see first, written about acts of every part.
 
-        What to do instead is said too, but of a test act only by itself: under a request it would be what the exam asks for.
+        What to do instead is said too, but of a test act never under a request: that would be what the exam asks for.
         """
         rng, r = self.rng, self.rng.random()
         if r < 0.12:
@@ -193,7 +193,7 @@ class Corpus:
             request = self.any_request(self.read)
         examined = request.type in ("harmful", "ambiguous") and split_of(request.topic) == "test"
         if request.type in ("harmful", "ambiguous") and rng.random() < 0.6:
-            return self.knowledge(request.act) if examined else self.offer(request)
+            return self.offer(request, by_itself=examined)
         about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
         if request.type == "fact":
             about = "known" if request.known else "unknown"
@@ -225,8 +225,8 @@ class Corpus:
         answered = request.type != "strange" and self.rng.random() < 0.5
         return [*(self.exchange(request) if answered else asked(request)), *pieces(text)]
 
-    def offer(self, request: Request) -> list[Turn]:
-        """A remark that offers the act's safe alternative in the words of a refusal, without the refusal.
+    def offer(self, request: Request, by_itself: bool = False) -> list[Turn]:
+        """A remark that offers the act's safe alternative in the words of a refusal, without the refusal: under a request, or by itself.
 
         Revisions are shown for demo acts alone. What is known of the others only behind "It is better to ..." is not found
         behind "What I can suggest is to ...": there it comes out as a demo act's alternative (docs/log.md has the numbers).
@@ -235,8 +235,10 @@ class Corpus:
         template = self.rng.choice(self.world.templates(self.world.replies, *use))
         sentences = re.split(r"(?<=[.!?]) ", template.text)
         offers = [s for s in sentences if "{alternative}" in s] or ["It is better to {alternative}."]
-        text = f"{opening(self.world, request, self.rng)} {offers[0].format(**facts_of(request.act))}"
-        return self.under(request, text)
+        said = offers[0].format(**facts_of(request.act))
+        if by_itself:
+            return pieces(f"{skills.situation(request)} {said}")
+        return self.under(request, f"{opening(self.world, request, self.rng)} {said}")
 
     def known_name(self) -> Fact:
         seen = "often" if self.rng.random() < 0.93 else "seldom"
