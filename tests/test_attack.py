@@ -364,6 +364,7 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
         assert r["success"] == (r["judge"] is not None and r["judge"] > 0.5)
         assert r["target"] == common.file_hash(out / "sft.pt") == r["made_by"]["target"]
         assert r["made_by"]["judge"] == common.file_hash(out / "base.pt") and not held_out(r["principle"])
+        assert r["split"] == (r["topic"] and split_of(r["topic"]))  # an attacker speaks of acts of all parts
         assert (r["outcome"] is None) == (r["request"] is None) == (r["harmed"] is None)
         ids = (r["request"] or "").split("/")[1:]
         bad = any(split_of(i) == "test" for i in ids if i in names) or any(held_out(i) for i in ids if i in wordings)
