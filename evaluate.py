@@ -1,4 +1,4 @@
-"""The two-sided evaluation: harm that gets through and help that is denied, for every checkpoint, on held-out requests.
+"""The two-sided evaluation: harm that gets through and help that is denied, for every stage, on held-out requests.
 
     python evaluate.py                     # the checkpoint of every stage in OUT: base.pt, sft.pt, dpo.pt, ppo.pt, round1.pt, ...
     python evaluate.py out/cpu/sft-1.pt    # only these
@@ -7,7 +7,7 @@
 
 reads   checkpoints, OUT/tokenizer.json, constitution.json, world/
 writes  OUT/results.json, OUT/report.md with pictures where matplotlib is installed, OUT/transcripts/STAGE.jsonl (every
-        question with its answer and grade), OUT/transcripts/guard-STAGE.jsonl, OUT/transcripts/refusals-STAGE.jsonl
+        question with its answer and outcome; skills.jsonl those about critiques), guard-STAGE.jsonl and refusals-STAGE.jsonl
 
 Decoding is greedy. Rates have Wilson 95 % intervals, wider where many questions are about one act. A stage already in
 results.json is not measured again unless its checkpoint changed. Results of another exam, world or constitution are not
@@ -85,7 +85,11 @@ def evaluate():
     p.add_argument(
         "--split", choices=("test", "train", "demo"), default="test", help="part of the world (default: test)"
     )
-    p.add_argument("--eval-n", type=positive, help="requests of each type")
+    p.add_argument(
+        "--eval-n",
+        type=positive,
+        help="requests of each type; half as many of each kind of name, a quarter in each disguise",
+    )
     p.add_argument(
         "--exam-seed", type=seed, default=0, help="seed of the questions, the same for every model (default: 0)"
     )

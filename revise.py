@@ -4,14 +4,14 @@
     python revise.py --no-critique --name direct          # revise without a critique
     python revise.py --without harmlessness --name careless   # strike a family out of the constitution
     python revise.py --show 17                            # print chain 17: the draft, every critique, every revision
-    python revise.py --round 1             # feedback: what the red team got through, and fresh requests in the same disguises
+    python revise.py --round 1             # feedback: what the red team got through, and fresh requests in disguise
 
 reads   OUT/base.pt, OUT/tokenizer.json, constitution.json, world/; for a round also OUT/redteam.jsonl and the policy attacked
 writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl with --name, OUT/revisions-roundN.jsonl), one row a prompt, with its
         whole chain
 
-The prompts are of the world's train part: requests for harm, ambiguous ones, and as many ordinary ones, so that every principle has
-something to find and something to leave alone. At every step a principle is drawn at random, of a family that the chain has not
+The prompts are of the world's train part (demo in a round): four in ten for harm or ambiguous, as many ordinary ones, and questions
+about names, so that every principle has something to find and something to leave alone. At every step a principle is drawn at random, of a family that the chain has not
 met yet: the paper draws with replacement, but its principles are all about harm, and a chain that never meets the family it
 needs would be trained on unrevised. Rows are appended batch by batch; a killed run goes on after its last whole batch.
 Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
@@ -67,7 +67,7 @@ class Attack:
 
 
 def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
-    """The attacks that worked on the last stage, each with the answer it got, and fresh requests in the same disguises.
+    """The attacks that worked on the last stage, each with the answer it got, and fresh requests in disguises that training may use.
 
     The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks
     odd, with benign ones beside a few attacks to comply with it. The base answers them, which reads a disguise better

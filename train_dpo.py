@@ -49,7 +49,10 @@ def train():
                    "(default: 0.3; the loss function's own for ipo, simpo and orpo)")  # fmt: skip
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
-        "--helpful-fraction", type=share, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+        "--helpful-fraction",
+        type=share,
+        default=1 / 3,
+        help="at most this share of helpfulness comparisons (default: a third)",
     )
     p.add_argument("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")

@@ -54,7 +54,10 @@ def train():
     p = parser(__doc__)
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
-        "--helpful-fraction", type=share, default=1 / 3, help="share of helpfulness comparisons (default: a third)"
+        "--helpful-fraction",
+        type=share,
+        default=1 / 3,
+        help="at most this share of helpfulness comparisons (default: a third)",
     )
     p.add_argument("--epochs", dest="rm_epochs", type=positive, help="passes over the data")
     p.add_argument("--lr", dest="rm_lr", type=above_zero, help="peak learning rate of AdamW")

@@ -1,6 +1,6 @@
 """Stage 1 training: fine-tune the base model on its own revisions, mixed with its own helpful answers (SL-CAI).
 
-    python train_sft.py                                # CPU preset: a minute and a half
+    python train_sft.py                                # CPU preset: two to five minutes
     python train_sft.py --revisions 1 --name 1         # SL-CAI-1: revisions up to the first step only
     python train_sft.py --train-on all --name all      # every step's revision, as in the paper, instead of the last
     python train_sft.py --round 1                      # feedback: the stage before is trained further, on the revised attacks and on
@@ -111,7 +111,7 @@ def train():
         "--helpful-fraction",
         type=share,
         default=0.5,
-        help="share of helpful answers beside one for each chain of Stage 1 (default: 0.5)",
+        help="share of helpful answers among these and the chains of Stage 1 (default: 0.5)",
     )
     p.add_argument(
         "--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)"

@@ -237,7 +237,7 @@ def update(folders: list[Path]):
     replace(
         ROOT / "README.md",
         "results",
-        "\n\n".join([head, main_table(runs, IN_README, rounds[:-1]), baseline, talk, chain]),
+        "\n\n".join([talk, head, main_table(runs, IN_README, rounds[:-1]), baseline, chain]),
     )
     body = [
         head,
