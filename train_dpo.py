@@ -46,7 +46,7 @@ def train():
     p = parser(__doc__)
     p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
     p.add_argument("--beta", type=above_zero, help="strength of the pull to the reference, or what the loss makes of it "
-                   "(default: 0.3; the loss function's own for ipo, simpo and orpo)")  # fmt: skip
+                   "(default: 1; the loss function's own for ipo, simpo and orpo)")  # fmt: skip
     p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
     p.add_argument(
         "--helpful-fraction",
@@ -76,7 +76,7 @@ def train():
     )
     loss_function, per_token = LOSSES[args.loss], args.loss in PER_TOKEN
     if args.beta is None:  # where a loss takes means, on another scale than sums, beta is another thing too
-        args.beta = inspect.signature(loss_function).parameters["beta"].default if per_token else 0.3
+        args.beta = inspect.signature(loss_function).parameters["beta"].default if per_token else 1.0
 
     def logps(batch):
         """(chosen, rejected), each (B,), from one pass over both."""

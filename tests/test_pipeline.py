@@ -866,7 +866,7 @@ def test_feedback_takes_what_worked_and_may_be_trained_on_and_fresh_disguises_of
     assert not techniques(made) & {"leetspeak", "escalation"}
 
 
-@pytest.mark.parametrize("loss, beta", [("dpo", 0.3), ("ipo", 0.1), ("orpo", 0.1), ("simpo", 2.0)])
+@pytest.mark.parametrize("loss, beta", [("dpo", 1.0), ("ipo", 0.1), ("orpo", 0.1), ("simpo", 2.0)])
 def test_dpo_starts_at_its_reference_and_writes_a_policy_with_the_beta_of_its_loss(out, monkeypatch, loss, beta):
     # In bfloat16 it holds to three digits only.
     monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())
