@@ -54,7 +54,7 @@ def cdpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps
 
 
 def dpop_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, weight=5.0):
-    """DPO whose margin pays for every nat that the better answer loses. DPO-Positive, Pal et al. 2024 (arXiv 2402.13228), eq. 3.
+    """DPO whose margin pays for every nat that the better answer loses. DPO-Positive, Pal et al. 2024 (arXiv 2402.13228).
 
     DPO's margin also grows when both answers become less likely, the worse one faster; the probability they lose goes to
     answers that nobody has compared.
