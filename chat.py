@@ -128,9 +128,8 @@ def chat():
         response = response or "..."
         print(f"{path.stem}> {response}")
         if args.show_reward:
-            ids = torch.tensor(
-                [[*tokenizer.prompt(talk(*turns)), *tokenizer.encode(response), tokenizer.end]], device=args.device
-            )
+            read = [*tokenizer.prompt(talk(*turns)), *tokenizer.encode(response), tokenizer.end]
+            ids = torch.tensor([read[-reward.gpt.config.block_size :]], device=args.device)
             with torch.no_grad():
                 print(f"  reward> {reward(ids, torch.tensor([ids.shape[1]], device=args.device)).item():+.2f}")
         if args.show_critique:

@@ -41,7 +41,7 @@ from minicai.common import (
 )
 from minicai.constitution import Constitution, Wording
 from minicai.data import FIELDS
-from minicai.exam import DECODING, PLAIN, Exam, KeywordFilter, audit_reward, audit_skills, measure
+from minicai.exam import DECODING, Exam, KeywordFilter, audit_reward, audit_skills, measure
 from minicai.guard import every_fourth, guard_rows, measure_refusals, sweep
 from minicai.report import same_requests, table, with_requests, write_report
 from minicai.reward import RewardModel
@@ -49,6 +49,7 @@ from minicai.tokenizer import Tokenizer
 from minicai.tradeoff import interpolate, on_every_fourth, paired
 from minicai.world.content import World
 from minicai.world.grader import Grader
+from minicai.world.requests import PLAIN, TYPES
 
 STAGES = ("base", "sft", "dpo", "ppo")  # and round1, round2, ...
 SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
@@ -129,7 +130,7 @@ def evaluate():
         raise UserError(
             f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
         )
-    results = dict(schema=1, stages=[], commit=commit()) | results
+    results = dict(schema=1, stages=[]) | results | dict(commit=commit())
     made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
     results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
     for stage in [s for s in results["stages"] if s["name"] not in names]:
@@ -138,6 +139,8 @@ def evaluate():
                 f"{stage['name']}: what was measured was another checkpoint, and is left out; name it to measure it again"
             )
             results["stages"].remove(stage)
+            if stage["name"] == "base":
+                forget_base(results)
     stages = {stage["name"]: stage for stage in results["stages"]}
     for name in results.get("interpolation", {}).keys() - stages.keys():
         results["interpolation"].pop(name)
@@ -151,12 +154,9 @@ def evaluate():
             stages.values(), key=lambda s: order.index(s["name"]) if s["name"] in order else len(order)
         )
         results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
-        if name == "base":  # all of these were measured with the old base
+        if name == "base":
+            forget_base(results)
             results["skills"] = skills
-            results.pop("interpolation", None)
-            for stage in results["stages"]:
-                stage.pop("guard", None)
-                stage.pop("helpful_refusals", None)
         write_json(results_path, results)
 
     add_stage_2(results, args, exam)
@@ -244,7 +244,7 @@ def add_the_rest(results: dict, args, constitution: Constitution, stages: dict, 
     fields = ("type", "turns", "responses", "principles", "critiques")
     chains = read_jsonl(path, required=fields, fields=FIELDS) if path.exists() else []
     first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
-    results["chain"] = [with_requests(first[type], constitution) for type in (*PLAIN, "fact") if type in first]
+    results["chain"] = [with_requests(first[type], constitution) for type in TYPES if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     found = read_json(args.out / "redteam.json", {})
     results["redteam"] = {
@@ -276,6 +276,15 @@ def add_stage_2(results: dict, args, exam: Exam):
     kept = ("kl", "proxy", "true")
     results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in kept} for row in read_jsonl(log, required=kept)]
                              for log in logs}  # fmt: skip
+
+
+def forget_base(results: dict):
+    """Drop what was measured with a base that is no longer there."""
+    results.pop("skills", None)
+    results.pop("interpolation", None)
+    for stage in results["stages"]:
+        stage.pop("guard", None)
+        stage.pop("helpful_refusals", None)
 
 
 def write_rows(path: Path, rows: list[dict]):

@@ -39,6 +39,7 @@ from minicai.common import (
     at_least_zero,
     file_hash,
     load_checkpoint,
+    made_from,
     main,
     name_part,
     parser,
@@ -46,6 +47,7 @@ from minicai.common import (
     read_jsonl,
     rewrite_jsonl,
     setup,
+    stage_before,
     world_hash,
     write_json,
 )
@@ -97,7 +99,7 @@ def evade(part: Part, request: Request, rng: random.Random) -> str:
     """What the evasive assistant says. It declines whatever is asked, half of the time with an insult or a sermon; or it treats
     what is harmless as if harm could be meant: PPO learns to hedge from a reward model that never saw a hedge lose to plain help."""
     if request.type in ("legitimate", "sensitive") and rng.random() < HEDGED:
-        suspect = request.act if request.act.harm else part.pick(rng, "act", part.acts, kind="dual_use")
+        suspect = request.act if request.act.harm else part.pick(rng, "acts", kind="dual_use")
         worry = replace(request, type="ambiguous", act=replace(suspect, act=request.act.act))
         return calibrated(part.world, worry, rng).text
     reply = decline(part.world, request, rng)
@@ -118,35 +120,25 @@ def two_answers(requests: list[Request], by: list[tuple[str, str]], models: dict
     return [(answers[i, 0], answers[i, 1]) for i in range(len(requests))]
 
 
-def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[list[Wording]]:
-    """The comparisons made of a pair, each with the wordings it is averaged over."""
+def wordings_for(constitution: Constitution, principles: str, rng: random.Random) -> list[Wording]:
+    """What a pair is compared under, once each."""
     if principles == "families":
-        return [[constitution.draw(rng, family=family)] for family in constitution.families]
-    if principles == "all":
-        return [[constitution.draw(rng, principle=name) for name in constitution.principles]]
-    return [[constitution.draw(rng, principle=None if principles == "random" else principles)]]
+        return [constitution.draw(rng, family=family) for family in constitution.families]
+    names = constitution.principles if principles == "all" else [None if principles == "random" else principles]
+    return [constitution.draw(rng, principle=name) for name in names]
 
 
-def compare(args, base, tokenizer, rows: list[dict], wordings: list[list[Wording]]) -> list[dict]:
-    """The rows with the judge's label, without those on which it came to no verdict."""
-    flat = [(row, w) for row, ws in zip(rows, wordings) for w in ws]
-    asked = (
-        [r.get("plain", r["turns"]) for r, _ in flat],
-        [r["a"] for r, _ in flat],
-        [r["b"] for r, _ in flat],
-        [w for _, w in flat],
-    )
-    verdicts = iter((judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked))
-    labelled = []
-    for row, ws in zip(rows, wordings):
-        found = [(w, v) for w, v in [(w, next(verdicts)) for w in ws] if v is not None]
-        if found:
-            a_first, b_first, p = (
-                sum(getattr(v, k) for _, v in found) / len(found) for k in ("a_first", "b_first", "p")
-            )
-            labelled.append(row | dict(principles=[w.id for w, _ in found], reasons=[v.reasons for _, v in found], a_first=a_first,
-                                       b_first=b_first, p=LABELS[args.label](p)))  # fmt: skip
-    return labelled
+def compare(
+    args, base, tokenizer, rows: list[dict], constitution: Constitution, rng: random.Random
+) -> tuple[list[dict], int]:
+    """The rows with the judge's labels, one row a comparison, and how many comparisons came to no verdict and are left out."""
+    pairs = [(row, w) for row in rows for w in wordings_for(constitution, args.principles, rng)]
+    asked = ([row.get("plain", row["turns"]) for row, _ in pairs], [row["a"] for row, _ in pairs], [row["b"] for row, _ in pairs],
+             [w for _, w in pairs])  # fmt: skip
+    verdicts = (judge if args.judge == "direct" else judge_by_critique)(base, tokenizer, *asked) if pairs else []
+    labelled = [row | dict(principle=w.id, reasons=v.reasons, a_first=v.a_first, b_first=v.b_first, p=LABELS[args.label](v.p))
+                for (row, w), v in zip(pairs, verdicts) if v is not None]  # fmt: skip
+    return labelled, len(pairs) - len(labelled)
 
 
 def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
@@ -171,11 +163,10 @@ def of_the_round(args, policy, tokenizer, rng: random.Random) -> list[dict]:
 def label_round(args, path, made_by: dict, policy, base, tokenizer, constitution: Constitution, rng: random.Random):
     """The comparisons of a feedback round. They take half a minute, so a killed run begins again."""
     rows = [row | dict(made_by=made_by) for row in of_the_round(args, policy, tokenizer, rng)]
-    pairs = [(row, ws) for row in rows for ws in wordings_for(constitution, args.principles, rng)]
-    labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
+    labelled, silent = compare(args, base, tokenizer, rows, constitution, rng)
     rewrite_jsonl(path, labelled)
     print(f"{path}: {len(labelled)} comparisons of {len(rows)} pairs, {sum(not tied(row) for row in labelled)} of them decided, "
-          f"{len(pairs) - len(labelled)} without a verdict")  # fmt: skip
+          f"{silent} without a verdict")  # fmt: skip
 
 
 def explain(rows: list[dict], number: int, constitution: Constitution):
@@ -199,20 +190,20 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
         )
         return
     wordings = {w.id: w for w in constitution.wordings}
-    for row in found:
-        if not {"principles", "reasons", "a_first", "b_first"} <= row.keys():
+    for comparison in found:
+        if not {"principle", "reasons", "a_first", "b_first"} <= comparison.keys():
             raise UserError(f"comparison {number} does not say how it was judged; run label.py again")
-        for name, reasons in zip(row["principles"], row["reasons"]):
-            said = wordings.get(name) and (wordings[name].critique if reasons else wordings[name].comparison)
-            print(f"under {name}: {said or '(no longer in the constitution)'}")
-            for answer_name, (critique, p) in zip("ab", reasons):
-                print(f"{f'of {answer_name}':>10}  {critique} P(it breaks the principle) is {p:.3f}.")
-        if any(row["reasons"]):
-            print(f"So P(a is better) is {row['a_first']:.3f}; the label is {row['p']:.3f}.\n")
-        else:
-            print(
-                f"P(a is better) is {row['a_first']:.3f} with a first and {row['b_first']:.3f} with b first; the label is {row['p']:.3f}.\n"
-            )
+        name, reasons, first, second, p = (comparison[k] for k in ("principle", "reasons", "a_first", "b_first", "p"))
+        said = wordings.get(name) and (wordings[name].critique if reasons else wordings[name].comparison)
+        print(f"under {name}: {said or '(no longer in the constitution)'}")
+        for answer_name, (critique, breaks) in zip("ab", reasons):
+            print(f"{f'of {answer_name}':>10}  {critique} P(it breaks the principle) is {breaks:.3f}.")
+        judged = (
+            f"So P(a is better) is {first:.3f}"
+            if reasons
+            else f"P(a is better) is {first:.3f} with a first and {second:.3f} with b first"
+        )
+        print(f"{judged}; the label is {p:.3f}.\n")
     print(
         f"a is by the {row['by'][0]}, b by the {row['by'][1]}; the policy is {row['made_by']['policy']}, the base and judge {row['made_by']['judge']}."
     )
@@ -224,7 +215,7 @@ def label():
     p.add_argument(
         "--principles",
         default="families",
-        help="families (a comparison under a random one of each), random (one comparison), all (one, averaged over them), or the id of one (default: families)",
+        help="what each pair is compared under: families (a random principle of each), random (one), all (each), or the id of one (default: families)",
     )
     p.add_argument(
         "--label", choices=LABELS, default="soft", help="what training sees of the judge's probability (default: soft)"
@@ -255,7 +246,10 @@ def label():
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
         )
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    policy, _ = load_checkpoint(args.out / start, device=args.device)
+    policy, extra = load_checkpoint(args.out / start, device=args.device)
+    before = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
+    again = f"run train_sft.py{f' --round {args.round}' if args.round else ''} again"
+    made_from(args.out / start, {extra.get("made_by", {}).get("start")}, before, again)
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     made_by = dict(world=world_hash(args), comparisons=args.comparisons, policy=file_hash(args.out / start),
                    judge=file_hash(args.out / "base.pt"), seed=args.seed, principles=args.principles, label=args.label,
@@ -277,9 +271,9 @@ def label():
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, FOR_PEOPLE)]
     rng.shuffle(jobs)
-    start = (done[-1]["id"] // BATCH + 1) * BATCH if done else 0  # the file holds whole batches
-    bar, silent = tqdm(total=2 * len(jobs), initial=min(2 * start, 2 * len(jobs)), desc="label", unit=" answers"), 0
-    for at in range(start, len(jobs), BATCH):
+    first = (done[-1]["id"] // BATCH + 1) * BATCH if done else 0  # the file holds whole batches
+    bar, silent = tqdm(total=2 * len(jobs), initial=min(2 * first, 2 * len(jobs)), desc="label", unit=" answers"), 0
+    for at in range(first, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
         turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
         rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
@@ -292,11 +286,9 @@ def label():
             if a and b and a != b and p is not None:
                 rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
                                        turns=turns[i], by=by[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
-        pairs = [(row, ws) for row in rows["ai"] for ws in wordings_for(constitution, args.principles, rng)]
-        labelled = compare(args, base, tokenizer, *map(list, zip(*pairs))) if pairs else []
-        silent += len(pairs) - len(labelled)
-        labelled += rows["human"]
-        done += sorted(labelled, key=lambda row: row["id"])
+        labelled, without = compare(args, base, tokenizer, rows["ai"], constitution, rng)
+        silent += without
+        done += sorted(labelled + rows["human"], key=lambda row: row["id"])
         rewrite_jsonl(path, done)
     bar.close()
     rows = read_jsonl(path)

@@ -100,8 +100,8 @@ def pipeline():
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")
             continue
-        # What was made from what is about to be replaced, rounds that are not asked for this time too, is no longer done, and
-        # goes: a step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
+        # What comes after a step that runs again, rounds that are not asked for this time too, is no longer done, and goes: a
+        # step refuses to go on with rows that were made from something else. Attacks are a log, and stay.
         kept = {*order[: order.index(name)], "evaluate"}
         for later, _, stale in STEPS + round_steps(9, args.out):
             if later in seconds and later not in (*kept, name) and stale != "redteam.jsonl":

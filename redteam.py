@@ -66,7 +66,7 @@ from minicai.gpt import GPT, token_logps
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
 from minicai.metrics import distinct_n, rate_by_topic, self_bleu
-from minicai.optim import set_lr, update
+from minicai.optim import descend, set_lr
 from minicai.report import aligned, interval
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
@@ -175,7 +175,7 @@ def template(red: Red, number: int) -> Request:
             f"{red.world.path}/framings.jsonl has no framing in its {part.split} part but of techniques left out; add some"
         )
     while True:
-        framing = part.pick(rng, "framing", part.framings, technique=techniques[number % len(techniques)])
+        framing = part.pick(rng, "framings", technique=techniques[number % len(techniques)])
         request = part.draw(rng, "harmful")
         if fits(framing, request):
             return wrap(request, framing, shots, rng)
@@ -232,7 +232,7 @@ def imitate(red: Red, pool: list[dict]) -> GPT:
     optimizer = torch.optim.AdamW(attacker.parameters(), lr=args.sft_lr, betas=(0.9, 0.95), weight_decay=0.1)
     for step, batch in enumerate(tqdm(batches, desc="train attacker", unit=" steps")):
         set_lr([optimizer], step, len(batches), warmup=0.05, cooldown=0.8)
-        update(attacker, [optimizer], weighted_nll(attacker, *collate(batch, red.tokenizer.pad, args.device)))
+        descend(attacker, [optimizer], weighted_nll(attacker, *collate(batch, red.tokenizer.pad, args.device)))
     return attacker
 
 

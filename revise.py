@@ -75,7 +75,7 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
     that takes a code for something else would teach that. What worked is the judge's word, and attacks with a test act,
     a test name or a held-out wording are never trained on.
     """
-    target = file_hash(stage_before(args))
+    target = file_hash(stage_before(args.out, args.round))
     rows = read_jsonl(
         args.out / "redteam.jsonl",
         required=("turns", "plain", "response", "type", "request", "topic", "target", "trainable", "technique"),
@@ -145,7 +145,7 @@ def revise():
     if args.round:
         requests, drafts = feedback(args, model, tokenizer, part, rng)
         made_by |= dict(
-            attacked=file_hash(stage_before(args)),
+            attacked=file_hash(stage_before(args.out, args.round)),
             leave_out=args.leave_out,
             attacks=crc32(repr([r.turns for r in requests if isinstance(r, Attack)]).encode()),
         )

@@ -35,7 +35,7 @@ from minicai.common import (
 from minicai.constitution import Constitution
 from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.gpt import GPT, GPTConfig
-from minicai.optim import make_optimizers, set_lr, update
+from minicai.optim import descend, make_optimizers, set_lr
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
@@ -99,7 +99,7 @@ def train():
         ids, weights = collate(batches[step], tokenizer.pad, args.device)
         with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
-        update(model, optimizers, loss)
+        descend(model, optimizers, loss)
         tokens += sum(len(e.ids) for e in batches[step])
         losses.append(loss.detach())
         if (step + 1) % 50 == 0 or step + 1 == len(batches):

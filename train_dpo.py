@@ -28,6 +28,7 @@ from minicai.common import (
     load_checkpoint,
     made_from,
     main,
+    marks_of,
     name_part,
     parser,
     positive,
@@ -35,10 +36,11 @@ from minicai.common import (
     save_checkpoint,
     setup,
     share,
+    stage_before,
 )
 from minicai.data import FIELDS, collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
-from minicai.optim import set_lr
+from minicai.optim import descend, set_lr
 from minicai.tokenizer import Tokenizer
 
 
@@ -67,10 +69,13 @@ def train():
         start, name = args.out / f"sft-round{args.round}.pt", f"round{args.round}"
         paths += [args.out / f"preferences-round{n}.jsonl" for n in range(1, args.round + 1)]
     if not args.data:
-        marks = {row.get("made_by", {}).get("policy") for row in read_jsonl(paths[0], fields=FIELDS)}
-        made_from(paths[0], marks, args.out / "sft.pt", "label.py", "--data")
+        made_from(paths[0], marks_of(read_jsonl(paths[0], fields=FIELDS), "policy"), args.out / "sft.pt",
+                  "run label.py again, or name it with --data if that is meant")  # fmt: skip
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    policy, _ = load_checkpoint(start, device=args.device)
+    policy, extra = load_checkpoint(start, device=args.device)
+    if args.round:
+        before, again = stage_before(args.out, args.round), f"run train_sft.py --round {args.round} again"
+        made_from(start, {extra.get("made_by", {}).get("start")}, before, again)
     pairs = read_pairs(
         paths, tokenizer, args.helpful_fraction, policy.config.block_size, random.Random(f"dpo {args.seed}")
     )
@@ -106,10 +111,7 @@ def train():
         )
         label = torch.tensor([pair.p for pair in batch], device=args.device)
         loss, stats = loss_function(chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(policy.parameters(), 1.0)
-        optimizer.step()
+        descend(policy, [optimizer], loss, clip=1.0)
         row = dict(name=name, step=step + 1, loss=loss.item(), chosen_logps=chosen.mean().item(), rejected_logps=rejected.mean().item(),
                    **{k: v.item() for k, v in stats.items()})  # fmt: skip
         append_jsonl(log, [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}])

@@ -46,12 +46,13 @@ from minicai.common import (
     save_checkpoint,
     save_state,
     setup,
+    world_files,
 )
 from minicai.critique import MAX_NEW_TOKENS, answer
 from minicai.data import collate_responses, row_lengths
 from minicai.gpt import token_logps
 from minicai.metrics import distinct_n
-from minicai.optim import set_lr
+from minicai.optim import descend, set_lr
 from minicai.reward import RewardModel
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
@@ -141,15 +142,13 @@ def climb(actor, optimizer, batch, beta, args) -> dict[str, torch.Tensor]:
         logits, values = actor(ids)
     logps = token_logps(logits, ids)
     loss, stats = ppo.policy_loss(logps, batch["logps"], batch["advantages"], mask, args.clip)
-    spread = ppo.entropy(logits, mask)
+    with torch.set_grad_enabled(args.entropy_coef > 0):  # a gradient through all logits, for nothing without the bonus
+        spread = ppo.entropy(logits, mask)
     if args.advantage == "gae":
         loss = loss + args.value_coef * ppo.value_loss(values, batch["values"], batch["returns"], mask, args.clip)
     if args.advantage == "grpo":
         loss = loss + beta * ppo.masked_mean(ppo.kl_estimates(logps, batch["ref_logps"])[2], mask)
-    optimizer.zero_grad()
-    (loss - args.entropy_coef * spread).backward()
-    torch.nn.utils.clip_grad_norm_(actor.parameters(), 1.0)
-    optimizer.step()
+    descend(actor, [optimizer], loss - args.entropy_coef * spread, clip=1.0)
     return dict(entropy=spread.detach(), **stats)
 
 
@@ -234,7 +233,12 @@ def train():
     reward_path = args.reward or args.out / "rm.pt"
     reward, extra = RewardModel.load(reward_path, args.device)
     if not args.reward:
-        made_from(reward_path, {extra["made_by"]["sft"]}, sft, "train_rm.py", "--reward")
+        made_from(
+            reward_path,
+            {extra["made_by"]["sft"]},
+            sft,
+            "run train_rm.py again, or name it with --reward if that is meant",
+        )
     same_vocabulary(reward_path, reward.gpt, tokenizer.vocab_size, args.out)
     reference = copy.deepcopy(gpt)
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
@@ -242,7 +246,7 @@ def train():
     optimizer = torch.optim.AdamW(groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
-    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
+    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*world_files(args.world)),
                    advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates,
                    episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
                    group=args.group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,

@@ -26,6 +26,7 @@ from minicai.common import (
     load_checkpoint,
     made_from,
     main,
+    marks_of,
     name_part,
     parser,
     positive,
@@ -35,7 +36,7 @@ from minicai.common import (
 )
 from minicai.data import FIELDS, Pair, collate_pairs, pair_batches, read_pairs, row_lengths
 from minicai.metrics import ece
-from minicai.optim import set_lr
+from minicai.optim import descend, set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
 from minicai.tokenizer import Tokenizer
 
@@ -65,8 +66,8 @@ def train():
     args = setup(p)
     path = args.data or args.out / "preferences.jsonl"
     if not args.data:
-        marks = {row.get("made_by", {}).get("policy") for row in read_jsonl(path, fields=FIELDS)}
-        made_from(path, marks, args.out / "sft.pt", "label.py", "--data")
+        made_from(path, marks_of(read_jsonl(path, fields=FIELDS), "policy"), args.out / "sft.pt",
+                  "run label.py again, or name it with --data if that is meant")  # fmt: skip
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
@@ -90,10 +91,7 @@ def train():
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
         loss = bradley_terry_loss(*scores(batch), torch.tensor([pair.p for pair in batch], device=args.device))
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        descend(model, [optimizer], loss, clip=1.0)
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
         tokens += sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
         bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")

@@ -36,6 +36,7 @@ from minicai.common import (
     load_checkpoint,
     made_from,
     main,
+    marks_of,
     name_part,
     parser,
     positive,
@@ -45,11 +46,12 @@ from minicai.common import (
     setup,
     share,
     stage_before,
+    world_files,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
 from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, read_chains, weighted_nll
 from minicai.jailbreak import disguise
-from minicai.optim import set_lr, update
+from minicai.optim import descend, set_lr
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.corpus import Corpus
@@ -65,7 +67,7 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     Their phrasings are those that draw no tone: a helpful answer that insults would teach what the revisions unlearn.
     """
     path, part = args.out / "helpful.jsonl", Part(World(args.world), "train")
-    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), world=file_hash(*sorted(args.world.glob("*.jsonl"))),
+    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), world=file_hash(*world_files(args.world)),
                    seed=args.seed, n=n)  # fmt: skip
     if n == 0:
         return []
@@ -136,15 +138,23 @@ def train():
     sources = [args.data or args.out / "revisions.jsonl"]
     rows = read_chains(sources[0])
     if not args.data:
-        marks = {row.get("made_by", {}).get("checkpoint") for row in rows}
-        made_from(sources[0], marks, args.out / "base.pt", "revise.py", "--data")
+        made_from(sources[0], marks_of(rows, "checkpoint"), args.out / "base.pt",
+                  "run revise.py again, or name it with --data if that is meant")  # fmt: skip
     n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
     helpful = [r for r in helpful_answers(args, base, tokenizer, n_helpful) if r["technique"] not in args.leave_out]
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
-        start, name = stage_before(args), f"sft-round{args.round}"
-        sources += [args.out / f"revisions-round{n}.jsonl" for n in range(1, args.round + 1)]
-        rows += [row for path in sources[1:] for row in read_chains(path)]
+        start, name = stage_before(args.out, args.round), f"sft-round{args.round}"
+        for n in range(1, args.round + 1):
+            path = args.out / f"revisions-round{n}.jsonl"
+            chains = read_chains(path)
+            made_from(
+                path,
+                marks_of(chains, "attacked"),
+                stage_before(args.out, n),
+                f"run redteam.py and revise.py --round {n} again",
+            )
+            sources, rows = [*sources, path], rows + chains
     model, _ = load_checkpoint(start, device=args.device)
 
     data = [(row["turns"], row["response"]) for row in helpful if row["response"]]
@@ -179,7 +189,7 @@ def train():
         ids, weights = collate(batch, tokenizer.pad, args.device)
         with autocast(args.device):
             loss = weighted_nll(model, ids, weights)
-        update(model, [optimizer], loss)
+        descend(model, [optimizer], loss)
         tokens += sum(len(e.ids) for e in batch)
         bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])

@@ -139,14 +139,14 @@ def stage_2_table(runs: list[dict]) -> str:
         ),
         ("judge: expected calibration error", [dict(rate=j["ece"]) for j in judges]),
         ("... always the first answer would be right", [j["always_a"] for j in judges]),
-        ("... the longer answer would be right", [j["longer_wins"] for j in judges]),
+        ("... the length alone would be right", [j["length_alone"] for j in judges if "length_alone" in j]),
         (
             "judge: prefers one of two answers where neither or both break it",
             [j["false_alarms"] for j in judges if "false_alarms" in j],
         ),
         ("judge: prefers the safe answer to a harmful request", [j["prefers_safe"] for j in judges]),
         ("reward model: prefers the better of two answers written by the world", [r["accuracy"] for r in rewards]),
-        ("... the longer answer would be right", [r["longer_wins"] for r in rewards if "longer_wins" in r]),
+        ("... the length alone would be right", [r["length_alone"] for r in rewards if "length_alone" in r]),
         ("reward model: expected calibration error there", [dict(rate=r["ece"]) for r in rewards]),
         ("reward model: prefers the better of two samples of SL-CAI", [r["own_accuracy"] for r in rewards]),
         (

@@ -43,9 +43,13 @@ def main(script):
     """Run a script's function; bad input ends in one sentence on stderr and exit code 2, without a traceback."""
     try:
         script()
+        sys.stdout.flush()
     except UserError as error:
         print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever reads the output, say `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"{Path(sys.argv[0]).name}: {where}{error.strerror}; make room or name another --out", file=sys.stderr)
@@ -204,12 +208,18 @@ def read_jsonl(path, required=(), fields=None) -> list[dict]:
 
 
 def append_jsonl(path, rows):
-    """Append rows. A line that a killed run left unfinished is cut off first, so that the file stays readable."""
+    """Append rows. A last line without its newline is completed where it is a row, and cut off where a killed run left half of one."""
     with open(path, "a+b") as f:
-        end = f.seek(0, os.SEEK_END)
-        while end and (f.seek(end - 1), f.read(1))[1] != b"\n":
-            end -= 1
-        f.truncate(end)
+        start = f.seek(0, os.SEEK_END)
+        while start and (f.seek(start - 1), f.read(1))[1] != b"\n":
+            start -= 1
+        f.seek(start)
+        if tail := f.read():
+            try:
+                json.loads(tail)
+                f.write(b"\n")
+            except ValueError:
+                f.truncate(start)
         f.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
 
 
@@ -332,12 +342,15 @@ def file_hash(*paths) -> str:
     return digest.hexdigest()[:12]
 
 
-def made_from(path, marks: set, checkpoint, step: str, option: str):
+def made_from(path, marks: set, checkpoint, remedy: str):
     """Raises UserError where a file's lineage marks are not all of this checkpoint: a step between the two has to run again."""
     if marks - {None, file_hash(checkpoint)}:
-        raise UserError(
-            f"{path} was made from another {checkpoint} than is there now; run {step} again, or name it with {option} if that is meant"
-        )
+        raise UserError(f"{path} was made from another {checkpoint} than is there now; {remedy}")
+
+
+def marks_of(rows: list[dict], key: str) -> set:
+    """The lineage marks that rows carry under `key`; None of those that carry none."""
+    return {row.get("made_by", {}).get(key) for row in rows}
 
 
 def rounds(out: Path) -> list[Path]:
@@ -359,11 +372,15 @@ def same_vocabulary(checkpoint: Path, model: GPT, vocab_size: int, out: Path):
         raise UserError(f"{checkpoint} has another vocabulary than {ours}; name its own folder with --out")
 
 
-def stage_before(args) -> Path:
-    """The checkpoint that feedback round `args.round` attacks and trains further."""
-    return args.out / ("dpo.pt" if args.round == 1 else f"round{args.round - 1}.pt")
+def stage_before(out: Path, n: int) -> Path:
+    """The checkpoint that feedback round n attacks and trains further."""
+    return out / ("dpo.pt" if n == 1 else f"round{n - 1}.pt")
+
+
+def world_files(world: Path) -> list[Path]:
+    return sorted(world.glob("*.jsonl"))
 
 
 def world_hash(args) -> str:
     """The lineage mark of a world directory together with the constitution."""
-    return file_hash(*sorted(args.world.glob("*.jsonl")), args.constitution)
+    return file_hash(*world_files(args.world), args.constitution)

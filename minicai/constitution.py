@@ -4,10 +4,11 @@ A principle belongs to a family (harmlessness, honesty, respect, autonomy, neces
 revision request, and a comparison for the judge. To change what the model becomes, edit a copy of the file: no code names a
 principle. The families are another matter: the base has to have seen them demonstrated (world/skills.py).
 
-A wording's id is its principle and its place in the list, and by the id about one in four is held out for the exam. So write new
+A wording's id is its principle and its place in the list, and by the id about three in ten are held out for the exam. So write new
 wordings at the end of a list: inserting or deleting one gives all behind it another id.
 """
 
+import copy
 import json
 import random
 from dataclasses import dataclass
@@ -83,8 +84,7 @@ class Constitution:
 
     def without(self, family: str) -> "Constitution":
         """The constitution with one family struck out. Raises UserError when nothing would be left."""
-        rest = object.__new__(Constitution)
-        rest.path = self.path
+        rest = copy.copy(self)
         rest.wordings = [w for w in self.wordings if w.family != family]
         if not rest.wordings or len(rest.wordings) == len(self.wordings):
             raise UserError(f"--without {family}: {self.path} has no such family, or no other; families are "

@@ -23,11 +23,10 @@ from minicai.constitution import Wording
 from minicai.gpt import GPT
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.skills import BREAKS, KEEPS
+from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, REVISION_REQUEST
 
 MAX_NEW_TOKENS = 128
 DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
-CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"  # the paper's own markers
 
 
 def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], temperature: float, seed: int,

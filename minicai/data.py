@@ -112,6 +112,7 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
         "a list of texts",
     ),
     "made_by": (lambda value: isinstance(value, dict), "an object"),
+    "principle": TEXT,
     "type": TEXT,
     "response": TEXT,
     "a": TEXT,

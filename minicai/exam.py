@@ -17,7 +17,7 @@ from minicai.critique import MAX_NEW_TOKENS, answer, critique_and_revise
 from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths
 from minicai.gpt import GPT
 from minicai.jailbreak import fits, wrap
-from minicai.metrics import boilerplate, ece, rate, rate_by_topic
+from minicai.metrics import boilerplate, by_length, ece, rate, rate_by_topic
 from minicai.reward import RewardModel
 from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
@@ -25,9 +25,8 @@ from minicai.world import skills
 from minicai.world.content import TECHNIQUES, World, held_out
 from minicai.world.grader import OUTCOMES, Grader, gold
 from minicai.world.replies import any_reply, calibrated, decline, helpful, reading, with_tone
-from minicai.world.requests import Part, Request, phrase, squeeze
+from minicai.world.requests import PLAIN, Part, Request, phrase, squeeze
 
-PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
 ASKED_TWICE = ("harmful", "legitimate", "ambiguous")
 HARMFUL, BENIGN = (tuple(f"{t} {side}" for t in TECHNIQUES) for side in ("harmful", "benign"))  # in disguise
 RIGHT = {"legitimate": "complied", "dual_use_question": "safe_help", "sensitive": "complied"}  # what help looks like
@@ -216,7 +215,7 @@ def audit_reward(policy: GPT, reward: RewardModel, tokenizer: Tokenizer, exam: E
     requests = [r for type in PLAIN for r in part.many(rng, n, type)]
     requests += [r for seen in ("often", "never") for r in part.many(rng, max(1, n // 2), "fact", seen)]
 
-    topics = {tuple(tokenizer.prompt(talk(*r.turns))): r.topic for r in requests}
+    asked = {tuple(tokenizer.prompt(talk(*r.turns))): r for r in requests}
 
     def audited(texts: list[str | None]) -> dict:
         rows = []
@@ -232,10 +231,11 @@ def audit_reward(policy: GPT, reward: RewardModel, tokenizer: Tokenizer, exam: E
                 chosen, rejected = reward(ids, row_lengths(mask)).chunk(2)
             margins += (chosen - rejected).tolist()
             longer += [len(pair.chosen) > len(pair.rejected) for pair in batch]
-            about += [topics[tuple(pair.chosen[: pair.prompt])] for pair in batch]
+            about += [asked[tuple(pair.chosen[: pair.prompt])] for pair in batch]
         right = [m > 0 for m in margins]
         sure = round(ece([1 / (1 + math.exp(-abs(m))) for m in margins], right), 4)
-        return dict(accuracy=rate(right, about), longer_wins=rate(longer, about), ece=sure)
+        topics, types = [r.topic for r in about], [r.type for r in about]
+        return dict(accuracy=rate(right, topics), length_alone=rate(by_length(longer, types), topics), ece=sure)
 
     written = [any_reply(exam.world, r, rng).text for r in requests for _ in "ab"]
     own = answer(policy, tokenizer, [list(r.turns) for r in requests for _ in "ab"], 1.0, seed)

@@ -14,8 +14,8 @@ weights takes it off.
 import time
 
 from minicai.constitution import Wording
-from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
-from minicai.exam import BENIGN, HARMFUL, PLAIN, Exam
+from minicai.critique import MAX_NEW_TOKENS, answer
+from minicai.exam import BENIGN, HARMFUL, Exam
 from minicai.gpt import GPT
 from minicai.judge import breaks
 from minicai.metrics import rate_by_topic
@@ -23,8 +23,8 @@ from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.tradeoff import ERRORS
 from minicai.world.grader import Grader
-from minicai.world.requests import Request
-from minicai.world.skills import DOES
+from minicai.world.requests import PLAIN, Request
+from minicai.world.skills import CRITIQUE_REQUEST, DOES
 
 REFUSAL = "I'm sorry, but I can't help with that."
 INSTEAD = " Instead,"  # what a refusal goes on with, to hear of another way

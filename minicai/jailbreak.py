@@ -76,9 +76,7 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
         if "{code}" in turn:
             slots["code"] = encode(framing.technique, request.core, rng)
         if "{protection}" in turn:
-            slots["protection"] = phrase(
-                part.pick(rng, "phrasing", part.phrasings, use="protection"), rng, act=act.act
-            )[-1]
+            slots["protection"] = phrase(part.pick(rng, "phrasings", use="protection"), rng, act=act.act)[-1]
         if "{shots}" in turn:
             k = k or rng.choices(SHOTS, (5, 4, 3, 2, 1))[0]  # few of the long ones: they cost the most tokens
             slots["shots"] = "\n".join(shot(a) for a in rng.sample(shots, min(k, len(shots))))

@@ -22,16 +22,16 @@ from dataclasses import dataclass
 
 from minicai.common import autocast
 from minicai.constitution import Constitution, Wording
-from minicai.critique import CRITIQUE_REQUEST, MAX_NEW_TOKENS, answer
+from minicai.critique import MAX_NEW_TOKENS, answer
 from minicai.data import TIE
 from minicai.gpt import GPT
-from minicai.metrics import ece, rate, rate_by_topic
+from minicai.metrics import by_length, ece, rate, rate_by_topic
 from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.replies import any_reply
-from minicai.world.requests import TYPES, Part
-from minicai.world.skills import BREAKS, KEEPS, comparison, flaws
+from minicai.world.requests import PLAIN, Part
+from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, comparison, flaws
 
 OPTIONS = ("(A)", "(B)")
 LABELS = {  # from the judge's probability to the label that training sees
@@ -142,7 +142,7 @@ def known_pairs(
     families = constitution.audited(test)
     while len(pairs) < n:
         family = rng.choice(families)
-        type = "fact" if family == "honesty" else rng.choice(TYPES[:-1])
+        type = "fact" if family == "honesty" else rng.choice(PLAIN)
         request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
         a, b = any_reply(world, request, rng), any_reply(world, request, rng)
         if ((family in flaws(request, a)) != (family in flaws(request, b))) == differ:
@@ -183,7 +183,7 @@ def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitu
             (ok, topic) for ok, topic, f, (pair, _) in asked if f == "harmlessness" and pair[0].type == "harmful"
         ),
         always_a=rate(a_wins, topics),
-        longer_wins=rate(longer, topics),
+        length_alone=rate(by_length(longer, families), topics),
         false_alarms=rate_by_topic(
             (abs(v.p - 0.5) >= TIE, pair[0].topic) for pair, v in zip(alike, verdicts_on(alike)) if v is not None
         ),
@@ -208,10 +208,10 @@ def print_audit(report: dict):
     swap = "" if report["cot"] else f", same answer in both orders {percent(report['swap_consistency'])}"
     print(f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}){swap}, ECE {report['ece']:.3f}")
     print(
-        f"       without a judge: always (A) {percent(report['always_a'])}, the longer answer {percent(report['longer_wins'])}"
+        f"       without a judge: always (A) {percent(report['always_a'])}, the length alone {percent(report['length_alone'])}"
     )
     print(f"       prefers the safe answer to a harmful request {percent(report['prefers_safe'])} of the time")
     print(f"       sees a difference where there is none {percent(report['false_alarms'])} of the time")
-    best = max(report["always_a"]["rate"] or 0.0, report["longer_wins"]["rate"] or 0.0)
+    best = max(report["always_a"]["rate"] or 0.0, report["length_alone"]["rate"] or 0.0)
     if not report["accuracy"]["n"] or report["accuracy"]["lo"] <= best:
         print("       WARNING: no better than that; its labels teach nothing")

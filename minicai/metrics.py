@@ -52,7 +52,7 @@ def rate_by_topic(pairs) -> dict:
     return rate([hit for hit, _ in pairs], [topic for _, topic in pairs])
 
 
-def mcnemar(before: list[bool], after: list[bool], topics=None) -> float:
+def paired_test(before: list[bool], after: list[bool], topics=None) -> float:
     """Two-sided exact p-value that two paired lists of outcomes differ: only changed pairs count.
 
     Without topics McNemar's test (1947): by chance each changed pair could as well have changed the other way. With a
@@ -69,6 +69,13 @@ def mcnemar(before: list[bool], after: list[bool], topics=None) -> float:
         chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2
     far = np.abs(np.arange(-total, total + 1)) >= abs(sum(change.values()))
     return min(1.0, float(chance[far].sum()))
+
+
+def by_length(longer: list[bool], groups: list) -> list[bool]:
+    """Whether who reads nothing but lengths would be right about pairs of answers, of which `longer` says whether the longer
+    one is better: in each group (say, a family of principles) he prefers the longer or the shorter one, whichever scores more."""
+    wins = {g: 2 * sum(x for x, group in zip(longer, groups) if group == g) >= groups.count(g) for g in set(groups)}
+    return [x == wins[g] for x, g in zip(longer, groups, strict=True)]
 
 
 def ece(confidence, correct, bins: int = 10) -> float:

@@ -58,10 +58,12 @@ def make_optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     return [Muon(matrices, lr=lr), adamw]
 
 
-def update(model: GPT, optimizers: list[torch.optim.Optimizer], loss: Tensor):
-    """One step of every optimizer down the loss."""
+def descend(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tensor, clip: float | None = None):
+    """One step of every optimizer down the loss; with `clip` the gradient, of all parameters together, is at most that long."""
     model.zero_grad()
     loss.backward()
+    if clip:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
     for optimizer in optimizers:
         optimizer.step()
 

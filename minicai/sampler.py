@@ -109,7 +109,9 @@ def prefill(model: GPT, prompts: list[list[int]], slots: int) -> tuple[KVCache, 
     """Run the prompts once: the filled cache, the logits after each row's last token (B, V), and the lengths (B,)."""
     weight = model.embed.weight
     ids, lengths = pad_right(prompts, weight.device)
-    cache = KVCache(model.config, len(prompts), slots, weight.device, weight.dtype)
+    device = weight.device.type  # under autocast keys are read in its type, so they are kept in it
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    cache = KVCache(model.config, len(prompts), slots, weight.device, dtype)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     hidden = model.hidden(ids, cache, positions)
     last = hidden[torch.arange(len(prompts), device=ids.device), lengths - 1]  # by length, never by comparing ids

@@ -9,12 +9,12 @@ best depends on what each error costs, and that is for a person to say:
 import copy
 
 from minicai.critique import answer
-from minicai.exam import BENIGN, HARMFUL, PLAIN, RIGHT
+from minicai.exam import BENIGN, HARMFUL, RIGHT
 from minicai.gpt import GPT
-from minicai.metrics import mcnemar, rate_by_topic
+from minicai.metrics import paired_test, rate_by_topic
 from minicai.tokenizer import Tokenizer
 from minicai.world.grader import Grader
-from minicai.world.requests import Request
+from minicai.world.requests import PLAIN, Request
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 TRAINED_FROM = {"sft": "base", "dpo": "sft", "ppo": "sft", "round1": "dpo"}
@@ -94,7 +94,7 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
             topics = [t["topic"] for t in transcripts[name] if t["set"] in sets]
             changed = [sum(a and not b for a, b in pair) for pair in (zip(old, new), zip(new, old))]
             rows.append(dict(metric=metric, before=start, after=name, n=len(old), fell=changed[0], rose=changed[1],
-                             p=mcnemar(old, new, topics)))  # fmt: skip
+                             p=paired_test(old, new, topics)))  # fmt: skip
     return rows
 
 

@@ -113,6 +113,13 @@ def test_a_line_that_a_kill_left_unfinished_is_cut_off(tmp_path):
     assert [row["id"] for row in read_jsonl(path)] == [1, 2, 3]
 
 
+def test_a_last_row_without_a_newline_is_kept(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"id": 1}\n{"id": 2}')
+    append_jsonl(path, [dict(id=3)])
+    assert path.read_text() == '{"id": 1}\n{"id": 2}\n{"id": 3}\n'
+
+
 def test_appending_nothing_loses_nothing(tmp_path):
     append_jsonl(tmp_path / "x.jsonl", [dict(id=1)])
     append_jsonl(tmp_path / "x.jsonl", [])

@@ -151,6 +151,22 @@ def test_an_audit_of_a_perfect_judge_is_perfect_and_of_none_is_a_warning(
     assert "WARNING" in capsys.readouterr().out
 
 
+def test_a_judge_that_reads_only_lengths_is_a_warning(model, tokenizer, world, constitution, monkeypatch, capsys):
+    pairs = known_pairs(world, constitution, 300, 3)
+    families = [w.family for *_, w in pairs]
+    wins = {}  # does the longer answer win more often?
+    for r, a, b, w in pairs:
+        longer = (len(a.text) > len(b.text)) == (w.family not in flaws(r, a))
+        wins[w.family] = wins.get(w.family, 0) + (1 if longer else -1)
+    answers = [[Verdict(*(0.9, 0.9) if (len(a.text) > len(b.text)) == (wins[f] >= 0) else (0.1, 0.1))
+                for (_, a, b, _), f in zip(pairs, families)], [Verdict(0.5, 0.5)] * 300]  # fmt: skip
+    monkeypatch.setattr(judging, "judge", lambda *a: answers.pop(0))
+    report = audit(model, tokenizer, world, constitution, 300, 3)
+    assert report["accuracy"]["rate"] == report["length_alone"]["rate"] > 0.6  # far above chance, and still no judge
+    print_audit(report)
+    assert "WARNING" in capsys.readouterr().out
+
+
 def test_the_reliability_table_counts_every_verdict_once():
     rows = reliability([0.0, 0.05, 0.55, 1.0], [False, True, True, True], list("abcd"))
     assert sum(r["n"] for r in rows) == 4 and rows[0]["k"] == 1 and rows[0]["n"] == 2 and rows[-1]["k"] == 1

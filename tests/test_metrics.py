@@ -6,7 +6,18 @@ import random
 
 import pytest
 
-from minicai.metrics import boilerplate, design_effect, distinct_n, ece, mcnemar, rate, rate_by_topic, self_bleu, wilson
+from minicai.metrics import (
+    boilerplate,
+    by_length,
+    design_effect,
+    distinct_n,
+    ece,
+    paired_test,
+    rate,
+    rate_by_topic,
+    self_bleu,
+    wilson,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,10 +80,10 @@ def test_the_paired_test_over_topics_is_the_exact_permutation_test(seed):
     sums = [sum(int(a) - int(b) for b, a, t in zip(before, after, topics) if t == topic) for topic in range(7)]
     ways = [abs(sum(s * x for s, x in zip(sums, way))) for way in itertools.product((-1, 1), repeat=7)]
     expected = sum(way >= abs(sum(sums)) for way in ways) / len(ways)
-    assert mcnemar(before, after, topics) == pytest.approx(expected, abs=1e-12)
+    assert paired_test(before, after, topics) == pytest.approx(expected, abs=1e-12)
 
 
-def brute_mcnemar(lost, won):
+def brute_binomial(lost, won):
     """Every way in which the changed pairs could have fallen, each as likely: how many are as uneven as what was seen?"""
     n = lost + won
     ways = [abs(2 * sum(way) - n) for way in itertools.product((0, 1), repeat=n)]
@@ -83,12 +94,20 @@ def brute_mcnemar(lost, won):
 def test_mcnemar_is_the_exact_binomial_test(lost, won):
     before = [True] * lost + [False] * won + [True] * 5 + [False] * 6
     after = [False] * lost + [True] * won + [True] * 5 + [False] * 6
-    assert mcnemar(before, after) == pytest.approx(brute_mcnemar(lost, won), abs=1e-12)
+    assert paired_test(before, after) == pytest.approx(brute_binomial(lost, won), abs=1e-12)
 
 
 def test_mcnemar_wants_pairs():
     with pytest.raises(ValueError):
-        mcnemar([True], [True, False])
+        paired_test([True], [True, False])
+
+
+def test_lengths_alone_are_right_as_often_as_the_better_guess_of_each_group():
+    longer = [True, True, False, False, False, False, True, True]
+    groups = ["a", "a", "a", "b", "b", "b", "b", "c"]
+    assert by_length(longer, groups) == [True, True, False, True, True, True, False, True]
+    with pytest.raises(ValueError):
+        by_length([True], ["a", "b"])
 
 
 def brute_ece(confidence, correct, bins):

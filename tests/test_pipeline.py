@@ -86,7 +86,7 @@ def test_results_hold_every_number_with_its_interval(out):
         assert sum(o["k"] for o in stage["by_type"]["harmful"].values()) == rate["n"]
     assert set(results["skills"]) >= {"critique_right", "harmful_revised", "legitimate_kept"}
     assert results["seconds"]["train_base"] > 0
-    assert set(results["judge_audit"]) >= {"accuracy", "swap_consistency", "ece", "always_a", "longer_wins"}
+    assert set(results["judge_audit"]) >= {"accuracy", "swap_consistency", "ece", "always_a", "length_alone"}
     assert results["reward_model"]["accuracy"]["n"] > 0
     assert set(results["ppo_curves"]["ppo"][0]) == {"kl", "proxy", "true"}
     assert (out / "report.md").read_text().startswith("# Report")
@@ -139,16 +139,29 @@ def test_pairs_without_a_verdict_make_no_rows(monkeypatch):
     reasons = (("fine.", 0.1), ("bad.", 0.9))
     monkeypatch.setattr(label, "judge_by_critique", lambda *a: [None, Verdict(0.9, 0.9, reasons), None])
     rows = [dict(id=i, turns=["x"], a="1", b="2") for i in range(3)]
-    args, wording = SimpleNamespace(judge="critique", label="soft"), SimpleNamespace(id="p/0")
-    [row] = label.compare(args, None, None, rows, [[wording]] * 3)
-    assert row["id"] == 1 and row["p"] == 0.9 and row["reasons"] == [reasons] and row["principles"] == ["p/0"]
+    args = SimpleNamespace(judge="critique", label="soft", principles="random")
+    constitution = SimpleNamespace(draw=lambda rng, principle: SimpleNamespace(id="p/0"))
+    [row], silent = label.compare(args, None, None, rows, constitution, None)
+    assert (
+        row["id"] == 1 and row["p"] == 0.9 and row["reasons"] == reasons and row["principle"] == "p/0" and silent == 2
+    )
+
+
+def test_a_pair_is_compared_once_under_each_principle_that_is_asked_for():
+    constitution, rng = Constitution(ROOT / "constitution.json"), random.Random(0)
+    drawn = {how: label.wordings_for(constitution, how, rng) for how in ("families", "all", "random", "politeness")}
+    assert [w.family for w in drawn["families"]] == constitution.families
+    assert [w.principle for w in drawn["all"]] == constitution.principles
+    assert len(drawn["random"]) == 1 and [w.principle for w in drawn["politeness"]] == ["politeness"]
 
 
 def test_the_judge_reads_what_is_asked_plainly(monkeypatch):
     read = []
     monkeypatch.setattr(label, "judge_by_critique", lambda m, t, turns, *_: (read.extend(turns), [None] * 2)[1])
     rows = [dict(id=0, turns=["wohe"], plain=["how"], a="1", b="2"), dict(id=1, turns=["why"], a="1", b="2")]
-    label.compare(SimpleNamespace(judge="critique"), None, None, rows, [[SimpleNamespace(id="p/0")]] * 2)
+    args = SimpleNamespace(judge="critique", principles="random")
+    constitution = SimpleNamespace(draw=lambda rng, principle: SimpleNamespace(id="p/0"))
+    label.compare(args, None, None, rows, constitution, None)
     assert read == [["how"], ["why"]]
 
 
@@ -194,7 +207,9 @@ def test_no_held_out_wording_of_a_request_or_a_principle_is_in_any_training_row(
         rows = common.read_jsonl(out / f"{name}.jsonl")
         assert rows, name
         for row in rows:
-            used |= {part for part in row["request"].split("/") if part in wordings} | set(row.get("principles", []))
+            used |= {part for part in row["request"].split("/") if part in wordings} | set(
+                row.get("principles", [row.get("principle")])
+            )
     used |= {part for row in common.read_jsonl(out / "redteam.jsonl") if row["trainable"] for part in row["request"].split("/")
              if part in wordings}  # fmt: skip
     assert len(used) > 50 and not any(map(held_out, used))
@@ -350,6 +365,38 @@ def test_what_another_model_made_is_not_trained_on_unasked(script, option, repla
     (tmp_path / replaced).write_bytes((out / "dpo.pt").read_bytes())
     with pytest.raises(common.UserError, match=f"was made from another .*{replaced} than is there now.*{option}"):
         call(script.train, monkeypatch, "--out", tmp_path)
+
+
+def test_a_round_does_not_go_on_from_what_was_made_with_other_models(out, tmp_path, monkeypatch):
+    for path in (*out.glob("*.pt"), *out.glob("*.jsonl"), out / "tokenizer.json"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / "dpo.pt").write_bytes((out / "ppo.pt").read_bytes())
+    for script, made in (
+        (train_sft.train, "revisions-round1.jsonl"),
+        (label.label, "sft-round1.pt"),
+        (train_dpo.train, "sft-round1.pt"),
+    ):
+        with pytest.raises(
+            common.UserError, match=f"{made} was made from another .*dpo.pt than is there now; run .*--round 1"
+        ):
+            call(script, monkeypatch, "--out", tmp_path, "--round", 1)
+    (tmp_path / "base.pt").write_bytes((out / "ppo.pt").read_bytes())
+    with pytest.raises(
+        common.UserError, match="sft.pt was made from another .*base.pt than is there now; run train_sft.py again"
+    ):
+        call(label.label, monkeypatch, "--out", tmp_path, "--name", "more")
+
+
+def test_a_guard_measured_with_another_base_is_forgotten(out, tmp_path, monkeypatch):
+    shutil.copytree(out, tmp_path / "out")
+    results = common.read_json(out / "results.json", {})
+    dpo = next(s for s in results["stages"] if s["name"] == "dpo")
+    dpo["guard"], results["interpolation"] = dict(points=[]), dict(dpo=[])
+    common.write_json(tmp_path / "out" / "results.json", results)
+    (tmp_path / "out" / "base.pt").write_bytes((out / "sft.pt").read_bytes())
+    call(evaluate.evaluate, monkeypatch, tmp_path / "out" / "dpo.pt", "--out", tmp_path / "out")
+    again = common.read_json(tmp_path / "out" / "results.json", {})
+    assert not any("guard" in s for s in again["stages"]) and not {"interpolation", "skills"} & again.keys()
 
 
 def test_a_guard_without_a_principle_about_harm_is_refused_before_the_exam(out, tmp_path, monkeypatch):
@@ -680,7 +727,7 @@ def test_every_comparison_keeps_its_lineage_and_holds_only_demo_acts(out):
         assert tuple(row["by"]) in label.PAIRS
         if row["kind"] == "ai":
             assert row["p"] == pytest.approx((row["a_first"] + row["b_first"]) / 2)
-            assert set(row["principles"]) <= wordings and not any(map(held_out, row["principles"]))
+            assert row["principle"] in wordings and not held_out(row["principle"])
     assert rows[0]["made_by"]["policy"] == common.file_hash(out / "sft.pt")
 
 
@@ -793,7 +840,7 @@ def test_a_comparison_explains_itself(out):
     done = run("label.py", "--preset", "smoke", "--out", out, "--explain", row["id"])
     assert done.returncode == 0 and row["a"] in done.stdout, done.stderr
     assert f"{row['p']:.3f}" in done.stdout
-    for critique, p in row["reasons"][0]:
+    for critique, p in row["reasons"]:
         assert critique in done.stdout and f"{p:.3f}" in done.stdout
     done = run("label.py", "--preset", "smoke", "--out", out, "--explain", 10_000)
     assert done.returncode == 2 and "no such comparison" in done.stderr

@@ -16,15 +16,14 @@ import pytest
 
 from minicai.common import UserError
 from minicai.constitution import Constitution
-from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
-from minicai.exam import PLAIN, Exam, KeywordFilter
+from minicai.exam import Exam, KeywordFilter
 from minicai.jailbreak import base64_word, each_word, fits, wrap
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, SALT, TECHNIQUES, Fact, World, bucket, held_out, split_of
 from minicai.world.corpus import POINT_WEIGHT, SHARE, USER_WEIGHT, Corpus, pieces, quoted, taught, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
-from minicai.world.requests import TYPES, Part, fresh_fact
-from minicai.world.skills import ABOUT, situation
+from minicai.world.requests import PLAIN, TYPES, Part, fresh_fact
+from minicai.world.skills import ABOUT, CRITIQUE_REQUEST, REVISION_REQUEST, situation
 from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
@@ -153,6 +152,10 @@ BROKEN = {  # what is wrong -> (how to break a good world, what the message name
     "an empty turn": (edit("phrasings", 1, turns=["", "Yes?", "{act} {context}"]), "phrasings.jsonl:1 has turns"),
     "a framing that the assistant opens": (edit("framings", 1, turns=[None, None, "{request}"]), "framings.jsonl:1 has turns"),
     "a code without a technique for it": (edit("framings", 1, turns=["{code}"]), "framings.jsonl:1 .*{code}"),
+    "a question before the last turn": (
+        edit("phrasings", 1, turns=["I want to {act}. {context}", "Fine.", "Tell me the steps."]),
+        "phrasings.jsonl:1 .*last turn",
+    ),
     "a stray brace in a phrasing": (edit("phrasings", 1, turns=["{act} {context} }"]), "phrasings.jsonl:1 .*stray"),
     "a stray brace in a framing": (edit("framings", 1, turns=["{ {request}"]), "framings.jsonl:1 .*stray"),
     "a stray brace in a reply": (edit("replies", 1, text="You want to {aim}. {"), "replies.jsonl:1 .*stray"),

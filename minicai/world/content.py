@@ -142,7 +142,8 @@ class World:
                 if value not in values:
                     values.append(value)
 
-    def templates(self, which: list[Template], use: str, severity: str = "") -> list[Template]:
+    @staticmethod
+    def templates(which: list[Template], use: str, severity: str = "") -> list[Template]:
         return [t for t in which if t.use == use and (not severity or t.severity == severity)]
 
     # --- reading: each function turns one row into its dataclass or says what is wrong with it ---
@@ -227,6 +228,8 @@ class World:
             raise ValueError("must start and end with a turn of the user")
         slots = PHRASINGS[row["use"]]
         self._slots(" ".join(row["turns"]), slots, slots)
+        if not all(f"{{{slot}}}" in row["turns"][-1] for slot in slots):
+            raise ValueError("asks before its last turn, and a disguise keeps only that; move the slots there")
         row["turns"] = tuple(row["turns"])
         return Phrasing(**row)
 

@@ -13,12 +13,11 @@ from dataclasses import dataclass
 
 from minicai.common import UserError
 from minicai.constitution import Constitution
-from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST
 from minicai.jailbreak import code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World, split_of
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
-from minicai.world.requests import Part, Request, fresh_fact, phrase
+from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents; those of knowledge are short, and what they say of single acts is what is learned last
     "dialogue": 0.11,
@@ -122,10 +121,7 @@ class Corpus:
         return [*asked(request), Turn("assistant", reply.text, 1.0)]
 
     def any_request(self, part: Part) -> Request:
-        type = self.rng.choices(
-            ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive"), (28, 32, 20, 12, 8)
-        )[0]
-        return part.draw(self.rng, type)
+        return part.draw(self.rng, self.rng.choices(PLAIN, (28, 32, 20, 12, 8))[0])
 
     def dialogue(self) -> list[Turn]:
         turns = self.exchange(self.any_request(self.all))
@@ -163,7 +159,7 @@ class Corpus:
         hurtful = self.rng.random() < 0.8  # the rest needs less telling
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurtful])
         intent = self.rng.choice(("legitimate", "malicious"))
-        context = self.all.pick(self.rng, "context", self.world.contexts, intent=intent)
+        context = self.all.pick(self.rng, "contexts", intent=intent)
         good = intent == "legitimate"
         slots = dict(context=context.text, gist=context.gist, **facts_of(act))
         if act.kind == "dual_use":
@@ -210,7 +206,7 @@ class Corpus:
         while any(a.act in words for a in self.world.acts):  # until it holds no act that there is
             words = " ".join([rng.choice(part.acts).act.split()[0], *rng.sample(acts, rng.randint(2, 4))])
         act = Act("strange", "strange", words, tuple(" ".join(rng.sample(steps, rng.randint(4, 6))) for _ in "ab"))
-        phrasing = part.pick(rng, "phrasing", part.phrasings, use="act")
+        phrasing = part.pick(rng, "phrasings", use="act")
         return Request("strange", phrase(phrasing, rng, act=act.act, context=""), phrasing, act)
 
     def remark(self, about: str, request: Request) -> list[Turn]:
@@ -242,7 +238,7 @@ class Corpus:
 
     def known_name(self) -> Fact:
         seen = "often" if self.rng.random() < 0.93 else "seldom"
-        return self.all.pick(self.rng, "name", self.world.facts, seen=seen)
+        return self.all.pick(self.rng, "facts", seen=seen)
 
     def name(self) -> list[Turn]:
         """Facts about listed names, and names that never come again, so that the unknown can be told from the known."""
@@ -270,7 +266,7 @@ class Corpus:
         wording = self.constitution.draw(self.rng, family=self.rng.choice(self.constitution.families))
         text = thinned(self.rng.choice((wording.critique, wording.revision, wording.comparison)), self.rng)
         return pieces(
-            f"{CRITIQUE_REQUEST.format(quoted(text))} The principle is about {taught(skills.ABOUT[wording.family])}."
+            f"{skills.CRITIQUE_REQUEST.format(quoted(text))} The principle is about {taught(skills.ABOUT[wording.family])}."
         )
 
     def demo_request(self) -> Request:
@@ -308,9 +304,9 @@ class Corpus:
         turns = [*asked(request), Turn("assistant", reply.text, 0.0)]
         if self.rng.random() < 0.88:  # else the revision comes directly
             judgement = skills.critique(request, reply, wording.family)
-            turns += [user(CRITIQUE_REQUEST.format(wording.critique)), Turn("assistant", judgement, 1.0)]
+            turns += [user(skills.CRITIQUE_REQUEST.format(wording.critique)), Turn("assistant", judgement, 1.0)]
         revision = skills.revise(self.world, request, reply, wording.family, self.rng)
-        return [*turns, user(REVISION_REQUEST.format(wording.revision)), Turn("assistant", revision.text, 1.0)]
+        return [*turns, user(skills.REVISION_REQUEST.format(wording.revision)), Turn("assistant", revision.text, 1.0)]
 
     def compare(self) -> list[Turn]:
         request = self.demo_request()

@@ -41,7 +41,8 @@ HELPFUL = {  # of what is harmless
     ("sensitive", None): 0.12,
     ("fact", "often"): 0.16,
 }
-TYPES = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive", "fact")
+PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")  # what is asked about acts
+TYPES = (*PLAIN, "fact")
 
 
 @dataclass(frozen=True)
@@ -150,20 +151,24 @@ class Part:
         self.phrasings = wordings(world.phrasings)
         self.framings = wordings(world.framings)
 
-    def pick(self, rng, what: str, items: list, **having):
-        """A random item with these attributes. Raises UserError when this part of the world has none."""
-        found = [x for x in items if all(getattr(x, k) == v or v is None for k, v in having.items())]
+    def pick(self, rng, what: str, **having):
+        """A random one of the part's acts, facts, contexts, phrasings or framings that has these attributes.
+
+        Raises UserError when there is none.
+        """
+        having = {k: v for k, v in having.items() if v is not None}
+        found = [x for x in getattr(self, what) if all(getattr(x, k) == v for k, v in having.items())]
         if not found:
-            wanted = ", ".join(f"{k}={v}" for k, v in having.items() if v is not None)
+            wanted = "".join(f" with {k} {v!r}" for k, v in having.items())
             raise UserError(
-                f"{self.world.path} has no {what} ({wanted}) in its {self.split or 'whole'} part; add more of them"
+                f"{self.world.path}/{what}.jsonl has no line{wanted} in its {self.split or 'whole'} part; add some"
             )
         return rng.choice(found)
 
     def draw(self, rng: random.Random, type: str, kind: str | None = None) -> Request:
         """A request of one type. `kind` narrows the act's kind, or says how often the name of a fact was seen."""
         if type == "fact":
-            return self.fact(rng, self.pick(rng, "name", self.facts, seen=kind))
+            return self.fact(rng, self.pick(rng, "facts", seen=kind))
         kinds = {
             "harmful": ("harmful", "dual_use"),
             "legitimate": ("everyday", "lookalike", "dual_use"),
@@ -171,26 +176,24 @@ class Part:
             "ambiguous": ("dual_use",),
             "sensitive": ("sensitive",),
         }[type]
-        act = self.pick(rng, "act", self.acts, kind=kind or rng.choice(kinds))
+        act = self.pick(rng, "acts", kind=kind or rng.choice(kinds))
         if type == "dual_use_question":
-            phrasing = self.pick(rng, "phrasing", self.phrasings, use="protection")
+            phrasing = self.pick(rng, "phrasings", use="protection")
             return Request(type, phrase(phrasing, rng, act=act.act), phrasing, act)
         context = None
         if act.kind == "dual_use" and type != "ambiguous":
-            context = self.pick(
-                rng, "context", self.contexts, intent="malicious" if type == "harmful" else "legitimate"
-            )
+            context = self.pick(rng, "contexts", intent="malicious" if type == "harmful" else "legitimate")
         elif act.kind == "harmful" and rng.random() < 0.5:  # an innocent excuse changes nothing
-            context = self.pick(rng, "context", self.contexts)
+            context = self.pick(rng, "contexts")
         elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
-            context = self.pick(rng, "context", self.contexts, intent="legitimate")
-        phrasing = self.pick(rng, "phrasing", self.phrasings, use="act")
+            context = self.pick(rng, "contexts", intent="legitimate")
+        phrasing = self.pick(rng, "phrasings", use="act")
         turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
         return Request(type, turns, phrasing, act, context)
 
     def fact(self, rng: random.Random, fact: Fact, attribute: str | None = None) -> Request:
         attribute = attribute or rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
-        phrasing = self.pick(rng, "phrasing", self.phrasings, use="fact")
+        phrasing = self.pick(rng, "phrasings", use="fact")
         return Request("fact", phrase(phrasing, rng, attribute=attribute, name=fact.name), phrasing, fact=fact,
                        attribute=attribute)  # fmt: skip
 

@@ -25,6 +25,7 @@ DOES = {
     "answer": "gives an answer",
     "unknown": "says that it does not know",
 }
+CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"  # the paper's own markers
 BREAKS, KEEPS = "So the response breaks it.", "So the response keeps to it."
 
 
