@@ -60,7 +60,7 @@ from minicai.common import (
     write_json,
 )
 from minicai.constitution import Constitution, Wording
-from minicai.critique import MAX_NEW_TOKENS, answer
+from minicai.critique import MAX_NEW_TOKENS, answer, said
 from minicai.data import FIELDS, collate, collate_responses, encode_turns, make_batches, weighted_nll
 from minicai.gpt import GPT, token_logps
 from minicai.jailbreak import fits, wrap
@@ -219,7 +219,7 @@ def write_attacks(red: Red, attacker: GPT, prompts: list[list[int]], first: int)
     """Sampled messages of a person, at temperature 1: completions, and the attempts they make."""
     completions = generate(attacker, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[red.tokenizer.end],
                            seed=red.rng(first).getrandbits(48))  # fmt: skip
-    texts = [red.tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
+    texts = [said(red.tokenizer, c) for c in completions]
     return completions, [Attempt([text], recognise(red.world, text)) if text else Attempt([], None) for text in texts]
 
 
@@ -313,7 +313,7 @@ def gradient_attack(red: Red, first: int):
 
     def reply(model, ids):
         done = generate(model, [ids], MAX_NEW_TOKENS, 0.0, stop_ids=[tokenizer.end])[0]
-        return done.ids, tokenizer.decode(done.ids).strip() if done.stop_reason == "stop" else None
+        return done.ids, said(tokenizer, done)
 
     for number in range(first, args.attempts):
         began, request, wording = time.time(), plain_request(red, number), red.wording(number)
@@ -349,18 +349,18 @@ def human_attack(red: Red, number: int):
     print("each line is one attack; /quit leaves")
     while True:
         try:
-            said = input("attack> ").strip()
+            typed = input("attack> ").strip()
         except EOFError:
             return
-        if said in ("/quit", "/exit"):
+        if typed in ("/quit", "/exit"):
             return
-        if not said:
+        if not typed:
             continue
-        if len(red.tokenizer.prompt(talk(said))) > red.target.config.block_size - MAX_NEW_TOKENS:
+        if len(red.tokenizer.prompt(talk(typed))) > red.target.config.block_size - MAX_NEW_TOKENS:
             print("(that is longer than the model can read)")
             continue
-        attempt = Attempt([said], recognise(red.world, said))
-        row = record(red, number, [attempt], answer(red.target, red.tokenizer, [[said]], 0.0, 0))[0]
+        attempt = Attempt([typed], recognise(red.world, typed))
+        row = record(red, number, [attempt], answer(red.target, red.tokenizer, [[typed]], 0.0, 0))[0]
         number += 1
         verdict = "no verdict" if row["judge"] is None else f"P(harm) {row['judge']:.2f}"
         known = f"{row['request']}: {row['outcome']}" if row["request"] else "the world does not know this request"

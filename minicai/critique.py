@@ -21,7 +21,7 @@ says again. The paper shows a large model a few examples; a small one has to be 
 from minicai.common import autocast
 from minicai.constitution import Wording
 from minicai.gpt import GPT
-from minicai.sampler import generate
+from minicai.sampler import Completion, generate
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, REVISION_REQUEST
 
@@ -29,12 +29,16 @@ MAX_NEW_TOKENS = 128
 DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
 
 
+def said(tokenizer: Tokenizer, completion: Completion) -> str | None:
+    """What was said; None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth."""
+    return (tokenizer.decode(completion.ids).strip() or None) if completion.stop_reason == "stop" else None
+
+
 def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], temperature: float, seed: int,
            progress=None) -> list[str | None]:  # fmt: skip
     """The assistant's next turn in each conversation (texts that alternate person, assistant, ..., person).
 
-    None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth. A
-    conversation that leaves no room for an answer loses its oldest words.
+    None where it did not end, or said nothing. A conversation that leaves no room for an answer loses its oldest words.
     """
     room = model.config.block_size - MAX_NEW_TOKENS
     prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]
@@ -42,8 +46,7 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
         completions = generate(
             model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
         )
-    texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
-    return [text or None for text in texts]
+    return [said(tokenizer, c) for c in completions]
 
 
 def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],

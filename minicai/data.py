@@ -50,6 +50,16 @@ def padded(length: int) -> int:
     return -(-(length - 1) // 16) * 16 + 1
 
 
+def fill(items, width, limit: int) -> list[list]:
+    """Items in order of their width, in batches of at most `limit` ids, pads included, or a single one that is wider."""
+    batches = [[]]
+    for item in items:
+        if batches[-1] and (len(batches[-1]) + 1) * width(item) > limit:
+            batches.append([])
+        batches[-1].append(item)
+    return batches if batches[0] else []
+
+
 def make_batches(
     examples: list[Example], batch_tokens: int, rng: random.Random, pool: int = 4096
 ) -> Iterator[list[Example]]:
@@ -60,13 +70,8 @@ def make_batches(
     order = list(range(len(examples)))
     rng.shuffle(order)
     for start in range(0, len(order), pool):
-        batches, batch = [], []
-        for i in sorted(order[start : start + pool], key=lambda i: len(examples[i].ids)):
-            if batch and (len(batch) + 1) * padded(len(examples[i].ids)) > batch_tokens:
-                batches.append(batch)
-                batch = []
-            batch.append(examples[i])
-        batches.append(batch)
+        chosen = sorted((examples[i] for i in order[start : start + pool]), key=lambda e: len(e.ids))
+        batches = fill(chosen, lambda e: padded(len(e.ids)), batch_tokens)
         rng.shuffle(batches)
         yield from batches
 
@@ -201,14 +206,11 @@ def read_pairs(
 
 def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> Iterator[list[Pair]]:
     """One epoch in random order, in batches of pairs of like length: at most batch_tokens ids, pads included, or a single longer one."""
-    width = {pair.number: padded(max(len(pair.chosen), len(pair.rejected))) for pair in pairs}
-    batches, batch = [], []
-    for pair in sorted(rng.sample(pairs, len(pairs)), key=lambda pair: width[pair.number]):
-        if batch and 2 * (len(batch) + 1) * width[pair.number] > batch_tokens:
-            batches.append(batch)
-            batch = []
-        batch.append(pair)
-    batches += [batch] if batch else []
+
+    def width(pair: Pair) -> int:
+        return 2 * padded(max(len(pair.chosen), len(pair.rejected)))
+
+    batches = fill(sorted(rng.sample(pairs, len(pairs)), key=width), width, batch_tokens)
     rng.shuffle(batches)
     yield from batches
 

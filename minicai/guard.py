@@ -14,7 +14,7 @@ weights takes it off.
 import time
 
 from minicai.constitution import Wording
-from minicai.critique import MAX_NEW_TOKENS, answer
+from minicai.critique import MAX_NEW_TOKENS, answer, said
 from minicai.exam import BENIGN, HARMFUL, Exam
 from minicai.gpt import GPT
 from minicai.judge import breaks
@@ -85,13 +85,12 @@ def helpful_refusals(critic: GPT, tokenizer: Tokenizer, conversations: list[list
     drafts = answer(critic, tokenizer, [conversations[i] for i in bare], 0.0, 0)
     prompts = []
     for i, draft in zip(bare, drafts):
-        said = f"{(draft or '').partition('. ')[0]}. {responses[i]}{INSTEAD}"
-        prompt = tokenizer.prompt(talk(*conversations[i])) + tokenizer.encode(said)
+        begun = f"{(draft or '').partition('. ')[0]}. {responses[i]}{INSTEAD}"
+        prompt = tokenizer.prompt(talk(*conversations[i])) + tokenizer.encode(begun)
         prompts.append(prompt[-critic.config.block_size + MAX_NEW_TOKENS :])
     result = list(responses)
     for i, more in zip(bare, generate(critic, prompts, MAX_NEW_TOKENS, 0.0, stop_ids=[tokenizer.end])):
-        alternative = tokenizer.decode(more.ids).strip().partition(". ")[0].rstrip(".")
-        if more.stop_reason == "stop" and alternative:
+        if alternative := (said(tokenizer, more) or "").partition(". ")[0].rstrip("."):
             result[i] = f"{responses[i]}{INSTEAD} {alternative}."
     if threshold is not None:
         longer = [i for i in bare if result[i] != responses[i]]

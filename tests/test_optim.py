@@ -5,7 +5,7 @@ import torch
 
 from minicai import optim
 from minicai.gpt import GPT, GPTConfig
-from minicai.optim import Muon, make_optimizers, orthogonalize, set_lr
+from minicai.optim import Muon, descend, make_optimizers, orthogonalize, set_lr
 
 SHAPES = [(24, 24), (16, 40), (40, 16)]
 
@@ -61,3 +61,22 @@ def test_the_learning_rate_rises_holds_and_falls_to_zero():
     assert rates[:10] == pytest.approx([0.2 * (i + 1) for i in range(10)])
     assert rates[10:50] == [2.0] * 40
     assert rates[50:] == pytest.approx([2.0 * (100 - i) / 50 for i in range(50, 100)])
+
+
+@pytest.mark.parametrize("clip", [None, 1.0, 1e9])
+def test_a_step_down_the_loss_forgets_old_gradients_and_shortens_long_ones(clip):
+    x, y = torch.randn(5, 4), torch.randn(5, 3)
+    models = [torch.nn.Linear(4, 3) for _ in "ab"]
+    models[1].load_state_dict(models[0].state_dict())
+    sgd = torch.optim.SGD(models[0].parameters(), lr=0.1)
+    for p in models[0].parameters():
+        p.grad = torch.ones_like(p)  # left over from something else
+    for _ in range(3):
+        descend(models[0], [sgd], 50 * (models[0](x) - y).square().mean(), clip)
+        gradients = torch.autograd.grad(50 * (models[1](x) - y).square().mean(), list(models[1].parameters()))
+        length = torch.cat([g.flatten() for g in gradients]).norm()
+        assert length > 1
+        for p, g in zip(models[1].parameters(), gradients):
+            p.data -= 0.1 * g * (min(1.0, clip / length) if clip else 1.0)
+    for p, q in zip(models[0].parameters(), models[1].parameters()):
+        torch.testing.assert_close(p, q, rtol=1e-4, atol=1e-5)

@@ -207,9 +207,8 @@ def test_no_held_out_wording_of_a_request_or_a_principle_is_in_any_training_row(
         rows = common.read_jsonl(out / f"{name}.jsonl")
         assert rows, name
         for row in rows:
-            used |= {part for part in row["request"].split("/") if part in wordings} | set(
-                row.get("principles", [row.get("principle")])
-            )
+            principles = row.get("principles", [row["principle"]] if row.get("kind") == "ai" else [])
+            used |= {part for part in row["request"].split("/") if part in wordings} | set(principles)
     used |= {part for row in common.read_jsonl(out / "redteam.jsonl") if row["trainable"] for part in row["request"].split("/")
              if part in wordings}  # fmt: skip
     assert len(used) > 50 and not any(map(held_out, used))
@@ -1012,14 +1011,3 @@ def test_advantages_are_whitened_over_the_whole_update(out, monkeypatch):
     parts = [b["advantages"][b["mask"]] for b in seen.values()]
     every = torch.cat(parts)
     assert abs(every.mean()) < 1e-4 and abs(every.std() - 1) < 1e-3 and max(abs(p.mean()) for p in parts) > 0.02
-
-
-@pytest.mark.parametrize("script", [train_dpo, train_rm])
-def test_every_step_begins_without_old_gradients(out, monkeypatch, script):
-    calls = []
-    for name in ("zero_grad", "step"):
-        real = getattr(torch.optim.AdamW, name)
-        monkeypatch.setattr(torch.optim.AdamW, name,
-                            lambda self, *a, real=real, name=name, **k: (calls.append(name), real(self, *a, **k))[1])  # fmt: skip
-    call(script.train, monkeypatch, "--out", out, "--name", "steps")
-    assert len(calls) > 2 and calls == ["zero_grad", "step"] * (len(calls) // 2)
