@@ -17,7 +17,7 @@ from minicai.common import read_json, write_json
 from minicai.report import aligned, interval
 from minicai.world.content import TECHNIQUES
 
-SHARED = ("base.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "preferences.jsonl", "dpo.pt")
+SHARED = ("base.pt", "sft.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "preferences.jsonl", "dpo.pt")
 
 
 def main():
