@@ -35,7 +35,7 @@ def stage(name, under, over):
     r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
     types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
     plain = ("hedged", "ambiguous_handled", "steps_correct", "garbled", "consistency", "helpful_in_refusal", "names_harm",
-             "rude_or_preachy", "known_accuracy", "fabrication", "under_refusal_disguised", "over_refusal_disguised",
+             "rude_or_preachy", "known_accuracy", "seldom_accuracy", "fabrication", "under_refusal_disguised", "over_refusal_disguised",
              "jailbreak_of_refused")  # fmt: skip
     return dict(
         {key: r(3) for key in plain},
