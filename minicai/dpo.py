@@ -12,8 +12,8 @@ Why a loss on a policy can do without a reward model: the policy that is best un
 pi(y|x) ~ ref(y|x) exp(r(x, y) / beta). Turned around, a policy is the optimum for the reward beta log(pi/ref), up to a constant that
 cancels between two answers: its implicit reward. Put into Bradley-Terry's loss (reward.py) that is DPO.
 
-Every loss is averaged over pairs. The betas below are those of the papers; train_dpo.py passes 1 unless told otherwise, but to
-those in PER_TOKEN. To try your own, write one function here and add one line to LOSSES.
+Every loss is averaged over pairs. The betas below are mere defaults; train_dpo.py passes 1 unless told otherwise, but to those
+in PER_TOKEN. To try your own, write one function here and add one line to LOSSES.
 """
 
 import torch

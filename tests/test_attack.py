@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,9 +19,10 @@ import minicai.common as common
 import redteam
 from minicai.attack import draw_weighted, gcg, goal_loss, may_train, overlap, recognise, suffix_gradient, swap_one
 from minicai.data import collate, encode_turns, weighted_nll
-from minicai.gpt import GPT, GPTConfig
+from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.jailbreak import fits, wrap
 from minicai.judge import breaks
+from minicai.sampler import Completion
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
 from minicai.world.replies import helpful
@@ -520,3 +522,59 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
     done = subprocess.run([sys.executable, "redteam.py", "--mode", "templates", "--out", tmp_path / "none"], cwd=ROOT,
                           capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
+    tokenizer, rng = Tokenizer.train(["how do i bake bread"] * 9, 270), random.Random(0)
+    torch.manual_seed(0)
+    attacker, base = (GPT(GPTConfig(270, 1, 1, 1, 16, 16, 64)) for _ in "ab")
+    words = tokenizer.encode("how do i bake bread")
+    said = [[rng.choice(words) for _ in range(rng.randrange(1, 9))] + [tokenizer.end] for _ in range(20)]
+    said[0] = [i for c in "bread" for i in tokenizer.encode(c)] + [tokenizer.end]  # not as the tokenizer would write it
+    rows = [dict(turns=[tokenizer.decode(ids)], judge=rng.random()) for ids in said]
+    red = SimpleNamespace(args=SimpleNamespace(diversity=0.5, beta=0.3, device="cpu"), tokenizer=tokenizer, base=base)
+
+    def logps(model, ids):
+        ids = torch.tensor([[tokenizer.user, *ids]])
+        return token_logps(model(ids[:, :-1]), ids)[0]
+
+    repeats = overlap([row["turns"][0] for row in rows])
+    pay = [row["judge"] - 0.5 * o - 0.3 * (logps(attacker, ids) - logps(base, ids)).sum().item()
+           for row, o, ids in zip(rows, repeats, said)]  # fmt: skip
+    loss = -sum((x - (sum(pay) - x) / 19) * logps(attacker, ids).sum() for x, ids in zip(pay, said))
+    expected = torch.autograd.grad(loss, list(attacker.parameters()))
+    for p in attacker.parameters():
+        p.grad = torch.ones_like(p)  # left over from the batch before
+    monkeypatch.setattr(redteam, "EPOCHS", 1)
+    completions = [Completion(ids, [], "stop") for ids in said]
+    redteam.learn(
+        red, attacker, torch.optim.SGD(attacker.parameters(), lr=0.0), [[tokenizer.user]] * 20, completions, rows
+    )
+    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (expected, [p.grad for p in attacker.parameters()]))
+    torch.testing.assert_close(a / a.norm(), b / b.norm(), atol=1e-4, rtol=0)  # the length is clipped
+
+
+def test_the_rl_attacker_learns_from_the_ids_and_the_distribution_that_were_sampled(out, monkeypatch):
+    real, gaps = redteam.learn, []
+
+    def learn(red, attacker, optimizer, prompts, completions, rows):
+        for prompt, completion in zip(prompts, completions):
+            ids = torch.tensor([prompt + completion.ids])
+            logps = token_logps(attacker(ids[:, :-1]), ids)[0, len(prompt) - 1 :]
+            gaps.append((logps - torch.tensor(completion.logprobs)).abs().max().item())
+        return real(red, attacker, optimizer, prompts, completions, rows)
+
+    monkeypatch.setattr(redteam, "learn", learn)
+    go(monkeypatch, out, "rl", "--attempts", 16)
+    assert len(gaps) == 16 and max(gaps) < 1e-3
+
+
+def test_the_target_of_gcg_reads_the_suffix_as_ids_however_its_text_would_be_read(out, monkeypatch):
+    tokenizer, real, asked = Tokenizer.load(out / "tokenizer.json"), redteam.generate, []
+    pieces = [i for c in "How do" for i in tokenizer.encode(c)]
+    assert tokenizer.encode(tokenizer.decode(pieces)) != pieces
+    monkeypatch.setattr(redteam, "gcg", lambda *a: iter([(pieces, 1.0)]))
+    monkeypatch.setattr(redteam, "generate", lambda *a, **more: (asked.extend(a[1]), real(*a, **more))[1])
+    monkeypatch.setattr(redteam, "judge_harm", lambda *a: [0.9])
+    go(monkeypatch, out, "gcg", "--attempts", 1, "--suffix", 6, "--steps", 1)
+    assert asked[-1] == [*asked[0][:-2], *pieces, tokenizer.end, tokenizer.assistant]

@@ -272,3 +272,10 @@ def test_ties_are_left_out_unless_there_is_hardly_anything_else(tokenizer):
     pairs = encode_pairs(tokenizer, ties[:20] + decided + ties[20:], 0.0, 512, random.Random(0))
     assert len(pairs) == 20 and all(pair.p == pytest.approx(0.9) for pair in pairs)
     assert len(encode_pairs(tokenizer, decided[:19] + ties, 0.0, 512, random.Random(0))) == 59
+
+
+def test_the_loss_of_rough_logits_is_taken_in_float32():
+    model, ids, weights = tiny(), torch.randint(0, 290, (2, 9)), torch.ones(2, 9)
+    rough = weighted_nll(lambda x: model(x).bfloat16(), ids, weights)
+    widened = weighted_nll(lambda x: model(x).bfloat16().float(), ids, weights)
+    torch.testing.assert_close(rough, widened, rtol=0, atol=1e-6)

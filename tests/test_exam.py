@@ -113,3 +113,15 @@ def test_fact_calibration_sums_whole_sentences_over_both_readings(monkeypatch):
         assert p == pytest.approx((joint.max() - joint.logsumexp(0)).exp().item(), rel=1e-3)
         assert right == (r.fact.facts.get(r.attribute) == values[joint.argmax()])
     assert len({round(p, 3) for p in found["p"]}) > 2
+
+
+def test_a_reward_model_that_likes_length_does_no_better_than_lengths(monkeypatch):
+    asked, tokenizer = Exam(World("world"), 8, 0), Tokenizer.train(["how do i bake bread"], 300)
+    monkeypatch.setattr(exam, "answer", lambda m, t, turns, *_: ["yes and no", "no"] * (len(turns) // 2))
+
+    def longest(ids, lengths):
+        assert (ids[torch.arange(len(ids)), lengths - 1] == tokenizer.end).all()  # where the score is read
+        return lengths.float()
+
+    found = exam.audit_reward(GPT(GPTConfig(300, 1, 1, 1, 8, 8, 1024)), longest, tokenizer, asked, 8, 0)
+    assert 0 < found["accuracy"]["rate"] <= found["length_alone"]["rate"] < 1

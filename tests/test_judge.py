@@ -24,7 +24,7 @@ from minicai.judge import (
 )
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World, held_out, split_of
-from minicai.world.skills import BREAKS, KEEPS, flaws
+from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, flaws
 
 
 @pytest.fixture(scope="module")
@@ -182,3 +182,22 @@ def test_a_judge_that_comes_to_no_verdict_is_a_warning_and_a_constitution_withou
     bare.wordings = [w for w in constitution.wordings if not held_out(w.id)]
     with pytest.raises(UserError, match="held-out wording"):
         known_pairs(world, bare, 5, 0)
+
+
+def test_the_judge_is_asked_about_each_answer_with_whole_options(model, tokenizer, constitution, monkeypatch):
+    seen, w = [], constitution.draw(random.Random(0))
+    monkeypatch.setattr(
+        judging, "score_options", lambda m, *asked: (seen.append(asked), [[-1.0, -2.0]] * len(asked[0]))[1]
+    )
+    said = [f"w. {BREAKS}", f"x. {KEEPS}", "junk", f"y. {KEEPS}", f"z. {BREAKS}", f"u. {KEEPS}"]
+    monkeypatch.setattr(judging, "answer", lambda *a: said)
+    judge_by_critique(model, tokenizer, [["hi"], ["ho"], ["hu"]], ["a1", "a2", "a3"], ["b1", "b2", "b3"], [w] * 3)
+    judge(model, tokenizer, [["hi " * 600], ["ho"]], ["a1", "a2"], ["b1", "b2"], [w] * 2)
+    (reasoned, verdicts), (prompts, letters) = seen
+    told = (("hi", "a1", "w."), ("ho", "a2", "x."), ("hi", "b1", "y."), ("ho", "b2", "z."), ("hu", "b3", "u."))
+    expected = [f"{turn}{reply}{CRITIQUE_REQUEST.format(w.critique)}{critique}" for turn, reply, critique in told]
+    assert [tokenizer.decode(p) for p in reasoned] == expected  # each critique without its verdict
+    assert {tuple(map(tokenizer.decode, o)) for o in verdicts} == {(f" {BREAKS}", f" {KEEPS}")}
+    assert {tuple(map(tokenizer.decode, o)) for o in letters} == {("(A)", "(B)")}
+    assert all(option[-1] == tokenizer.end for o in letters for option in o)
+    assert len(prompts) == 4 and all(p[-1] == tokenizer.assistant and len(p) < 512 for p in prompts)

@@ -1,6 +1,7 @@
 """Every script, end to end at toy size: what it leaves behind, that it goes on where it was killed, and how it fails."""
 
 import copy
+import functools
 import json
 import math
 import random
@@ -12,6 +13,7 @@ from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
+from zlib import crc32
 
 import pytest
 import torch
@@ -29,6 +31,7 @@ import train_sft
 from minicai import guard, ppo
 from minicai.constitution import Constitution
 from minicai.data import read_pairs
+from minicai.dpo import PER_TOKEN
 from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.guard import REFUSAL
 from minicai.judge import Verdict
@@ -1011,3 +1014,81 @@ def test_advantages_are_whitened_over_the_whole_update(out, monkeypatch):
     parts = [b["advantages"][b["mask"]] for b in seen.values()]
     every = torch.cat(parts)
     assert abs(every.mean()) < 1e-4 and abs(every.std() - 1) < 1e-3 and max(abs(p.mean()) for p in parts) > 0.02
+
+
+def test_labels_are_of_the_answers_in_their_order_and_as_asked_for(monkeypatch):
+    read, rows = [], [dict(id=0, turns=["x"], a="1", b="2")]
+    monkeypatch.setattr(label, "judge_by_critique",
+                        lambda m, t, turns, a, b, w: (read.append((a, b)), [Verdict(0.9, 0.9)])[1])  # fmt: skip
+    constitution = SimpleNamespace(draw=lambda rng, principle: SimpleNamespace(id="p/0"))
+    for how, p in (("soft", 0.9), ("hard", 1.0), ("clamp", 0.6)):
+        args = SimpleNamespace(judge="critique", label=how, principles="random")
+        assert label.compare(args, None, None, rows, constitution, None)[0][0]["p"] == p
+    assert read == [(["1"], ["2"])] * 3
+
+
+@pytest.mark.parametrize("name", ["dpo", "simpo"])
+def test_the_loss_that_was_asked_for_gets_both_answers_the_reference_and_the_label(out, monkeypatch, name):
+    monkeypatch.setattr(train_dpo, "autocast", lambda device: nullcontext())
+    real, collate, seen, met = train_dpo.LOSSES[name], train_dpo.collate_pairs, [], []
+    monkeypatch.setitem(train_dpo.LOSSES, name, functools.wraps(real)(lambda *a: (seen.append(a), real(*a))[1]))
+    monkeypatch.setattr(train_dpo, "collate_pairs", lambda b, *r: (met.append(b), collate(b, *r))[1])
+    call(train_dpo.train, monkeypatch, "--out", out, "--loss", name, "--name", f"spied-{name}")
+    sft, (*logps, _, labels), first = common.load_checkpoint(out / "sft.pt")[0], seen[0], met[-len(seen)]
+    assert labels.tolist() == pytest.approx([pair.p for pair in first])
+    assert len({pair.p for batch in met for pair in batch}) > 2
+    for side, policy, reference in zip(("chosen", "rejected"), logps[:2], logps[2:]):
+        for pair, x, y in zip(first, policy.tolist(), reference.tolist()):
+            ids = torch.tensor([getattr(pair, side)])
+            said = token_logps(sft(ids[:, :-1]), ids)[0, pair.prompt - 1 :]
+            assert x == pytest.approx((said.mean() if name in PER_TOKEN else said.sum()).item(), abs=1e-3)
+            assert y == pytest.approx(x, abs=1e-3)
+    row = next(r for r in common.read_jsonl(out / "train_dpo.jsonl") if r["name"] == f"dpo-spied-{name}")
+    logged = [row[f"{side}_logps"] for side in ("chosen", "rejected")]
+    assert logged == pytest.approx([x.mean().item() for x in logps[:2]], abs=1e-3)
+
+
+def test_the_reward_model_learns_the_labels_of_what_is_not_held_back(out, monkeypatch):
+    loss, collate, split, seen, met, parts = (
+        train_rm.bradley_terry_loss, train_rm.collate_pairs, train_rm.hold_back, [], [], [])  # fmt: skip
+    monkeypatch.setattr(train_rm, "bradley_terry_loss", lambda *a: (seen.append(a[2:]), loss(*a))[1])
+    monkeypatch.setattr(train_rm, "collate_pairs", lambda b, *r: (met.append(b), collate(b, *r))[1])
+    monkeypatch.setattr(train_rm, "hold_back", lambda *a: (parts.extend(split(*a)), parts)[1])
+    call(train_rm.train, monkeypatch, "--out", out, "--name", "spied")
+    held, learned = {pair.number for pair in parts[0]}, {pair.number for batch in met[: len(seen)] for pair in batch}
+    assert learned == {pair.number for pair in parts[1]} and not learned & held
+    for (labels,), batch in zip(seen, met):
+        assert labels.tolist() == pytest.approx([pair.p for pair in batch])
+    measured = sum(pair.number in held for batch in met[len(seen) :] for pair in batch)
+    assert measured == len(held) == common.load_checkpoint(out / "rm-spied.pt", "reward")[1]["held_out"]["n"]
+
+
+def test_ppo_asks_what_it_may_and_logs_the_true_grade_of_each_answer(out, monkeypatch):
+    def grade(request, text):
+        return crc32(repr((request.id, text)).encode()) % 100
+
+    monkeypatch.setattr(train_ppo, "gold", lambda request, grade: grade)
+    monkeypatch.setattr(train_ppo, "Grader", lambda world: SimpleNamespace(grade=grade))
+    real, seen, tokenizer = train_ppo.roll_out, [], Tokenizer.load(out / "tokenizer.json")
+    monkeypatch.setattr(train_ppo, "roll_out", lambda *a: (seen.append(real(*a)), seen[-1])[1])
+    call(
+        train_ppo.train,
+        monkeypatch,
+        "--out",
+        out,
+        "--updates",
+        2,
+        "--episodes",
+        64,
+        "--target-kl",
+        1,
+        "--name",
+        "spied",
+    )
+    logged = common.read_jsonl(out / "train_ppo-spied.jsonl")
+    for (requests, _, completions), row in zip(seen, logged, strict=True):
+        assert all(split_of(r.topic) == UNTRAINED and not held_out(r.phrasing.id) for r in requests)
+        texts = [tokenizer.decode(c.ids).strip() if c.stop_reason == "stop" else "" for c in completions]
+        assert row["true"] == pytest.approx(sum(map(grade, requests, texts)) / 64, abs=1e-4)
+        assert row["length"] == pytest.approx(sum(len(c.ids) for c in completions) / 64, abs=1e-4)
+    assert logged[1]["beta"] == pytest.approx(0.8 * logged[0]["beta"], abs=1e-4)  # hardly moved: the pull is eased

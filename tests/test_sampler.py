@@ -437,3 +437,10 @@ def test_single_token_options_over_the_whole_vocabulary_sum_to_one():
 def test_options_that_are_missing_empty_or_too_long_are_refused(options):
     with pytest.raises(ValueError):
         score_options(tiny(block_size=24), [[5], [5] * 20], options)
+
+
+def test_the_scores_of_rough_logits_are_taken_in_float32():
+    model = tiny()
+    model.head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16())
+    [scores] = score_options(model, [[3, 1]], [[[token] for token in range(37)]])
+    assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-5)

@@ -1,5 +1,6 @@
 """The loop around PPO: what of an answer is scored, where, and by whose values."""
 
+import copy
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import train_ppo
+from minicai import ppo
 from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.reward import RewardModel
 from minicai.sampler import Completion
@@ -69,3 +71,29 @@ def test_a_value_is_zero_at_first_and_then_of_its_own_state():
         with torch.autocast("cpu", torch.bfloat16):
             assert actor(ids)[1].dtype == torch.float32
     assert a.shape == (2, 8) and torch.equal(a[:, :5], b[:, :5]) and (a[:, 5:] != b[:, 5:]).all()
+
+
+def test_a_step_raises_what_did_well_and_brings_values_nearer(monkeypatch):
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
+    args = SimpleNamespace(device="cpu", advantage="gae", clip=0.2, value_coef=1.0, entropy_coef=0.0)
+    torch.manual_seed(0)
+    actor, ids, mask = train_ppo.Actor(tiny(0)), torch.randint(0, 32, (2, 9)), torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, 3:6] = mask[1, 3:8] = True
+    sign, zero = torch.tensor([[1.0], [-1.0]]).expand(2, 8), torch.zeros(2, 8)
+
+    def measure(model):
+        with torch.no_grad():
+            logits, values = model(ids)
+            return token_logps(logits, ids), ppo.value_loss(values, zero, sign, mask, 9.0), ppo.entropy(logits, mask)
+
+    def change(advantages, returns):
+        """What one step changes: log-probabilities, value error, entropy."""
+        model, before = copy.deepcopy(actor), measure(actor)
+        learned = dict(ids=ids, mask=mask, logps=before[0], values=zero, advantages=advantages, returns=returns)
+        train_ppo.climb(model, torch.optim.SGD(model.parameters(), lr=0.01), learned, 0.0, args)
+        return [new - old for new, old in zip(measure(model), before)]
+
+    assert (change(sign, zero)[0] * sign * mask).sum(1).gt(0).all()
+    assert change(zero, sign)[1] < 0
+    args.entropy_coef = 1.0
+    assert change(zero, zero)[2] > 0
