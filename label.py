@@ -5,7 +5,7 @@
     python label.py --judge direct --name direct    # without reasoning first, as the paper begins
     python label.py --iid --name iid                # all pairs are two samples of the fine-tuned model, as in the paper
     python label.py --round 1                       # feedback: what the base has made of the attacks, against what it was before
-    python label.py --explain 54                    # print comparison 17: the answers, the principle, the judge's reasons
+    python label.py --explain 54                    # print comparison 54: the answers, the principle, the judge's reasons
 
 reads   OUT/sft.pt (the policy), OUT/base.pt (answers some, judges all), OUT/tokenizer.json, constitution.json, world/;
         for a round OUT/revisions-roundN.jsonl and OUT/sft-roundN.pt

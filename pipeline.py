@@ -2,7 +2,7 @@
 
     python pipeline.py                       # CPU preset: 40 to 75 minutes on one core with bf16, 90 on 2 without
     python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
-    python pipeline.py --preset smoke        # a minute, to see that everything runs
+    python pipeline.py --preset smoke        # a minute or two, to see that everything runs
 
 It prints every command before it runs it, skips what is done (OUT/pipeline.json remembers), and stops at the first failure;
 run it again to go on. It ends with the table of results and with transcripts. --preset, --out, --seed, --device and --world

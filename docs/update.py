@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 RUNS = ROOT / "docs" / "runs"
 sys.path.insert(0, str(ROOT))
 
-from minicai.report import METRICS, SKILLS, chain_text, lookup, markdown, samples_text  # noqa: E402
+from minicai.report import METRICS, SKILLS, STAGE_2, chain_text, lookup, markdown, samples_text, stage_2  # noqa: E402
 from minicai.world.content import TECHNIQUES  # noqa: E402
 
 NAMES = {
@@ -126,36 +126,13 @@ def skills_table(runs: list[dict]) -> str:
 
 def stage_2_table(runs: list[dict]) -> str:
     """The judge before training, and the reward model after it."""
-    judges, rewards = (
-        [r["judge_audit"] for r in runs if "judge_audit" in r],
-        [r["reward_model"] for r in runs if "reward_model" in r],
-    )
     rows = [["Stage 2, on held-out acts", "percent", "n per seed"]]
-    for label, found in (
-        ("judge: right where exactly one answer breaks the principle", [j["accuracy"] for j in judges]),
-        (
-            "judge: the same answer wins in both orders (it reads one at a time, so it has to)",
-            [j["swap_consistency"] for j in judges],
-        ),
-        ("judge: expected calibration error", [dict(rate=j["ece"]) for j in judges]),
-        ("... always the first answer would be right", [j["always_a"] for j in judges]),
-        ("... the length alone would be right", [j["length_alone"] for j in judges if "length_alone" in j]),
-        (
-            "judge: prefers one of two answers where neither or both break it",
-            [j["false_alarms"] for j in judges if "false_alarms" in j],
-        ),
-        ("judge: prefers the safe answer to a harmful request", [j["prefers_safe"] for j in judges]),
-        ("reward model: prefers the better of two answers written by the world", [r["accuracy"] for r in rewards]),
-        ("... the length alone would be right", [r["length_alone"] for r in rewards if "length_alone" in r]),
-        ("reward model: expected calibration error there", [dict(rate=r["ece"]) for r in rewards]),
-        ("reward model: prefers the better of two samples of SL-CAI", [r["own_accuracy"] for r in rewards]),
-        (
-            "reward model: agrees with held-back labels",
-            [dict(rate=r["agrees_with_labels"]["accuracy"]) for r in rewards],
-        ),
-    ):
+    measured = [stage_2(run) for run in runs]
+    for key, label in STAGE_2:
+        found = [run[key] for run in measured if key in run]
         if found:
-            rows.append([label, spread(found), size(found)])
+            some = f" ({len(found)} of {len(runs)} seeds)" * (len(found) < len(runs))
+            rows.append([label + some, spread(found), size(found)])
     return markdown(rows)
 
 

@@ -4,7 +4,7 @@ A principle belongs to a family (harmlessness, honesty, respect, autonomy, neces
 revision request, and a comparison for the judge. To change what the model becomes, edit a copy of the file: no code names a
 principle. The families are another matter: the base has to have seen them demonstrated (world/skills.py).
 
-A wording's id is its principle and its place in the list, and by the id about three in ten are held out for the exam. So write new
+A wording's id is its principle and its place in the list, and by a hash of the id one in four is held out for the exam. So write new
 wordings at the end of a list: inserting or deleting one gives all behind it another id.
 """
 

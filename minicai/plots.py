@@ -61,7 +61,7 @@ def tradeoff(results: dict, figure, costs) -> bool:
     plain.set(title="asked plainly", ylabel="harmful requests complied with (%)")
     hidden.set(title="in the nine disguises")
     figure.suptitle(
-        f"circle: the cheapest point on plain requests, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
+        f"circle: the cheapest point, plain and in disguise, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
         fontsize=12,
     )
     handles, labels = plain.get_legend_handles_labels()

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from minicai.constitution import Constitution
 from minicai.guard import LAYERS
-from minicai.tradeoff import ERRORS, before, cost, errors, operating_point, points
+from minicai.tradeoff import ERRORS, before, cost, errors, operating_point, overall, points
 from minicai.world.content import TECHNIQUES
 from minicai.world.skills import KEEPS
 
@@ -37,6 +37,21 @@ SKILLS = [
     ("harmful_revised", "revision of harmful help declines or keeps to what is safe"),
     ("legitimate_kept", "revision of legitimate help keeps every step"),
 ]
+STAGE_2 = [  # key in the results, what it is called
+    ("judge_audit.accuracy", "judge: right where exactly one answer breaks the principle"),
+    ("judge_audit.length_alone", "... the length alone would be right"),
+    ("judge_audit.always_a", "... always the first answer would be right"),
+    ("judge_audit.swap_consistency", "judge: the same answer wins in both orders (with critiques it has to)"),
+    ("judge_audit.ece", "judge: expected calibration error"),
+    ("judge_audit.false_alarms", "judge: prefers one of two answers where neither or both break it"),
+    ("judge_audit.prefers_safe", "judge: prefers the safe answer to a harmful request"),
+    ("reward_model.accuracy", "reward model: prefers the better of two answers written by the world"),
+    ("reward_model.length_alone", "... the length alone would be right"),
+    ("reward_model.ece", "reward model: expected calibration error there"),
+    ("reward_model.own_accuracy", "reward model: prefers the better of two samples of SL-CAI"),
+    ("reward_model.own_length_alone", "... the length alone would be right"),
+    ("reward_model.agrees_with_labels", "reward model: agrees with held-back labels"),
+]
 
 
 def lookup(stage: dict, key: str):
@@ -47,6 +62,19 @@ def lookup(stage: dict, key: str):
         rates = [stage[t]["rate"] for t in TECHNIQUES if stage[t]["rate"] is not None]
         return dict(rate=sum(rates) / len(rates) if rates else None)
     return stage
+
+
+def stage_2(results: dict) -> dict[str, dict]:
+    """Each number of STAGE_2 that has been measured, as a rate."""
+    found = {}
+    for key, _ in STAGE_2:
+        place, name = key.split(".")
+        value = (results.get(place) or {}).get(name)
+        if isinstance(value, dict):
+            found[key] = value if "rate" in value else dict(rate=value["accuracy"])
+        elif value is not None:
+            found[key] = dict(rate=value)
+    return found
 
 
 def percent(rate: dict) -> str:
@@ -228,10 +256,16 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
     found = points(results)
     best = operating_point(found, *costs)
     price = lambda p: cost(p, *costs)  # noqa: E731
-    where = lambda p: f"{p['name']} (under-refusal {interval(p['under'])}; over-refusal {interval(p['over'])})"  # noqa: E731
-    text = [f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, the cheapest "
-            f"of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {percent(best['under'])} + {costs[1]:g} x {percent(best['over'])} "
-            f"= {100 * price(best):.1f}."]  # fmt: skip
+    rates = lambda p: [p["under"], p["disguised"]["under"], p["over"], p["disguised"]["over"]]  # noqa: E731
+
+    def where(p):
+        said = "{} (under-refusal {}, in disguise {}; over-refusal {}, in disguise {})"
+        return said.format(p["name"], *map(interval, rates(p)))
+
+    shares = [100 * overall(best, side) for side in ("under", "over")]
+    text = [f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, and every second "
+            f"request in a disguise, the cheapest of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {shares[0]:.1f} + "
+            f"{costs[1]:g} x {shares[1]:.1f} = {100 * price(best):.1f}."]  # fmt: skip
     if best["kind"] == "guard":
         q, off, seconds = best["point"], best["guard"]["off"], best["guard"]["seconds"]
         times = 1 + sum(seconds[check] for check in LAYERS[q["layer"]]) / max(seconds["answer"], 1e-9)
@@ -246,11 +280,12 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
     if others:
         second = operating_point(others, *costs)
         near = all(
-            second[side]["lo"] <= best[side]["hi"] and best[side]["lo"] <= second[side]["hi"]
-            for side in ("under", "over")
+            x["lo"] <= y["hi"] and y["lo"] <= x["hi"]
+            for x, y in zip(rates(best), rates(second))
+            if x["rate"] is not None
         )
         text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
-                    + (", and the intervals of both errors overlap." if near else "."))  # fmt: skip
+                    + (", and the intervals of all errors overlap." if near else "."))  # fmt: skip
     if best["garbled"]:
         text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
     text.append(
@@ -342,6 +377,10 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
             + markdown([[f"{results['exam']['split']} acts, held-out wordings", "percent"], *rows])
             + f"\n\n{gap_text(results)}"
         )
+    measured = stage_2(results)
+    if measured:
+        rows = [[label, interval(measured[key])] for key, label in STAGE_2 if key in measured]
+        text.append("## The judge and the reward model\n\n" + markdown([["held-out acts", "percent"], *rows]))
     text.append(
         f"## A baseline\n\nA {filter_text(results)}. Its words: {', '.join(results['keyword_filter']['words'])}."
     )

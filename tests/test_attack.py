@@ -326,6 +326,11 @@ def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch)
     monkeypatch.setattr(redteam, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1])
     go(monkeypatch, out, "sft", "--attempts", 8)
     assert {text for _, text, _ in texts} <= good and {(role, weight) for role, _, weight in texts} == {("user", 1.0)}
+    long = [list(prompt) for prompt in prompts if len(prompt) > 30]
+    monkeypatch.setattr(redteam, "MAX_NEW_TOKENS", 512 - 30)  # of a context of 512: what was shown first is cut off
+    prompts.clear()
+    go(monkeypatch, out, "few_shot", "--attempts", 16, "--shots", 2)
+    assert long and all(len(prompt) <= 30 and prompt[-1] == tokenizer.user for prompt in prompts)
 
 
 def spans(ids, opens, closes):

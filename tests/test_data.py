@@ -245,9 +245,12 @@ def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):
         assert [pair.number for pair in pairs] == list(range(len(pairs)))
 
 
-def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out(tokenizer):
-    rows = [comparison(0, a="no"), comparison(1, a="yes " * 400), comparison(2)]
+def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out_and_the_long_ones_counted(tokenizer, capsys):
+    rows = [comparison(0, a="no"), comparison(1, a="yes " * 400), comparison(2), comparison(3, b="no " * 400)]
     assert len(encode_pairs(tokenizer, rows, 0.0, 128, random.Random(0))) == 1
+    assert "2 comparisons do not fit the context of 128 ids" in capsys.readouterr().out
+    encode_pairs(tokenizer, rows[2:3], 0.0, 128, random.Random(0))
+    assert not capsys.readouterr().out
 
 
 def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):

@@ -77,6 +77,7 @@ def test_swapping_the_answers_turns_the_verdict_round(model, tokenizer, constitu
     one = judge(model, tokenizer, [["hi"]], ["yes and yes"], ["no"], wordings)[0]
     other = judge(model, tokenizer, [["hi"]], ["no"], ["yes and yes"], wordings)[0]
     assert one.p == pytest.approx(1 - other.p, abs=1e-6) and one.a_first == pytest.approx(1 - other.b_first, abs=1e-6)
+    assert abs(one.a_first - one.b_first) > 1e-4  # or a judge that always says one half would pass
 
 
 def test_two_log_probabilities_are_normalised_over_the_two():

@@ -617,6 +617,7 @@ def test_what_goes_around_a_model_is_measured_and_reported_again_without_it(out,
     (("label.py", "--out", "{out}", "--explain", "99999"), "there is no such comparison"),
     (("train_dpo.py", "--out", "{out}", "--helpful-fraction", "1"), "share from 0 to below 1"),
     (("train_rm.py", "--out", "{out}", "--data", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
+    (("train_dpo.py", "--out", "{out}", "--loss", "no-such-loss"), "invalid choice: 'no-such-loss'"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_code_2(out, tmp_path, words, said):
     done = run(
@@ -792,6 +793,7 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
     name_of = {id(model): name for name, model in loaded.items()}
 
     def fake_answer(model, tokenizer, turns, temperature, seed, progress):
+        assert temperature == 0.7
         return [f"{name_of[id(model)]} with {seed} on {' '.join(t)}" for t in turns]
 
     monkeypatch.setattr(
@@ -803,7 +805,7 @@ def test_each_answer_is_by_the_assistant_that_is_named(out, monkeypatch, tmp_pat
     monkeypatch.setattr(
         label, "judge_by_critique", lambda model, tokenizer, turns, a, b, wordings: [Verdict(1.0, 1.0)] * len(a)
     )
-    call(label.label, monkeypatch, "--out", tmp_path, *options)
+    call(label.label, monkeypatch, "--out", tmp_path, "--temperature", 0.7, *options)
     rows = common.read_jsonl(tmp_path / "preferences.jsonl")
     world = World(ROOT / "world")
     declines = [t.text for t in world.replies if t.use == "decline"]

@@ -71,6 +71,9 @@ def full_results():
     results["judge_audit"] = dict(
         reliability=reliability(p, [rng.random() < q for q in p], list(range(100))), prefers_safe=rate([1] * 9 + [0])
     )
+    results["judge_audit"] |= dict(accuracy=rate([1] * 3 + [0]), length_alone=rate([1, 0]), ece=0.125)
+    results["reward_model"] = dict(own_accuracy=rate([1] * 5 + [0] * 3), own_length_alone=rate([1] * 3),
+                                   agrees_with_labels=dict(accuracy=0.875, n=8, ece=0.1))  # fmt: skip
     results["skills"] = {key: rate([1, 0]) for key, _ in SKILLS}
     found = dict(judge=rate([1, 0]), grader=rate([1, 1]), agreement=rate([1, 0]), distinct_2=0.5, self_bleu=0.25)
     results["redteam"] = {"rl/dpo/demo": found}
@@ -100,6 +103,11 @@ def test_without_matplotlib_the_report_says_so_once_and_is_whole(make, tmp_path,
             in text
         )
         assert "| rl/dpo/demo | 50.0 (" in text
+        stage_2 = text[text.index("## The judge and the reward model") : text.index("## A baseline")]
+        cells = [line.split(" | ")[1].split(" ")[0] for line in stage_2.splitlines() if line.startswith("|")][2:]
+        assert cells == ["75.0", "50.0", "12.5", "90.0", "62.5", "100.0", "87.5"]
+    else:
+        assert "reward model" not in text
         assert "In disguise: harm let through 15.0 to 15.0" in text
 
 

@@ -66,7 +66,8 @@ def test_interpolation_grades_the_blended_models_answers(monkeypatch):
 
 def random_points(rng, n=40):
     r = lambda: rate(rng.random() < 0.5 for _ in range(rng.randrange(1, 9)))  # noqa: E731
-    return [dict(name=str(i), kind="stage", under=r(), over=r()) for i in range(n)]
+    disguised = lambda i: dict(under=r(), over=r()) if i % 4 else dict(under=rate([]), over=rate([]))  # noqa: E731
+    return [dict(name=str(i), kind="stage", under=r(), over=r(), disguised=disguised(i)) for i in range(n)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -75,17 +76,24 @@ def test_no_point_is_cheaper_than_the_operating_point(seed):
     found, costs = random_points(rng), (10 * rng.random(), 10 * rng.random())
     best, cheapest = operating_point(found, *costs), None
     for p in found:
-        spent = costs[0] * p["under"]["k"] / p["under"]["n"] + costs[1] * p["over"]["k"] / p["over"]["n"]
+        spent = 0
+        for price, side in zip(costs, ("under", "over")):
+            plain, hidden = p[side], p["disguised"][side]
+            shares = [x["k"] / x["n"] for x in (plain, hidden) if x["n"]]
+            spent += price * sum(shares) / len(shares)
         if cheapest is None or spent < cheapest[0] - 1e-3:  # rates are rounded to four places
             cheapest = spent, p
     assert cost(best, *costs) == pytest.approx(cheapest[0], abs=2e-3)
 
 
 def test_what_an_error_costs_moves_the_operating_point():
-    lax = dict(name="lax", under=rate([1, 1, 1, 0]), over=rate([0, 0, 0, 0]))
-    strict = dict(name="strict", under=rate([0, 0, 0, 0]), over=rate([1, 0, 0, 0]))
+    none = dict(under=rate([]), over=rate([]))
+    lax = dict(name="lax", under=rate([1, 1, 1, 0]), over=rate([0, 0, 0, 0]), disguised=none)
+    strict = dict(name="strict", under=rate([0, 0, 0, 0]), over=rate([1, 0, 0, 0]), disguised=none)
     assert operating_point([lax, strict], 1, 1) is strict and operating_point([lax, strict], 1, 4) is lax
     assert operating_point([lax, strict], 0, 0) is lax  # the first of equals
+    fooled = dict(strict, name="fooled", disguised=dict(under=rate([1, 0, 0, 0]), over=rate([0, 0, 0, 0])))
+    assert operating_point([fooled, strict], 1, 1) is fooled and operating_point([fooled, strict], 3, 1) is strict
 
 
 def transcript(rng, name="harmful", n=30, share=0.5):

@@ -1,6 +1,7 @@
 """The loop around PPO: what of an answer is scored, where, and by whose values."""
 
 import copy
+import random
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -12,6 +13,9 @@ from minicai import ppo
 from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.reward import RewardModel
 from minicai.sampler import Completion
+from minicai.tokenizer import Tokenizer, talk
+from minicai.world.content import World
+from minicai.world.requests import Part
 
 PAD = 31
 
@@ -97,3 +101,38 @@ def test_a_step_raises_what_did_well_and_brings_values_nearer(monkeypatch):
     assert change(zero, sign)[1] < 0
     args.entropy_coef = 1.0
     assert change(zero, zero)[2] > 0
+
+
+def test_the_loss_of_grpo_holds_beta_times_the_mean_of_k3(monkeypatch):
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
+    args = SimpleNamespace(device="cpu", advantage="grpo", clip=0.2, entropy_coef=0.0)
+    actor, reference, beta = train_ppo.Actor(tiny(0)), tiny(1), 0.7
+    ids = torch.randint(0, 32, (2, 9), generator=torch.Generator().manual_seed(0))
+    mask = torch.zeros(2, 8, dtype=torch.bool)
+    mask[0, 3:6] = mask[1, 3:8] = True
+    logps = token_logps(actor(ids)[0], ids)
+    with torch.no_grad():
+        ref_logps = token_logps(reference(ids[:, :-1]), ids)
+    r = (logps - ref_logps)[mask]
+    wanted = torch.autograd.grad(beta * (torch.exp(-r) - 1 + r).mean(), list(actor.gpt.parameters()))
+    learned = dict(ids=ids, mask=mask, logps=logps.detach(), ref_logps=ref_logps, advantages=torch.zeros(2, 8))
+    train_ppo.climb(actor, torch.optim.SGD(actor.parameters(), lr=0.0), learned, beta, args)
+    found = [p.grad for p in actor.gpt.parameters()]
+    length = torch.sqrt(sum((g**2).sum() for g in wanted)).clamp(min=1.0)  # gradients are clipped to 1
+    assert length > 0.05
+    for g, w in zip(found, wanted):
+        torch.testing.assert_close(g, w / length, atol=1e-5, rtol=1e-4)
+
+
+def test_a_prompt_too_long_to_answer_loses_its_oldest_words(monkeypatch):
+    world = World("world")
+    part, tokenizer, seen = Part(world, "demo"), Tokenizer.train(["a word"] * 20, 300), []
+    requests = [part.draw(random.Random(i), "legitimate") for i in range(3)]
+    monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
+    monkeypatch.setattr(train_ppo, "draw_prompts", lambda *a: list(requests))
+    monkeypatch.setattr(train_ppo, "generate", lambda gpt, prompts, *a, **k: seen.append(prompts))
+    gpt = SimpleNamespace(config=SimpleNamespace(block_size=train_ppo.MAX_NEW_TOKENS + 20))
+    args = SimpleNamespace(device="cpu", seed=0, ppo_episodes=3, group=1)
+    asked, prompts, _ = train_ppo.roll_out(gpt, tokenizer, part, args, 0)
+    whole = [tokenizer.prompt(talk(*r.turns)) for r in asked]
+    assert max(map(len, whole)) > 20 and seen[0] == prompts == [ids[-20:] for ids in whole]
