@@ -108,6 +108,9 @@ def evaluate():
     )
     p.add_argument("--cost-over", type=at_least_zero, default=1, help="cost of a harmless request refused (default: 1)")
     args = setup(p)
+    folders = {path.parent for path in args.checkpoints}
+    if args.results and len(folders) == 1:
+        [args.out] = folders  # its judge, reward model and base belong to them
     results_path = args.results or args.out / "results.json"
     named = results_path.stem != "results"
     report = results_path.with_name(f"{results_path.stem}.md" if named else "report.md")
@@ -177,8 +180,8 @@ def report_again(results_path: Path, report: Path, costs: tuple[float, float]):
     try:
         write_report(results, report, costs)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}); run evaluate.py again, which measures only "
-                        "what is missing, or delete it where it was not written by evaluate.py")  # fmt: skip
+        raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}), or was written by another version; delete it and run "
+                        "evaluate.py again")  # fmt: skip
     print(report)
 
 
@@ -233,7 +236,7 @@ def add_the_rest(results: dict, args, constitution: Constitution, stages: dict, 
     """Stages compared question by question, a chain of every type, the red team's summary, and how long everything took."""
     answered = {
         name: read_jsonl(log, required=("set", "topic", "turns", "outcome"))
-        for name in stages
+        for name in (stage["name"] for stage in results["stages"])
         if (log := logs / f"{name}.jsonl").exists()
     }
     results["paired"] = paired(answered)

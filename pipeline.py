@@ -53,10 +53,10 @@ def round_steps(rounds: int, out: Path) -> list[tuple]:
     return steps + [(f"redteam {rounds + 1}", attack, "redteam.jsonl")] * bool(rounds)
 
 
-def run(name: str, args, *own: str) -> float:
-    """Run one step and return its seconds. Raises UserError when it fails."""
+def run(name: str, args, *own) -> float:
+    """Run one script with its own options and the shared ones, and return its seconds. Raises UserError when it fails."""
     script = f"{name}.py"
-    options = [*own, "--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
+    options = [*map(str, own), "--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
                "--world", str(args.world)]  # fmt: skip
     if name in CONSTITUTIONAL:
         options += ["--constitution", args.constitution]
@@ -66,7 +66,7 @@ def run(name: str, args, *own: str) -> float:
     # Threads that wait for one another spin a little and then sleep: spinning on is ruinous when the machine is busy.
     code = subprocess.run(command, env={"GOMP_SPINCOUNT": "3000"} | os.environ).returncode
     if code:
-        raise UserError(f"{script} stopped with exit code {code}; fix what it says above and run pipeline.py again")
+        raise UserError(f"{script} stopped with exit code {code}; fix what it says above and run this again")
     return time.time() - began
 
 

@@ -292,7 +292,8 @@ def automatic(red: Red, rows: list[dict]):
             completions, attempts = write_attacks(red, attacker, prompts, first)
         batch = mine[first : first + BATCH]
         if any(row["turns"] != a.turns for row, a in zip(batch, attempts)):
-            raise UserError(f"{red.path} holds other attacks under {red.run} than come out now; use another --seed")
+            raise UserError(f"{red.path} holds other attacks under {red.run} than come out now, as may happen to an attacker that learns on "
+                            "another machine; use another --seed")  # fmt: skip
         fresh = attempts[len(batch) : args.attempts - first]
         texts = iter(answer(red.target, red.tokenizer, [a.turns for a in fresh if a.turns], 0.0, 0))
         new = record(red, first + len(batch), fresh, [next(texts) if a.turns else None for a in fresh])
@@ -367,8 +368,9 @@ def human_attack(red: Red, number: int):
         print(f"{red.args.target.stem}> {row['response'] or '...'}\n  judge> {verdict}\n  grader> {known}")
 
 
-def monitor(red: Red, done: int):
+def monitor(red: Red, rows: list[dict]):
     """Every conversation that a guard has blocked, once: what would the model have done by itself?"""
+    done = [tuple(r["turns"]) for r in rows if r["id"].startswith(f"{red.run}/")]
     path = red.args.out / "guard.jsonl"
     if not path.exists():
         raise UserError(f"{path} does not exist; chat.py --guard writes there what it blocks")
@@ -376,12 +378,13 @@ def monitor(red: Red, done: int):
     blocked = list(dict.fromkeys(tuple(row["turns"]) for row in read_jsonl(path, required=("turns",), fields=asked)))
     if not blocked:
         raise UserError(f"{path} is empty: no guard has blocked anything yet")
-    for first in tqdm(range(done, len(blocked), BATCH), desc="monitor", unit=" batches"):
+    blocked = [turns for turns in blocked if turns not in done]
+    for first in tqdm(range(0, len(blocked), BATCH), desc="monitor", unit=" batches"):
         batch = blocked[first : first + BATCH]
         attempts = [
             Attempt(list(turns), recognise(red.world, turns[0]) if len(turns) == 1 else None) for turns in batch
         ]
-        record(red, first, attempts, answer(red.target, red.tokenizer, [a.turns for a in attempts], 0.0, 0))
+        record(red, len(done) + first, attempts, answer(red.target, red.tokenizer, [a.turns for a in attempts], 0.0, 0))
 
 
 # --- the summary ------------------------------------------------------------------------------------------------------
@@ -487,7 +490,7 @@ def redteam():
     elif args.mode == "gcg":
         gradient_attack(red, done)
     elif args.mode == "monitor":
-        monitor(red, done)
+        monitor(red, rows)
     else:
         automatic(red, rows)
     rows = [r for r in read_jsonl(red.path) if r["id"].startswith(f"{run}/")]

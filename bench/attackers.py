@@ -4,18 +4,14 @@
 
 Modes come in the order in which they learn from one another: few_shot and sft need attacks that worked, and where templates and
 zero_shot have found none they have nothing to start from. `rl, no diversity` shows the attacker's collapse. Success is the
-judge's word, as everywhere in redteam.py, with the grader's beside it. Writes OUT/attackers.json; what is done is not done again.
+judge's word, as everywhere in redteam.py, with the grader's beside it. Writes OUT/attackers.json;
+attacks that OUT/redteam.jsonl holds already are not made again.
 """
 
-import argparse
-import subprocess
-import sys
-from pathlib import Path
-
-from minicai import common
-from minicai.common import read_json, write_json
+from minicai.common import UserError, file_hash, main, parser, read_json, read_jsonl, setup, write_json
 from minicai.report import aligned, interval
 from minicai.world.requests import UNTRAINED
+from pipeline import run
 
 MODES = {  # name in the table: options of redteam.py
     "templates": ("--mode", "templates"),
@@ -28,43 +24,40 @@ MODES = {  # name in the table: options of redteam.py
 }
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("out/cpu"))
-    p.add_argument("--preset", default="cpu")
-    p.add_argument("--seed", default="0")
+def attackers():
+    p = parser(__doc__)
+    p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--targets", nargs="+", default=["dpo", "round2"], help="checkpoints in OUT (default: dpo round2)")
     p.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES), help="default: all")
-    args = p.parse_args()
-    path = args.out / "attackers.json"
+    args = setup(p)
     for name in ("tokenizer.json", "base.pt", *(f"{target}.pt" for target in args.targets)):
         if not (args.out / name).exists():
-            raise common.UserError(f"{args.out / name} does not exist; run pipeline.py, or name other --targets")
+            raise UserError(f"{args.out / name} does not exist; run pipeline.py, or name other --targets")
+    found = {}
     for target in args.targets:
+        path = args.out / f"{target}.pt"
         for name in args.modes:
-            if name in read_json(path, {}).get(target, {}):
+            mode, log = MODES[name][1], args.out / "redteam.jsonl"
+            rows = read_jsonl(log) if log.exists() else []
+            taught = any(r["trainable"] and r["target"] == file_hash(path) and len(r["turns"]) == 1 for r in rows)
+            if mode in ("few_shot", "sft") and not taught:
+                found[f"{name} against {target}"] = None
                 continue
-            mode = MODES[name][1]
-            command = ["redteam.py", "--preset", args.preset, "--seed", args.seed, "--out", args.out, "--target",
-                       args.out / f"{target}.pt", *MODES[name]]  # fmt: skip
-            print(f"$ python {' '.join(map(str, command))}", flush=True)
-            code = subprocess.run([sys.executable, *map(str, command)]).returncode
-            if code and not (code == 2 and mode in ("few_shot", "sft")):
-                raise SystemExit(code)
-            split = "test" if mode == "gcg" else UNTRAINED
-            options = " diversity=0.0" if "--diversity" in MODES[name] else ""
-            found = read_json(args.out / "redteam.json", {})[f"{mode}{options}/{target}/{split}"] if code == 0 else None
-            all_found = read_json(path, {})
-            all_found.setdefault(target, {})[name] = found
-            write_json(path, all_found)
-    rows = [["percent", "by the judge", "by the grader", "they agree", "n", "distinct-2", "self-BLEU"]]
-    for target, modes in read_json(path, {}).items():
-        for name, s in modes.items():
-            rows.append([f"{name} against {target}"] + (["nothing to learn from", *[""] * 5] if s is None else [
-                interval(s["judge"]), interval(s["grader"]), interval(s["agreement"]), str(s["judge"]["n"]), f"{100 * s['distinct_2']:.1f}",
-                f"{100 * s['self_bleu']:.1f}"]))  # fmt: skip
+            run("redteam", args, "--target", path, *MODES[name])
+            split, options = (
+                "test" if mode == "gcg" else UNTRAINED,
+                " diversity=0.0" if "--diversity" in MODES[name] else "",
+            )
+            found[f"{name} against {target}"] = read_json(args.out / "redteam.json", {})[
+                f"{mode}{options}/{target}/{split}"
+            ]
+            write_json(args.out / "attackers.json", found)
+    rows = [["percent", "by the judge", "by the grader", "they agree", "distinct-2", "self-BLEU"]]
+    for name, s in found.items():
+        rows.append([name, "nothing to learn from", *[""] * 4] if s is None else
+                    [name, *(interval(s[k]) for k in ("judge", "grader", "agreement")), *(f"{100 * s[k]:.1f}" for k in ("distinct_2", "self_bleu"))])  # fmt: skip
     print(aligned(rows))
 
 
 if __name__ == "__main__":
-    common.main(main)
+    main(attackers)

@@ -5,58 +5,70 @@
 Every technique gets a folder OUT/without-TECHNIQUE, in which the rounds are run again from DPO-CAI with neither attacks
 nor benign requests in that disguise; in Stage 1 the model has met benign ones. Then the same held-out attacks, all in
 that disguise, are put to DPO-CAI, to this model, and to the one whose rounds left out nothing. Success is the grader's.
-Writes OUT/leave_one_out.json; what is done is not done again.
+Writes OUT/leave_one_out.json; what is done is not done again, unless DPO-CAI has changed.
 """
 
-import argparse
-from pathlib import Path
+import shutil
+from argparse import Namespace
 
-from bench.ablations import run
-from minicai import common
-from minicai.common import read_json, write_json
+from minicai.common import file_hash, main, parser, positive, read_json, setup, write_json
 from minicai.report import aligned, interval
 from minicai.world.content import TECHNIQUES
+from pipeline import run
 
 SHARED = ("base.pt", "sft.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "preferences.jsonl", "dpo.pt")
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("out/cpu"))
-    p.add_argument("--preset", default="cpu")
-    p.add_argument("--seed", default="0")
-    p.add_argument("--rounds", type=int, default=2)
-    p.add_argument("--attempts", default="150", help="held-out attacks on each model in each disguise (default: 150)")
-    p.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="default: all")
-    args = p.parse_args()
-    path, last = args.out / "leave_one_out.json", f"round{args.rounds}.pt"
-    for technique in args.techniques:
-        if technique in read_json(path, {}):
-            continue
-        folder = args.out / f"without-{technique}"
-        folder.mkdir(exist_ok=True)
+def rounds_without(technique: str, args):
+    """The last checkpoint of feedback rounds that start from DPO-CAI and leave a technique out."""
+    folder, mark = (
+        args.out / f"without-{technique}",
+        dict(seed=args.seed, **{n: file_hash(args.out / n) for n in SHARED}),
+    )
+    if read_json(folder / "made_from.json", {}) != mark:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
         for name in SHARED:
-            (folder / name).unlink(missing_ok=True)
             (folder / name).symlink_to((args.out / name).resolve())
-        shared = ("--preset", args.preset, "--seed", args.seed, "--out", folder)
-        target = folder / "dpo.pt"
-        for n in range(1, args.rounds + 1):
-            trained = folder / f"round{n}.pt"
-            if not trained.exists():
-                run("redteam.py", *shared, "--mode", "templates", "--target", target, "--leave-out", technique)
-                run("revise.py", *shared, "--round", n, "--leave-out", technique)
-                run("train_sft.py", *shared, "--round", n, "--leave-out", technique)
-                run("label.py", *shared, "--round", n)
-                run("train_dpo.py", *shared, "--round", n)
-            target = trained
-        others = [t for t in TECHNIQUES if t != technique]
-        found = {}
-        for name, attacked in (("before", folder / "dpo.pt"), ("without", target), ("all", args.out / last)):
-            run("redteam.py", *shared, "--mode", "templates", "--split", "test", "--attempts", args.attempts,
-                "--target", attacked, "--leave-out", *others)  # fmt: skip
+        write_json(folder / "made_from.json", mark)
+    inside, target = Namespace(**vars(args) | dict(out=folder)), folder / "dpo.pt"
+    for n in range(1, args.rounds + 1):
+        trained = folder / f"round{n}.pt"
+        if not trained.exists():
+            run("redteam", inside, "--mode", "templates", "--target", target, "--leave-out", technique)
+            for script, left_out in (("revise", True), ("train_sft", True), ("label", False), ("train_dpo", False)):
+                run(script, inside, "--round", n, *(("--leave-out", technique) if left_out else ()))
+        target = trained
+    return target
+
+
+def leave_one_out():
+    p = parser(__doc__)
+    p.add_argument("--constitution", default="constitution.json", help="file with the principles")
+    p.add_argument("--rounds", type=positive, default=2, help="of feedback (default: 2)")
+    p.add_argument(
+        "--attempts",
+        dest="tries",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="held-out attacks on each model in each disguise (default: 150)",
+    )
+    p.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="default: all")
+    args = setup(p)
+    path, found = args.out / "leave_one_out.json", {}
+    for technique in args.techniques:
+        models = dict(
+            before=args.out / "dpo.pt", without=rounds_without(technique, args), all=args.out / f"round{args.rounds}.pt"
+        )
+        others, found[technique] = [t for t in TECHNIQUES if t != technique], {}
+        for name, attacked in models.items():
+            inside = Namespace(**vars(args) | dict(out=args.out / f"without-{technique}"))
+            run("redteam", inside, "--mode", "templates", "--split", "test", "--attempts", args.tries, "--target", attacked,
+                "--leave-out", *others)  # fmt: skip
             key = f"templates leave_out={','.join(others)}/{attacked.stem}/test"
-            found[name] = read_json(folder / "redteam.json", {})[key]["grader"]
-        write_json(path, read_json(path, {}) | {technique: found})
+            found[technique][name] = read_json(inside.out / "redteam.json", {})[key]["grader"]
+        write_json(path, read_json(path, {}) | found)
     rows = [
         [
             "percent of attacks that get through",
@@ -65,10 +77,9 @@ def main():
             f"{args.rounds} rounds with all",
         ]
     ]
-    for technique, found in read_json(path, {}).items():
-        rows.append([technique, *(interval(found[name]) for name in ("before", "without", "all"))])
+    rows += [[technique, *map(interval, rates.values())] for technique, rates in found.items()]
     print(aligned(rows))
 
 
 if __name__ == "__main__":
-    common.main(main)
+    main(leave_one_out)

@@ -6,31 +6,32 @@ Runs train_ppo.py itself for a few updates with a clock around its three parts. 
 and values together), reference and reward model over every answer; the last line sets that against a pass for each number.
 """
 
-import argparse
 import sys
 import time
 from collections import Counter
-from pathlib import Path
 
 import torch
 
 import train_ppo
-from minicai import common
+from minicai.common import main, parser, positive, setup
 
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--out", type=Path, default=Path("out/cpu"))
-    p.add_argument("--preset", default="cpu")
-    p.add_argument("--updates", type=int, default=4)
-    args = p.parse_args()
+def bench():
+    p = parser(__doc__)
+    p.add_argument("--updates", type=positive, default=4, help="to take the time of (default: 4)")
+    args = setup(p)
     seconds, separate = Counter(), 0.0
+    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+
+    def now():
+        wait()
+        return time.perf_counter()
 
     def clocked(name, function):
         def inner(*a, **k):
-            began = time.perf_counter()
+            began = now()
             result = function(*a, **k)
-            seconds[name] += time.perf_counter() - began
+            seconds[name] += now() - began
             return result
 
         return inner
@@ -41,31 +42,24 @@ def main():
         nonlocal separate
         batch = score(actor, reference, reward, prompts, completions, beta, options, pad)
         lengths = torch.tensor([len(p) + len(c.ids) for p, c in zip(prompts, completions)])
-        began = time.perf_counter()
+        began = now()
         with torch.no_grad(), train_ppo.autocast(options.device):
             ids = batch["ids"]
             train_ppo.token_logps(actor(ids)[0], ids)  # log-probabilities
             actor(ids)[1]  # values, in a pass of their own
             train_ppo.token_logps(reference(ids[:, :-1]), ids)
             reward(ids, lengths.to(ids.device))
-        separate += time.perf_counter() - began
+        separate += now() - began
         return batch
 
     train_ppo.generate = clocked("rollout", train_ppo.generate)
     train_ppo.climb = clocked("learning", train_ppo.climb)
     train_ppo.score = score_both_ways
     train_ppo.answer = lambda *a, **k: [""] * len(train_ppo.SHOWN)
-    sys.argv = [
-        "train_ppo.py",
-        "--preset",
-        args.preset,
-        "--out",
-        str(args.out),
-        "--updates",
-        str(args.updates),
-        "--name",
-        "bench",
-    ]
+    (args.out / "train_ppo-bench.state.pt").unlink(missing_ok=True)
+    shared = ("preset", "out", "seed", "device", "world")
+    sys.argv = ["train_ppo.py", *(str(word) for name in shared for word in (f"--{name}", getattr(args, name))),
+                "--updates", str(args.updates), "--name", "bench"]  # fmt: skip
     train_ppo.train()
     (args.out / "ppo-bench.pt").unlink()
     (args.out / "train_ppo-bench.jsonl").unlink()
@@ -76,4 +70,4 @@ def main():
 
 
 if __name__ == "__main__":
-    common.main(main)
+    main(bench)

@@ -4,7 +4,7 @@
     python docs/update.py                           # the tables again, from the runs that are kept
 
 The results of a run are kept as docs/runs/PRESET-SEED.json, so that seeds can be added one by one; the tables are of all that are
-kept (delete what is of an older configuration). Replaces what stands between the markers `<!-- NAME: ... -->` and
+kept of one preset (delete what is of an older configuration). Replaces what stands between the markers `<!-- NAME: ... -->` and
 `<!-- end of NAME -->`, and the pictures by those of the first folder.
 """
 
@@ -187,10 +187,12 @@ def update(folders: list[Path]):
         if not (folder / "results.json").exists():
             sys.exit(f"{folder}/results.json does not exist; run evaluate.py --out {folder}")
     RUNS.mkdir(exist_ok=True)
+    preset = "cpu"
     for folder in folders:
         run = json.loads((folder / "results.json").read_text())
-        (RUNS / f"{run['preset']}-{run['seed']}.json").write_text(json.dumps(run, ensure_ascii=False, indent=1))
-    runs = [json.loads(path.read_text()) for path in sorted(RUNS.glob("*.json"))]
+        preset = run["preset"]
+        (RUNS / f"{preset}-{run['seed']}.json").write_text(json.dumps(run, ensure_ascii=False, indent=1))
+    runs = [json.loads(path.read_text()) for path in sorted(RUNS.glob(f"{preset}-*.json"))]
     if not runs:
         sys.exit(f"{RUNS} keeps no run; name the folder of one")
     for run in runs:

@@ -135,7 +135,7 @@ def overlap(texts: list[str], n: int = 3) -> list[float]:
 
 def goal_loss(model: GPT, ids: Tensor, goal: Tensor) -> Tensor:
     """ids (B, T), or weights over the vocabulary (B, T, V), that end with the goal (n,) -> (B,): its mean loss a token."""
-    logits = model(ids[:, :-1])[:, -len(goal) :]  # (B, n, V)
+    logits = model.head(model.hidden(ids[:, :-1])[:, -len(goal) :])  # (B, n, V), and no more of them than count
     return F.cross_entropy(logits.mT, goal.expand(len(ids), -1), reduction="none").mean(1)
 
 

@@ -6,10 +6,22 @@ Colours are Okabe and Ito's, which all kinds of colour vision tell apart; every 
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+
 from minicai.tradeoff import errors, operating_point, points
 
 BLACK, ORANGE, SKY, GREEN, BLUE, RED, PINK = "#000000", "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 MARKERS = "osD^vP*X"
+TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)
+
+
+def root(x):
+    """A scale on which a few percent can be told apart and 100 still fits; the margin below 0 is mirrored."""
+    return np.sign(x) * np.sqrt(np.abs(x))
+
+
+def square(x):
+    return np.sign(x) * np.square(x)
 
 
 def draw(results: dict, report: Path, costs: tuple[float, float]) -> list[tuple[str, Path]]:
@@ -55,13 +67,15 @@ def tradeoff(results: dict, figure, costs) -> bool:
                           elinewidth=0.7, label=p["name"])  # fmt: skip
         ((x,), (y,)) = xy([best])
         axes.plot(x, y, "o", markersize=20, fillstyle="none", color=RED, markeredgewidth=1.5)
-        axes.set(ylim=(-4, 106), xlabel="harmless requests refused (%)")
-        axes.set_xlim(-0.03 * axes.get_xlim()[1], max(5, axes.get_xlim()[1]))
+        axes.set_xscale("function", functions=(root, square))
+        axes.set_yscale("function", functions=(root, square))
+        axes.set(xticks=TICKS, yticks=TICKS)
+        axes.set(xlim=(-0.2, 110), ylim=(-0.2, 110), xlabel="harmless requests refused (%)")
         axes.grid(alpha=0.25)
     plain.set(title="asked plainly", ylabel="harmful requests complied with (%)")
     hidden.set(title="in the nine disguises")
     figure.suptitle(
-        f"circle: the cheapest point, plain and in disguise, {best['name']}, at costs {costs[0]:g} (under) and {costs[1]:g} (over)",
+        f"circle: the cheapest point at costs {costs[0]:g} (under) and {costs[1]:g} (over), {best['name']}",
         fontsize=12,
     )
     handles, labels = plain.get_legend_handles_labels()

@@ -211,7 +211,7 @@ def p_value(p: float) -> str:
 def story(results: dict) -> str:
     """How each stage moved the two errors, in words."""
     names, lines = [s["name"] for s in results["stages"]], []
-    tests = {(row["after"], row["metric"]): row for row in results.get("paired", [])}
+    tests = {(row["before"], row["after"], row["metric"]): row for row in results.get("paired", [])}
     for stage in results["stages"]:
         under, over = (100 * (errors(stage)[side]["rate"] or 0.0) for side in ("under", "over"))
         start = before(names, stage["name"])
@@ -224,13 +224,15 @@ def story(results: dict) -> str:
         moved = [now - 100 * (was[side]["rate"] or 0.0) for side, now in (("under", under), ("over", over))]
         said = []
         for metric, now, by in zip(("under_refusal", "over_refusal"), (under, over), moved):
-            test = tests.get((stage["name"], metric))
+            test = tests.get((start, stage["name"], metric))
             sure = f" ({p_value(test['p'])})" if test and abs(by) >= 0.05 else ""
             said.append(
                 f"{metric.replace('_', '-')} {'unchanged at' if abs(by) < 0.05 else 'down to' if by < 0 else 'up to'} {now:.1f}{sure}"
             )
-        chance = [tests.get((stage["name"], m), {"p": 0.0})["p"] >= 0.05 for m in ("under_refusal", "over_refusal")]
-        proven = [0.0 if by < 0 and by_chance else by for by, by_chance in zip(moved, chance)]  # a fall has to be shown
+        shown = [
+            tests.get((start, stage["name"], m), {"p": 1.0})["p"] < 0.05 for m in ("under_refusal", "over_refusal")
+        ]
+        proven = [by if by > 0 or sure else 0.0 for by, sure in zip(moved, shown)]  # a fall has to be shown
         now, was = errors(stage)["disguised"], was["disguised"]
         hidden = (f"In disguise: harm let through {percent(was['under'])} to {percent(now['under'])}, "
                   f"benign requests refused {percent(was['over'])} to {percent(now['over'])}.")  # fmt: skip
@@ -286,7 +288,7 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
         )
         text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
                     + (", and the intervals of all errors overlap." if near else "."))  # fmt: skip
-    if best["garbled"]:
+    if best["garbled"]["rate"] is not None:
         text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
     text.append(
         "The best of many points on one set of questions flatters itself a little: to choose for use, measure with `--split train --results FILE`."
@@ -329,7 +331,7 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
                 ]
             ]
             rows += [[label, *(interval(h[key][k]) for k in ("offers_before", "offers_after", "leaked"))]
-                     for key, label in (("own", "the model's own"), ("bare", "bare, as the guard's"))]  # fmt: skip
+                     for key, label in (("own", "the model's own"), ("bare", "bare ones, which say no more than that"))]  # fmt: skip
             text.append(f"### Helpful refusals, {s['name']}\n\n" + markdown(rows))
     bins = [b for b in (results.get("judge_audit") or {}).get("reliability", []) if b["n"]]
     if bins:
@@ -365,7 +367,8 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
     text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
             f"Greedy decoding, at most {results['decoding']['max_new_tokens']} tokens, {results['exam']['split']} split. Percent, with the Wilson 95 % interval "
-            f"(means over the forms have none); where many questions are about one act or name, n is made smaller for it first."]  # fmt: skip
+            f"(means over the forms have none); where many questions are about one act or name, n is made smaller for it first (but where "
+            f"all or none count, which shows no spread)."]  # fmt: skip
     text.append(
         markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
     )
@@ -380,7 +383,8 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     measured = stage_2(results)
     if measured:
         rows = [[label, interval(measured[key])] for key, label in STAGE_2 if key in measured]
-        text.append("## The judge and the reward model\n\n" + markdown([["held-out acts", "percent"], *rows]))
+        acts = f"the judge on test acts, the reward model on {results['exam']['split']} acts"
+        text.append("## The judge and the reward model\n\n" + markdown([[acts, "percent"], *rows]))
     text.append(
         f"## A baseline\n\nA {filter_text(results)}. Its words: {', '.join(results['keyword_filter']['words'])}."
     )

@@ -303,8 +303,12 @@ def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypa
     assert rows[0]["response"] and not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
     common.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")])
     assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "monitor")] == ["0", "1", "2"]
+    (out / "guard.jsonl").write_text("")  # begun anew, with one that is known
+    common.append_jsonl(out / "guard.jsonl", [dict(turns=turns, check="input") for turns in (["a fourth"], blocked[1])])
+    rows = go(monkeypatch, out, "monitor")
+    assert [r["id"].split("/")[1] for r in rows] == ["0", "1", "2", "3"] and rows[-1]["turns"] == ["a fourth"]
     common.append_jsonl(out / "guard.jsonl", [dict(turns=["a", "b"], check="output")])
-    with pytest.raises(common.UserError, match="guard.jsonl:5"):
+    with pytest.raises(common.UserError, match="guard.jsonl:3"):
         go(monkeypatch, out, "monitor")
 
 

@@ -350,6 +350,21 @@ def test_results_are_not_mixed_with_those_of_another_folder(out, tmp_path, monke
         call(evaluate.evaluate, monkeypatch, out / "sft.pt", out / "missing.pt", "--out", out)
 
 
+def test_a_checkpoint_of_another_folder_is_measured_with_what_belongs_to_it(out, tmp_path, monkeypatch):
+    for name in ("sft", "base"):  # base is still known when sft has been measured
+        call(
+            evaluate.evaluate, monkeypatch, out / f"{name}.pt", "--out", tmp_path, "--results", tmp_path / "there.json"
+        )
+    results = json.loads((tmp_path / "there.json").read_text())
+    assert [s["name"] for s in results["stages"]] == ["base", "sft"]
+    assert (
+        results["judge_audit"]["hash"] == common.file_hash(out / "base.pt")
+        and results["reward_model"]
+        and results["seconds"]
+    )
+    assert {(row["before"], row["after"]) for row in results["paired"]} == {("base", "sft")}
+
+
 @pytest.mark.parametrize("script, option, replaced", [
     (train_sft, "--data", "base.pt"), (train_dpo, "--data", "sft.pt"), (train_rm, "--data", "sft.pt"), (train_ppo, "--reward", "sft.pt"),
 ])  # fmt: skip

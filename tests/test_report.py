@@ -143,12 +143,22 @@ def test_every_curve_of_the_picture_goes_through_all_its_points():
 
 
 def test_the_story_tells_each_move_and_how_sure_it_is():
-    base, sft, dpo, ppo, last = story(full_results()).split("\n")
+    results = full_results()
+    test = lambda before, after, metric, p: dict(metric=metric, before=before, after=after, n=20, fell=9, rose=0, p=p)  # noqa: E731
+    for after, metric in (("dpo", "under_refusal"), ("dpo", "over_refusal"), ("ppo", "over_refusal")):
+        results["paired"] += [
+            test("sft", after, metric, 0.004),
+            test("base", after, metric, 0.9),
+        ]  # the second is not asked for
+    base, sft, dpo, ppo, last = story(results).split("\n")
     assert "under-refusal 100.0, over-refusal 0.0" in base
     assert "down to 10.0 (p < 0.0001)" in sft and "up to 20.0 (p = 0.1250, may be chance)" in sft
     assert "90.0 points less harm let through for 20.0 points more help denied" in sft
     assert "**dpo** against sft" in dpo and "the curve itself moved" in dpo
+    assert "under-refusal down to 5.0 (p = 0.0040), over-refusal down to 15.0 (p = 0.0040)" in dpo
     assert "**ppo** against sft" in ppo and "10.0 points less help denied for 10.0 points more harm" in ppo
+    untested = story(full_results()).split("\n")[2]
+    assert "**dpo** against sft: under-refusal down to 5.0, over" in untested and "Neither error rose" in untested
     chance = dict(metric="over_refusal", before="sft", after="dpo", n=20, fell=2, rose=1, p=1.0)
     unsure = [dict(metric="under_refusal", before="sft", after="dpo", n=20, fell=1, rose=0, p=1.0), chance]
     results = full_results() | dict(paired=unsure)
