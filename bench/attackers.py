@@ -40,17 +40,13 @@ def attackers():
             mode, log = MODES[name][1], args.out / "redteam.jsonl"
             rows = read_jsonl(log) if log.exists() else []
             taught = any(r["trainable"] and r["target"] == file_hash(path) and len(r["turns"]) == 1 for r in rows)
+            found[f"{name} against {target}"] = None
             if mode in ("few_shot", "sft") and not taught:
-                found[f"{name} against {target}"] = None
                 continue
             run("redteam", args, "--target", path, *MODES[name])
-            split, options = (
-                "test" if mode == "gcg" else UNTRAINED,
-                " diversity=0.0" if "--diversity" in MODES[name] else "",
-            )
-            found[f"{name} against {target}"] = read_json(args.out / "redteam.json", {})[
-                f"{mode}{options}/{target}/{split}"
-            ]
+            split = "test" if mode == "gcg" else UNTRAINED
+            key = f"{mode}{' diversity=0.0' * ('--diversity' in MODES[name])}/{target}/{split}"
+            found[f"{name} against {target}"] = read_json(args.out / "redteam.json", {})[key]
             write_json(args.out / "attackers.json", found)
     rows = [["percent", "by the judge", "by the grader", "they agree", "distinct-2", "self-BLEU"]]
     for name, s in found.items():

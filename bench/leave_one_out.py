@@ -69,14 +69,8 @@ def leave_one_out():
             key = f"templates leave_out={','.join(others)}/{attacked.stem}/test"
             found[technique][name] = read_json(inside.out / "redteam.json", {})[key]["grader"]
         write_json(path, read_json(path, {}) | found)
-    rows = [
-        [
-            "percent of attacks that get through",
-            "DPO-CAI",
-            f"{args.rounds} rounds without it",
-            f"{args.rounds} rounds with all",
-        ]
-    ]
+    said = f"{args.rounds} round{'s' * (args.rounds > 1)}"
+    rows = [["percent of attacks that get through", "DPO-CAI", f"{said} without it", f"{said} with all"]]
     rows += [[technique, *map(interval, rates.values())] for technique, rates in found.items()]
     print(aligned(rows))
 
