@@ -40,7 +40,7 @@ from minicai.world.skills import FAMILIES
 probability = option_type(float, lambda x: 0 < x <= 1, "a probability above 0")
 
 
-def chat():
+def options():
     p = parser(__doc__)
     p.add_argument(
         "--checkpoint",
@@ -74,6 +74,11 @@ def chat():
         raise UserError("--family belongs to --show-critique; give both, or leave it out")
     if not args.guard and any(getattr(args, k) != p.get_default(k) for k in ("input_threshold", "output_threshold")):
         raise UserError("--input-threshold and --output-threshold belong to --guard; give that too, or leave them out")
+    return args
+
+
+def chat():
+    args = options()
     path = args.checkpoint or newest_stage(args.out)
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer = Tokenizer.load(path.parent / "tokenizer.json")

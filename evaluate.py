@@ -79,7 +79,7 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def evaluate():
+def options():
     p = parser(__doc__)
     p.add_argument("checkpoints", nargs="*", type=Path, help="default: the checkpoint of every stage in OUT")
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
@@ -111,6 +111,11 @@ def evaluate():
     folders = {path.parent for path in args.checkpoints}
     if args.results and len(folders) == 1:
         [args.out] = folders  # its judge, reward model and base belong to them
+    return args
+
+
+def evaluate():
+    args = options()
     results_path = args.results or args.out / "results.json"
     named = results_path.stem != "results"
     report = results_path.with_name(f"{results_path.stem}.md" if named else "report.md")

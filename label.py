@@ -209,7 +209,7 @@ def explain(rows: list[dict], number: int, constitution: Constitution):
     )
 
 
-def label():
+def options():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument(
@@ -231,16 +231,35 @@ def label():
     args = setup(p)
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's file has its own name")
+    return args
+
+
+def label_batch(args, at: int, jobs: list[tuple[str, Request]], models: dict, tokenizer, part: Part, grader: Grader,
+                constitution: Constitution, bar) -> tuple[list[dict], int]:  # fmt: skip
+    """The rows of the comparisons number `at` and on, in their order, and how many came to no verdict."""
+    rng, rows = random.Random(f"label {args.seed} {at}"), {"ai": [], "human": []}
+    by = [("policy", "policy")] * len(jobs) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))
+    requests, seed = [r for _, r in jobs], args.seed * 1_000_003 + at
+    answers = two_answers(requests, by, models, tokenizer, part, args.temperature, seed, rng, bar)
+    for i, (kind, request) in enumerate(jobs):
+        a, b = answers[i]
+        p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
+        if a and b and a != b and p is not None:
+            rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
+                                   turns=list(request.turns), by=by[i], a=a, b=b, p=p))  # fmt: skip
+    labelled, silent = compare(args, models["base"], tokenizer, rows["ai"], constitution, rng)
+    return sorted(labelled + rows["human"], key=lambda row: row["id"]), silent
+
+
+def label():
+    args = options()
     world, constitution = World(args.world), Constitution(args.constitution)
     suffix, start = (f"-round{args.round}", f"sft-round{args.round}.pt") if args.round else ("", "sft.pt")
     suffix = f"-{args.name}" if args.name else suffix
     path = args.out / f"preferences{suffix}.jsonl"
     if args.explain is not None:
-        return explain(
-            read_jsonl(path, required=("id", "kind", "turns", "by", "a", "b", "p", "made_by"), fields=FIELDS),
-            args.explain,
-            constitution,
-        )
+        required = ("id", "kind", "turns", "by", "a", "b", "p", "made_by")
+        return explain(read_jsonl(path, required=required, fields=FIELDS), args.explain, constitution)
     if args.principles not in ("families", "random", "all", *constitution.principles):
         raise UserError(
             f"--principles {args.principles}: give families, random, all, or one of {', '.join(constitution.principles)}"
@@ -267,7 +286,7 @@ def label():
     write_json(args.out / f"judge{suffix}.json", report | dict(hash=made_by["judge"]))
     print_audit(report)
 
-    part, grader = Part(world, UNTRAINED), Grader(world)
+    part, grader, models = Part(world, UNTRAINED), Grader(world), dict(policy=policy, base=base)
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, rng)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, rng, FOR_PEOPLE)]
     rng.shuffle(jobs)
@@ -275,25 +294,13 @@ def label():
     bar, silent = tqdm(total=2 * len(jobs), initial=min(2 * first, 2 * len(jobs)), desc="label", unit=" answers"), 0
     for at in range(first, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
-        turns, rows = [list(r.turns) for _, r in batch], {"ai": [], "human": []}
-        rng, seed = random.Random(f"label {args.seed} {at}"), args.seed * 1_000_003 + at
-        by = [("policy", "policy")] * len(batch) if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(batch))
-        models = dict(policy=policy, base=base)
-        answers = two_answers([r for _, r in batch], by, models, tokenizer, part, args.temperature, seed, rng, bar)
-        for i, (kind, request) in enumerate(batch):
-            a, b = answers[i]
-            p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
-            if a and b and a != b and p is not None:
-                rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
-                                       turns=turns[i], by=by[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
-        labelled, without = compare(args, base, tokenizer, rows["ai"], constitution, rng)
+        rows, without = label_batch(args, at, batch, models, tokenizer, part, grader, constitution, bar)
         silent += without
-        done += sorted(labelled + rows["human"], key=lambda row: row["id"])
+        done += [row | dict(made_by=made_by) for row in rows]
         rewrite_jsonl(path, done)
     bar.close()
-    rows = read_jsonl(path)
-    ai = [row for row in rows if row["kind"] == "ai"]
-    print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(rows) - len(ai)} by the "
+    ai = [row for row in done if row["kind"] == "ai"]
+    print(f"{path}: {len(ai)} comparisons by the judge, {sum(not tied(row) for row in ai)} of them decided, and {len(done) - len(ai)} by the "
           f"person, of {len(jobs)} prompts; the others had equal, equally useful or unfinished answers. Without a verdict, and left out in this run: {silent}")  # fmt: skip
 
 

@@ -422,7 +422,7 @@ def report(red: Red, rows: list[dict]):
     print(f"{red.path}: {whole['trainable']} of these {len(rows)} attacks may be trained on; summary in {path}")
 
 
-def redteam():
+def options():
     p = parser(__doc__)
     p.add_argument("--mode", required=True, choices=("templates", "zero_shot", "few_shot", "sft", "rl", "gcg", "human", "monitor"),
                    help="how attacks are made")  # fmt: skip
@@ -463,6 +463,12 @@ def redteam():
             if getattr(args, knob) != p.get_default(knob):
                 raise UserError(f"--{knob.replace('_', '-')} belongs to --mode {mode}; leave it out")
     args.attempts = args.given or max(1, round(args.attempts * SHARE.get(args.mode, 1)))
+    args.changed = [k for k in KNOBS.get(args.mode, ()) if getattr(args, k) != p.get_default(k)]
+    return args
+
+
+def redteam():
+    args = options()
     world, constitution = World(args.world), Constitution(args.constitution)
     if "harmlessness" not in constitution.families:
         raise UserError(
@@ -477,9 +483,9 @@ def redteam():
     made_by = dict(mode=args.mode, split=args.split, seed=args.seed, target=file_hash(args.target), judge=file_hash(args.out / "base.pt"),
                    world=world_hash(args), **{k: getattr(args, k) for k in KNOBS.get(args.mode, ())})  # fmt: skip
     run = f"{args.mode}-{hashlib.sha256(json.dumps(made_by).encode()).hexdigest()[:8]}"
-    changed = {k: made_by[k] for k in KNOBS.get(args.mode, ()) if made_by[k] != p.get_default(k)}
-    options = "".join(f" {k}={','.join(v) if isinstance(v, list) else v}" for k, v in changed.items())
-    red = Red(args, world, constitution, tokenizer, base, target, Grader(world), made_by, run, options)
+    changed = {k: made_by[k] for k in args.changed}
+    shown = "".join(f" {k}={','.join(v) if isinstance(v, list) else v}" for k, v in changed.items())
+    red = Red(args, world, constitution, tokenizer, base, target, Grader(world), made_by, run, shown)
     append_jsonl(red.path, [])  # cuts off a line that a killed run left unfinished
     rows = read_jsonl(
         red.path, required=("id", "mode", "topic", "turns", "judge", "success", "trainable", "target", "made_by")

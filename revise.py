@@ -105,7 +105,7 @@ def show(path, number: int, constitution: Constitution):
     print(for_terminal(chain_text(with_requests(found[0], constitution))))
 
 
-def revise():
+def options():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
@@ -129,6 +129,41 @@ def revise():
         raise UserError("--leave-out belongs to a feedback round; give --round too")
     if args.round:
         args.name = f"round{args.round}"
+    return args
+
+
+def respond(
+    args, model: GPT, tokenizer: Tokenizer, part: Part, start: int, requests: list, drafts: list[str] | None, bar
+) -> list[dict]:
+    """The chains of one batch as they begin: each request with its first answer."""
+    turns = [list(r.turns) for r in requests]
+    if drafts is None:
+        drafts = answer(model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update)
+    else:
+        bar.update(len(requests))
+    return [dict(id=start + i, split=split_of(r.topic) if isinstance(r, Attack) else part.split, type=r.type, request=r.id, turns=t,
+                 plain=list(r.plain), responses=[draft] if draft else [], principles=[], critiques=[])
+            for i, (r, t, draft) in enumerate(zip(requests, turns, drafts))]  # fmt: skip
+
+
+def lengthen(args, model: GPT, tokenizer: Tokenizer, constitution: Constitution, start: int, chains: list[dict], bar):
+    """The loop of Stage 1: the principles, critiques and revisions of one batch, step by step."""
+    rng = random.Random(f"principles {args.seed} {start}")
+    rows = [row for row in chains if row["responses"]]  # an answer that never ended leaves an empty chain
+    orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]
+    for step in range(args.revisions):
+        wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
+        latest = [row["responses"][-1] for row in rows]
+        critiques, revisions = critique_and_revise(model, tokenizer, [row["plain"] for row in rows], latest, wordings,
+                                                   args.critique, progress=bar.update)  # fmt: skip
+        for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
+            row["principles"].append(wording.id)
+            row["critiques"].append(critique)
+            row["responses"].append(new if new is not None else old)  # a text that never ended revises nothing
+
+
+def revise():
+    args = options()
     world, constitution = World(args.world), Constitution(args.constitution)
     if args.without:
         constitution = constitution.without(args.without)
@@ -164,31 +199,10 @@ def revise():
     texts = 1 + args.revisions * (2 if args.critique else 1)
     bar = tqdm(total=len(requests) * texts, initial=len(done) * texts, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):
-        batch = requests[start : start + BATCH]
-        rng = random.Random(f"principles {args.seed} {start}")
-        turns = [list(r.turns) for r in batch]
-        if drafts:
-            responses = drafts[start : start + BATCH]
-            bar.update(len(batch))
-        else:
-            responses = answer(
-                model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update
-            )
-        made = [dict(id=start + i, split=split_of(r.topic) if isinstance(r, Attack) else part.split, type=r.type, request=r.id,
-                     turns=t, plain=list(r.plain), responses=[response] if response else [], principles=[], critiques=[], made_by=made_by)
-                for i, (r, t, response) in enumerate(zip(batch, turns, responses))]  # fmt: skip
-        rows = [row for row in made if row["responses"]]  # an answer that never ended leaves an empty chain
-        orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]
-        for step in range(args.revisions):
-            wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
-            latest = [row["responses"][-1] for row in rows]
-            critiques, revisions = critique_and_revise(model, tokenizer, [row["plain"] for row in rows], latest, wordings,
-                                                       args.critique, progress=bar.update)  # fmt: skip
-            for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
-                row["principles"].append(wording.id)
-                row["critiques"].append(critique)
-                row["responses"].append(new if new is not None else old)  # a text that never ended revises nothing
-        append_jsonl(path, made)
+        batch = slice(start, start + BATCH)
+        chains = respond(args, model, tokenizer, part, start, requests[batch], drafts and drafts[batch], bar)
+        lengthen(args, model, tokenizer, constitution, start, chains, bar)
+        append_jsonl(path, [row | dict(made_by=made_by) for row in chains])
     bar.close()
     rows = [row for row in read_jsonl(path) if row["responses"]]
     changed = sum(row["responses"][-1] != row["responses"][0] for row in rows)

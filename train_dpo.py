@@ -44,7 +44,7 @@ from minicai.optim import descend, set_lr
 from minicai.tokenizer import Tokenizer
 
 
-def train():
+def options():
     p = parser(__doc__)
     p.add_argument("--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)")
     p.add_argument("--beta", type=above_zero, help="strength of the pull to the reference, or what the loss makes of it "
@@ -63,6 +63,11 @@ def train():
     args = setup(p)
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
+    return args
+
+
+def train():
+    args = options()
     start, name = args.out / "sft.pt", f"dpo-{args.name}" if args.name else "dpo"
     paths = [args.data or args.out / "preferences.jsonl"]
     if args.round:

@@ -103,7 +103,7 @@ def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
     return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [("assistant", response, 1.0)]
 
 
-def train():
+def options():
     p = parser(__doc__)
     p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
     p.add_argument("--revisions", type=int, choices=range(STEPS + 1), default=STEPS,
@@ -133,6 +133,11 @@ def train():
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
     args.rate = args.rate or (args.sft_lr / 5 if args.round else args.sft_lr)
+    return args
+
+
+def train():
+    args = options()
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     sources = [args.data or args.out / "revisions.jsonl"]
