@@ -1,6 +1,6 @@
 """The whole of it, in order: each line below is a command you can run yourself.
 
-    python pipeline.py                       # CPU preset: 40 to 75 minutes on one core with bf16, 90 on 2 without
+    python pipeline.py                       # CPU preset: 40 to 75 minutes on one core with bf16, 90 to 120 on 2 without
     python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
     python pipeline.py --preset smoke        # a minute or two, to see that everything runs
 

@@ -1,6 +1,6 @@
 """Train a tokenizer and a helpful-only base model from random weights on the world's corpus.
 
-    python train_base.py                     # CPU preset: 20 to 40 minutes on one core with bf16, 50 on 2 without
+    python train_base.py                     # CPU preset: 20 to 40 minutes on one core with bf16, 50 to 70 on 2 without
     python train_base.py --preset smoke      # seconds, to see it run
 
 reads   world/*.jsonl, constitution.json (the wordings that demonstrations use)
