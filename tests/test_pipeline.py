@@ -351,18 +351,18 @@ def test_results_are_not_mixed_with_those_of_another_folder(out, tmp_path, monke
 
 
 def test_a_checkpoint_of_another_folder_is_measured_with_what_belongs_to_it(out, tmp_path, monkeypatch):
-    for name in ("sft", "base"):  # base is still known when sft has been measured
+    for name in ("dpo", "base"):  # the one is still known when the other is measured
         call(
             evaluate.evaluate, monkeypatch, out / f"{name}.pt", "--out", tmp_path, "--results", tmp_path / "there.json"
         )
     results = json.loads((tmp_path / "there.json").read_text())
-    assert [s["name"] for s in results["stages"]] == ["base", "sft"]
+    assert [s["name"] for s in results["stages"]] == ["base", "dpo"]
     assert (
         results["judge_audit"]["hash"] == common.file_hash(out / "base.pt")
         and results["reward_model"]
         and results["seconds"]
     )
-    assert {(row["before"], row["after"]) for row in results["paired"]} == {("base", "sft")}
+    assert {(row["before"], row["after"]) for row in results["paired"]} == {("base", "dpo")}
 
 
 @pytest.mark.parametrize("script, option, replaced", [
