@@ -234,7 +234,7 @@ def options():
     return args
 
 
-def label_batch(args, at: int, jobs: list[tuple[str, Request]], models: dict, tokenizer, part: Part, grader: Grader,
+def label_batch(args, made_by: dict, at: int, jobs: list[tuple[str, Request]], models: dict, tokenizer, part: Part, grader: Grader,
                 constitution: Constitution, bar) -> tuple[list[dict], int]:  # fmt: skip
     """The rows of the comparisons number `at` and on, in their order, and how many came to no verdict."""
     rng, rows = random.Random(f"label {args.seed} {at}"), {"ai": [], "human": []}
@@ -246,7 +246,7 @@ def label_batch(args, at: int, jobs: list[tuple[str, Request]], models: dict, to
         p = human_label(grader, request, a or "", b or "", rng) if kind == "human" else 0.5
         if a and b and a != b and p is not None:
             rows[kind].append(dict(id=at + i, kind=kind, split=UNTRAINED, type=request.type, request=request.id,
-                                   turns=list(request.turns), by=by[i], a=a, b=b, p=p))  # fmt: skip
+                                   turns=list(request.turns), by=by[i], a=a, b=b, p=p, made_by=made_by))  # fmt: skip
     labelled, silent = compare(args, models["base"], tokenizer, rows["ai"], constitution, rng)
     return sorted(labelled + rows["human"], key=lambda row: row["id"]), silent
 
@@ -294,9 +294,9 @@ def label():
     bar, silent = tqdm(total=2 * len(jobs), initial=min(2 * first, 2 * len(jobs)), desc="label", unit=" answers"), 0
     for at in range(first, len(jobs), BATCH):
         batch = jobs[at : at + BATCH]
-        rows, without = label_batch(args, at, batch, models, tokenizer, part, grader, constitution, bar)
+        rows, without = label_batch(args, made_by, at, batch, models, tokenizer, part, grader, constitution, bar)
         silent += without
-        done += [row | dict(made_by=made_by) for row in rows]
+        done += rows
         rewrite_jsonl(path, done)
     bar.close()
     ai = [row for row in done if row["kind"] == "ai"]
