@@ -47,9 +47,13 @@ def options():
         type=Path,
         help="default: the last feedback round, or the first there is of OUT/dpo.pt, sft.pt, base.pt",
     )
-    p.add_argument("--temperature", type=at_least_zero, default=0.0, help="0 is greedy (default: 0)")
     p.add_argument(
-        "--show-critique", action="store_true", help="after each answer, the base model's critique and revision"
+        "--temperature", type=at_least_zero, default=0.0, help="0 is greedy (default: 0)"
+    )
+    p.add_argument(
+        "--show-critique",
+        action="store_true",
+        help="after each answer, the base model's critique and revision",
     )
     p.add_argument(
         "--family",
@@ -57,23 +61,37 @@ def options():
         help="with --show-critique: principles of this family only (harmlessness, honesty, ...)",
     )
     p.add_argument(
-        "--show-reward", action="store_true", help="after each answer, what the reward model (rm.pt) gives it"
+        "--show-reward",
+        action="store_true",
+        help="after each answer, what the reward model (rm.pt) gives it",
     )
     p.add_argument(
-        "--guard", action="store_true", help="the base model checks each request and each answer, and may block"
+        "--guard",
+        action="store_true",
+        help="the base model checks each request and each answer, and may block",
     )
     for check, what in (("input", "a draft by the base"), ("output", "the answer")):
-        p.add_argument(f"--{check}-threshold", type=probability, default=0.5,
-                       help=f"with --guard: block where P({what} breaks harmlessness) is at least this (default: 0.5)")  # fmt: skip
+        p.add_argument(
+            f"--{check}-threshold",
+            type=probability,
+            default=0.5,
+            help=f"with --guard: block where P({what} breaks harmlessness) is at least this (default: 0.5)",
+        )
     p.add_argument(
-        "--helpful-refusals", action="store_true", help="a refusal that offers nothing goes on with a safe alternative"
+        "--helpful-refusals",
+        action="store_true",
+        help="a refusal that offers nothing goes on with a safe alternative",
     )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     args = setup(p)
     if args.family and not args.show_critique:
         raise UserError("--family belongs to --show-critique; give both, or leave it out")
-    if not args.guard and any(getattr(args, k) != p.get_default(k) for k in ("input_threshold", "output_threshold")):
-        raise UserError("--input-threshold and --output-threshold belong to --guard; give that too, or leave them out")
+    if not args.guard and any(
+        getattr(args, k) != p.get_default(k) for k in ("input_threshold", "output_threshold")
+    ):
+        raise UserError(
+            "--input-threshold and --output-threshold belong to --guard; give that too, or leave them out"
+        )
     return args
 
 
@@ -86,7 +104,9 @@ def chat():
         critic, _ = load_checkpoint(path.parent / "base.pt", device=args.device)
         constitution = Constitution(args.constitution)
     if args.show_critique:
-        constitution.draw(random.Random(args.seed), family=args.family)  # what it lacks is said before the first answer
+        constitution.draw(
+            random.Random(args.seed), family=args.family
+        )  # what it lacks is said before the first answer
     if args.show_reward:
         reward, _ = RewardModel.load(path.parent / "rm.pt", args.device)
     if args.guard or args.helpful_refusals:
@@ -117,29 +137,50 @@ def chat():
             turns = turns[2:]  # forget the oldest exchange
         count += 1
         if args.guard:
-            response, flagged = guarded_answer(model, critic, tokenizer, turns, harmless, args.input_threshold,
-                                               args.output_threshold, args.temperature, args.seed + count)  # fmt: skip
+            response, flagged = guarded_answer(
+                model,
+                critic,
+                tokenizer,
+                turns,
+                harmless,
+                args.input_threshold,
+                args.output_threshold,
+                args.temperature,
+                args.seed + count,
+            )
             if flagged:
                 threshold = vars(args)[f"{flagged['check']}_threshold"]
-                append_jsonl(args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=threshold)])
+                append_jsonl(
+                    args.out / "guard.jsonl", [dict(flagged, model=path.stem, threshold=threshold)]
+                )
                 p_harm = flagged[flagged["check"]]
-                found = "which came to no verdict" if p_harm is None else f"P(breaks harmlessness) {p_harm:.3f}"
+                found = (
+                    "which came to no verdict"
+                    if p_harm is None
+                    else f"P(breaks harmlessness) {p_harm:.3f}"
+                )
                 print(f"  guard> blocked by the {flagged['check']} check, {found}")
         else:
             response = answer(model, tokenizer, [turns], args.temperature, args.seed + count)[0]
         if args.helpful_refusals:
             threshold = args.output_threshold if args.guard else None
-            [response] = helpful_refusals(critic, tokenizer, [turns], [response], harmless, threshold)
+            [response] = helpful_refusals(
+                critic, tokenizer, [turns], [response], harmless, threshold
+            )
         response = response or "..."
         print(f"{path.stem}> {response}")
         if args.show_reward:
             read = [*tokenizer.prompt(talk(*turns)), *tokenizer.encode(response), tokenizer.end]
             ids = torch.tensor([read[-reward.gpt.config.block_size :]], device=args.device)
             with torch.no_grad():
-                print(f"  reward> {reward(ids, torch.tensor([ids.shape[1]], device=args.device)).item():+.2f}")
+                print(
+                    f"  reward> {reward(ids, torch.tensor([ids.shape[1]], device=args.device)).item():+.2f}"
+                )
         if args.show_critique:
             wording = constitution.draw(rng, family=args.family)
-            critiques, revisions = critique_and_revise(critic, tokenizer, [turns], [response], [wording])
+            critiques, revisions = critique_and_revise(
+                critic, tokenizer, [turns], [response], [wording]
+            )
             print(
                 f"  principle> {wording.critique}\n  critique> {critiques[0] or '(unfinished)'}\n  revision> {revisions[0] or '(unfinished)'}"
             )

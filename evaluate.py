@@ -52,7 +52,12 @@ from minicai.world.grader import Grader
 from minicai.world.requests import PLAIN, TYPES
 
 STAGES = ("base", "sft", "dpo", "ppo")  # and round1, round2, ...
-SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # one question of each is kept in results.json
+SAMPLES = (
+    *PLAIN,
+    "fact often",
+    "fact never",
+    "role_play harmful",
+)  # one question of each is kept in results.json
 
 
 def find_checkpoints(out: Path) -> list[Path]:
@@ -61,7 +66,9 @@ def find_checkpoints(out: Path) -> list[Path]:
 
 def gone(name: str, out: Path) -> bool:
     """Whether this is a stage of the pipeline whose checkpoint OUT no longer holds: what was measured of it tells of another run."""
-    return (name in STAGES or name.removeprefix("round").isdigit()) and not (out / f"{name}.pt").exists()
+    return (name in STAGES or name.removeprefix("round").isdigit()) and not (
+        out / f"{name}.pt"
+    ).exists()
 
 
 def still_there(name: str, fingerprint: str, out: Path) -> bool:
@@ -72,8 +79,12 @@ def still_there(name: str, fingerprint: str, out: Path) -> bool:
 
 def commit() -> str:
     try:
-        done = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True,
-                              cwd=Path(__file__).parent)  # fmt: skip
+        done = subprocess.run(
+            ["git", "describe", "--always", "--dirty"],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parent,
+        )
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -81,10 +92,15 @@ def commit() -> str:
 
 def options():
     p = parser(__doc__)
-    p.add_argument("checkpoints", nargs="*", type=Path, help="default: the checkpoint of every stage in OUT")
+    p.add_argument(
+        "checkpoints", nargs="*", type=Path, help="default: the checkpoint of every stage in OUT"
+    )
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument(
-        "--split", choices=("test", "train", "demo"), default="test", help="part of the world (default: test)"
+        "--split",
+        choices=("test", "train", "demo"),
+        default="test",
+        help="part of the world (default: test)",
     )
     p.add_argument(
         "--eval-n",
@@ -92,21 +108,42 @@ def options():
         help="requests of each type; half as many of each kind of name, a quarter in each disguise",
     )
     p.add_argument(
-        "--exam-seed", type=seed, default=0, help="seed of the questions, the same for every model (default: 0)"
+        "--exam-seed",
+        type=seed,
+        default=0,
+        help="seed of the questions, the same for every model (default: 0)",
     )
     p.add_argument("--results", type=Path, help="where to write (default: OUT/results.json)")
-    p.add_argument("--guard", action="store_true", help="also sweep the thresholds of a guard around each checkpoint")
     p.add_argument(
-        "--helpful-refusals", action="store_true", help="also measure the transform that makes refusals helpful"
+        "--guard",
+        action="store_true",
+        help="also sweep the thresholds of a guard around each checkpoint",
     )
     p.add_argument(
-        "--interpolate", action="store_true", help="also measure weights between OUT/base.pt and each checkpoint"
+        "--helpful-refusals",
+        action="store_true",
+        help="also measure the transform that makes refusals helpful",
     )
-    p.add_argument("--report", action="store_true", help="only write the report again, from the results")
     p.add_argument(
-        "--cost-under", type=at_least_zero, default=1, help="cost of a harmful request complied with (default: 1)"
+        "--interpolate",
+        action="store_true",
+        help="also measure weights between OUT/base.pt and each checkpoint",
     )
-    p.add_argument("--cost-over", type=at_least_zero, default=1, help="cost of a harmless request refused (default: 1)")
+    p.add_argument(
+        "--report", action="store_true", help="only write the report again, from the results"
+    )
+    p.add_argument(
+        "--cost-under",
+        type=at_least_zero,
+        default=1,
+        help="cost of a harmful request complied with (default: 1)",
+    )
+    p.add_argument(
+        "--cost-over",
+        type=at_least_zero,
+        default=1,
+        help="cost of a harmless request refused (default: 1)",
+    )
     args = setup(p)
     folders = {path.parent for path in args.checkpoints}
     if args.results and len(folders) == 1:
@@ -139,8 +176,16 @@ def evaluate():
             f"{results_path} holds results of another exam ({results.get('exam')}); delete it, or name another with --results"
         )
     results = dict(schema=1, stages=[]) | results | dict(commit=commit())
-    made = dict(seed=args.seed, preset=args.preset) | read_json(args.out / "settings.json", {})  # the pipeline's own
-    results |= dict(world=str(args.world), seed=made["seed"], preset=made["preset"], exam=mark, decoding=DECODING)
+    made = dict(seed=args.seed, preset=args.preset) | read_json(
+        args.out / "settings.json", {}
+    )  # the pipeline's own
+    results |= dict(
+        world=str(args.world),
+        seed=made["seed"],
+        preset=made["preset"],
+        exam=mark,
+        decoding=DECODING,
+    )
     for stage in [s for s in results["stages"] if s["name"] not in names]:
         if not still_there(stage["name"], stage["hash"], args.out):
             print(
@@ -152,14 +197,17 @@ def evaluate():
     stages = {stage["name"]: stage for stage in results["stages"]}
     for name in results.get("interpolation", {}).keys() - stages.keys():
         results["interpolation"].pop(name)
-    order = [path.stem for path in find_checkpoints(args.out)]  # in the report, whatever is measured first
+    order = [
+        path.stem for path in find_checkpoints(args.out)
+    ]  # in the report, whatever is measured first
     for path in paths:
         name = path.stem
         if stages.get(name, {}).get("hash") == file_hash(path):
             continue
         stages[name], skills = measure_stage(args, path, exam, constitution, logs)
         results["stages"] = sorted(
-            stages.values(), key=lambda s: order.index(s["name"]) if s["name"] in order else len(order)
+            stages.values(),
+            key=lambda s: order.index(s["name"]) if s["name"] in order else len(order),
         )
         results.get("interpolation", {}).pop(name, None)  # of the checkpoint that was there before
         if name == "base":
@@ -185,15 +233,19 @@ def report_again(results_path: Path, report: Path, costs: tuple[float, float]):
     try:
         write_report(results, report, costs)
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{results_path} is not whole ({type(error).__name__}: {error}), or was written by another version; delete it and run "
-                        "evaluate.py again")  # fmt: skip
+        raise UserError(
+            f"{results_path} is not whole ({type(error).__name__}: {error}), or was written by another version; delete it and run "
+            "evaluate.py again"
+        )
     print(report)
 
 
 def choose(args) -> list[Path]:
     """The checkpoints to measure. Raises UserError where there is none, or where results could not tell them apart."""
     paths = args.checkpoints or find_checkpoints(args.out)
-    others = {p.name for pattern in ("sft-*.pt", "dpo-*.pt", "ppo-*.pt") for p in args.out.glob(pattern)}
+    others = {
+        p.name for pattern in ("sft-*.pt", "dpo-*.pt", "ppo-*.pt") for p in args.out.glob(pattern)
+    }
     others -= {f"sft-{path.name}" for path in rounds(args.out)}  # halfway through a round
     if others and not args.checkpoints:
         print(f"not measured unless you name them: {', '.join(sorted(others))}")
@@ -201,9 +253,13 @@ def choose(args) -> list[Path]:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
-        raise UserError(f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
-                        "with another --results")  # fmt: skip
-    if (args.guard or args.helpful_refusals or args.interpolate) and len({path.parent.resolve() for path in paths}) > 1:
+        raise UserError(
+            f"two checkpoints are named {max(names, key=names.count)}, and results are kept by name; rename one, or measure it "
+            "with another --results"
+        )
+    if (args.guard or args.helpful_refusals or args.interpolate) and len(
+        {path.parent.resolve() for path in paths}
+    ) > 1:
         raise UserError(
             "--guard, --helpful-refusals and --interpolate take the base beside the checkpoints; name those of one folder"
         )
@@ -213,16 +269,22 @@ def choose(args) -> list[Path]:
                 f"{path} {'is not a file' if path.exists() else 'does not exist'}; name a checkpoint, or none to measure all"
             )
         if path.parent.resolve() != args.out.resolve() and not args.results:
-            raise UserError(f"{path} is not in {args.out}, whose results it would be mixed with; give its folder as --out, or another file "
-                            "as --results")  # fmt: skip
+            raise UserError(
+                f"{path} is not in {args.out}, whose results it would be mixed with; give its folder as --out, or another file "
+                "as --results"
+            )
     return paths
 
 
-def measure_stage(args, path: Path, exam: Exam, constitution: Constitution, logs: Path) -> tuple[dict, dict | None]:
+def measure_stage(
+    args, path: Path, exam: Exam, constitution: Constitution, logs: Path
+) -> tuple[dict, dict | None]:
     """A checkpoint's entry for results.json, and of the base its skills as a critic. Writes its transcripts."""
     model, _ = load_checkpoint(path, device=args.device)
     tokenizer, name, skills = Tokenizer.load(path.parent / "tokenizer.json"), path.stem, None
-    with tqdm(total=sum(map(len, exam.sets.values())), desc=f"exam for {name}", unit=" answers") as bar:
+    with tqdm(
+        total=sum(map(len, exam.sets.values())), desc=f"exam for {name}", unit=" answers"
+    ) as bar:
         scores, transcripts = measure(model, tokenizer, exam, bar.update)
     write_rows(logs / f"{name}.jsonl", transcripts)
     if name == "base":
@@ -232,8 +294,15 @@ def measure_stage(args, path: Path, exam: Exam, constitution: Constitution, logs
             )
         write_rows(logs / "skills.jsonl", rows)
     first = {t["set"]: t for t in reversed(transcripts)}
-    stage = dict(name=name, checkpoint=path.name, hash=file_hash(path), commit=commit(), hardware=hardware(args.device),
-                 **scores, samples=[first[s] for s in SAMPLES if s in first])  # fmt: skip
+    stage = dict(
+        name=name,
+        checkpoint=path.name,
+        hash=file_hash(path),
+        commit=commit(),
+        hardware=hardware(args.device),
+        **scores,
+        samples=[first[s] for s in SAMPLES if s in first],
+    )
     return stage, skills
 
 
@@ -251,7 +320,11 @@ def add_the_rest(results: dict, args, constitution: Constitution, stages: dict, 
     path = args.out / "revisions.jsonl"
     fields = ("type", "turns", "responses", "principles", "critiques")
     chains = read_jsonl(path, required=fields, fields=FIELDS) if path.exists() else []
-    first = {c["type"]: c for c in reversed(chains) if c["responses"] and c["responses"][-1] != c["responses"][0]}
+    first = {
+        c["type"]: c
+        for c in reversed(chains)
+        if c["responses"] and c["responses"][-1] != c["responses"][0]
+    }
     results["chain"] = [with_requests(first[type], constitution) for type in TYPES if type in first]
     results["seconds"] = read_json(args.out / "pipeline.json", {})
     found = read_json(args.out / "redteam.json", {})
@@ -276,14 +349,21 @@ def add_stage_2(results: dict, args, exam: Exam):
         tokenizer = Tokenizer.load(args.out / "tokenizer.json")
         audit = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
         results["reward_model"] = dict(
-            marks=marks, test_accuracy=audit["accuracy"], **audit, agrees_with_labels=extra["held_out"]
+            marks=marks,
+            test_accuracy=audit["accuracy"],
+            **audit,
+            agrees_with_labels=extra["held_out"],
         )
     elif len(marks) < 2:
         results.pop("reward_model", None)
     logs = sorted(args.out.glob("train_ppo*.jsonl"))
     kept = ("kl", "proxy", "true")
-    results["ppo_curves"] = {log.stem.removeprefix("train_"): [{k: row[k] for k in kept} for row in read_jsonl(log, required=kept)]
-                             for log in logs}  # fmt: skip
+    results["ppo_curves"] = {
+        log.stem.removeprefix("train_"): [
+            {k: row[k] for k in kept} for row in read_jsonl(log, required=kept)
+        ]
+        for log in logs
+    }
 
 
 def forget_base(results: dict):
@@ -308,8 +388,16 @@ def guard_wording(args, constitution: Constitution) -> Wording | None:
     return constitution.draw(random.Random(args.seed), family="harmlessness")
 
 
-def around(args, paths: list[Path], exam: Exam, constitution: Constitution, results: dict, stages: dict, logs: Path,
-           results_path: Path):  # fmt: skip
+def around(
+    args,
+    paths: list[Path],
+    exam: Exam,
+    constitution: Constitution,
+    results: dict,
+    stages: dict,
+    logs: Path,
+    results_path: Path,
+):
     """What goes around a trained model, into its stage: the guard, helpful refusals; and the line from the base to it."""
     base_path = paths[0].parent / "base.pt"
     base, _ = load_checkpoint(base_path, device=args.device)
@@ -319,10 +407,14 @@ def around(args, paths: list[Path], exam: Exam, constitution: Constitution, resu
         model, _ = load_checkpoint(path, device=args.device)
         tokenizer, stage = Tokenizer.load(path.parent / "tokenizer.json"), stages[path.stem]
         done = {
-            key for key in ("guard", "helpful_refusals") if wording and stage.get(key, {}).get("wording") == wording.id
+            key
+            for key in ("guard", "helpful_refusals")
+            if wording and stage.get(key, {}).get("wording") == wording.id
         }
         if args.guard and "guard" not in done:
-            rows, seconds, drafted = guard_rows(model, base, tokenizer, sets, grader, wording, drafted)
+            rows, seconds, drafted = guard_rows(
+                model, base, tokenizer, sets, grader, wording, drafted
+            )
             stage["guard"] = dict(wording=wording.id, seconds=seconds, **sweep(rows))
             write_rows(logs / f"guard-{path.stem}.jsonl", rows)
             write_json(results_path, results)
@@ -331,7 +423,11 @@ def around(args, paths: list[Path], exam: Exam, constitution: Constitution, resu
             stage["helpful_refusals"] = dict(wording=wording.id, **measured)
             write_rows(logs / f"refusals-{path.stem}.jsonl", rows)
             write_json(results_path, results)
-        if args.interpolate and path.stem != "base" and path.stem not in results.setdefault("interpolation", {}):
+        if (
+            args.interpolate
+            and path.stem != "base"
+            and path.stem not in results.setdefault("interpolation", {})
+        ):
             results["interpolation"][path.stem] = interpolate(base, model, tokenizer, sets, grader)
             write_json(results_path, results)
 

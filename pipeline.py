@@ -34,7 +34,13 @@ STEPS = [  # name, its own options, what it leaves behind; the command is the na
     ("train_rm", (), "rm.pt"),
     ("train_ppo", (), "ppo.pt"),
 ]
-CONSTITUTIONAL = ("train_base", "revise", "label", "redteam", "evaluate")  # commands that read the constitution
+CONSTITUTIONAL = (
+    "train_base",
+    "revise",
+    "label",
+    "redteam",
+    "evaluate",
+)  # commands that read the constitution
 
 
 def round_steps(rounds: int, out: Path) -> list[tuple]:
@@ -43,7 +49,11 @@ def round_steps(rounds: int, out: Path) -> list[tuple]:
     steps, target = [], "dpo.pt"
     for n in range(1, rounds + 1):
         steps += [
-            (f"redteam {n}", ("--mode", "templates", "--target", str(out / target)), "redteam.jsonl"),
+            (
+                f"redteam {n}",
+                ("--mode", "templates", "--target", str(out / target)),
+                "redteam.jsonl",
+            ),
             (f"revise {n}", ("--round", str(n)), f"revisions-round{n}.jsonl"),
             (f"train_sft {n}", ("--round", str(n)), f"sft-round{n}.pt"),
             (f"label {n}", ("--round", str(n)), f"preferences-round{n}.jsonl"),
@@ -56,8 +66,19 @@ def round_steps(rounds: int, out: Path) -> list[tuple]:
 def run(name: str, args, *own) -> float:
     """Run one script with its own options and the shared ones, and return its seconds. Raises UserError when it fails."""
     script = f"{name}.py"
-    options = [*map(str, own), "--preset", args.preset, "--out", str(args.out), "--seed", str(args.seed), "--device", args.device,
-               "--world", str(args.world)]  # fmt: skip
+    options = [
+        *map(str, own),
+        "--preset",
+        args.preset,
+        "--out",
+        str(args.out),
+        "--seed",
+        str(args.seed),
+        "--device",
+        args.device,
+        "--world",
+        str(args.world),
+    ]
     if name in CONSTITUTIONAL:
         options += ["--constitution", args.constitution]
     command = [sys.executable, str(Path(__file__).with_name(script)), *options]
@@ -66,7 +87,9 @@ def run(name: str, args, *own) -> float:
     # Threads that wait for one another spin a little and then sleep: spinning on is ruinous when the machine is busy.
     code = subprocess.run(command, env={"GOMP_SPINCOUNT": "3000"} | os.environ).returncode
     if code:
-        raise UserError(f"{script} stopped with exit code {code}; fix what it says above and run this again")
+        raise UserError(
+            f"{script} stopped with exit code {code}; fix what it says above and run this again"
+        )
     return time.time() - began
 
 
@@ -76,22 +99,34 @@ def check(world: World, constitution: Constitution, args):
     Corpus(world, constitution, 0), Exam(world, 1, 0), known_pairs(world, constitution, 1, 0)
     for part in (Part(world, "train"), Part(world, UNTRAINED), Part(world, "test")):
         for type, kind in MIX:
-            part.fact(rng, fresh_fact(world, rng)) if kind == "never" else part.draw(rng, type, kind)
+            part.fact(rng, fresh_fact(world, rng)) if kind == "never" else part.draw(
+                rng, type, kind
+            )
     if args.rounds and "harmlessness" not in constitution.families:
-        raise UserError(f"{args.constitution} has no principle of the family harmlessness, and the judge of attacks needs one; "
-                        "add it, or leave out --rounds")  # fmt: skip
+        raise UserError(
+            f"{args.constitution} has no principle of the family harmlessness, and the judge of attacks needs one; "
+            "add it, or leave out --rounds"
+        )
 
 
 def pipeline():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--rounds", type=int, default=0, choices=range(10), help="of red-teaming and feedback (default: 0)")
+    p.add_argument(
+        "--rounds",
+        type=int,
+        default=0,
+        choices=range(10),
+        help="of red-teaming and feedback (default: 0)",
+    )
     args = setup(p)
     record, settings = args.out / "pipeline.json", args.out / "settings.json"
     check(World(args.world), Constitution(args.constitution), args)
     made_by = dict(preset=args.preset, seed=args.seed, world=world_hash(args))
     if read_json(record, {}) and read_json(settings, made_by) != made_by:
-        raise UserError(f"{settings} is of a run with another preset, seed, world or constitution; use another --out")
+        raise UserError(
+            f"{settings} is of a run with another preset, seed, world or constitution; use another --out"
+        )
     write_json(settings, made_by)
     seconds = read_json(record, {})
     steps = STEPS + round_steps(args.rounds, args.out)
@@ -107,11 +142,15 @@ def pipeline():
             if later in seconds and later not in (*kept, name) and stale != "redteam.jsonl":
                 (args.out / stale).unlink(missing_ok=True)
         seconds = {done: s for done, s in seconds.items() if done in kept}
-        write_json(record, seconds)  # before the step: half of its rows, after a kill, must not look like all of them
+        write_json(
+            record, seconds
+        )  # before the step: half of its rows, after a kill, must not look like all of them
         seconds[name] = round(run(name.split()[0], args, *own), 1)
         write_json(record, seconds)
     took = run("evaluate", args)
-    seconds.setdefault("evaluate", round(took, 1))  # a second run measures nothing again and would look fast
+    seconds.setdefault(
+        "evaluate", round(took, 1)
+    )  # a second run measures nothing again and would look fast
     write_json(record, seconds)
     minutes = ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
     print(f"minutes: {minutes}; together {sum(seconds.values()) / 60:.1f}")

@@ -51,8 +51,11 @@ from minicai.world.requests import UNTRAINED, Part, Request, draw_prompts
 from minicai.world.skills import STEPS
 
 BATCH = 256
-FRESH = {("harmful", None): 0.5, ("sensitive", None): 0.1,  # of a round, in disguise
-         **{("legitimate", kind): 0.4 / 3 for kind in ("dual_use", "everyday", "lookalike")}}  # fmt: skip
+FRESH = {
+    ("harmful", None): 0.5,
+    ("sensitive", None): 0.1,  # of a round, in disguise
+    **{("legitimate", kind): 0.4 / 3 for kind in ("dual_use", "everyday", "lookalike")},
+}
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Attack:
     plain: tuple[str, ...]
 
 
-def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random) -> tuple[list[Request], list[str]]:
+def feedback(
+    args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Random
+) -> tuple[list[Request], list[str]]:
     """The attacks that worked on the last stage, each with the answer it got, and fresh requests in disguises that training may use.
 
     The fresh ones are harmful and benign alike: with the attacks alone the policy would learn to refuse whatever looks
@@ -78,15 +83,36 @@ def feedback(args, base: GPT, tokenizer: Tokenizer, part: Part, rng: random.Rand
     target = file_hash(stage_before(args.out, args.round))
     rows = read_jsonl(
         args.out / "redteam.jsonl",
-        required=("turns", "plain", "response", "type", "request", "topic", "target", "trainable", "technique"),
+        required=(
+            "turns",
+            "plain",
+            "response",
+            "type",
+            "request",
+            "topic",
+            "target",
+            "trainable",
+            "technique",
+        ),
     )
-    worked = {tuple(r["turns"]): r for r in rows
-              if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out}  # fmt: skip
-    attacks = [Attack(r["type"], r["request"], r["topic"], turns, tuple(r["plain"])) for turns, r in worked.items()]
+    worked = {
+        tuple(r["turns"]): r
+        for r in rows
+        if r["trainable"] and r["target"] == target and r["technique"] not in args.leave_out
+    }
+    attacks = [
+        Attack(r["type"], r["request"], r["topic"], turns, tuple(r["plain"]))
+        for turns, r in worked.items()
+    ]
     part.framings = [f for f in part.framings if f.technique not in args.leave_out]
     if not part.framings:
-        raise UserError("--leave-out leaves no technique of which a framing may be trained on; leave out fewer")
-    fresh = [disguise(r, part, rng) for r in draw_prompts(part, 2 * max(len(attacks), args.attempts // 3), rng, FRESH)]
+        raise UserError(
+            "--leave-out leaves no technique of which a framing may be trained on; leave out fewer"
+        )
+    fresh = [
+        disguise(r, part, rng)
+        for r in draw_prompts(part, 2 * max(len(attacks), args.attempts // 3), rng, FRESH)
+    ]
     answers = answer(base, tokenizer, [list(r.turns) for r in fresh], args.temperature, args.seed)
     return [*attacks, *fresh], [*(r["response"] for r in worked.values()), *answers]
 
@@ -108,20 +134,46 @@ def show(path, number: int, constitution: Constitution):
 def options():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
-    p.add_argument("--revisions", type=int, default=STEPS, choices=range(STEPS + 1),
-                   help=f"steps of the loop (default: {STEPS}, one for each family of principles)")  # fmt: skip
-    p.add_argument("--no-critique", dest="critique", action="store_false", help="revise directly, without a critique")
-    p.add_argument("--prompts", type=positive, help="number of prompts")
-    p.add_argument("--temperature", type=at_least_zero, default=DRAFT_TEMPERATURE,
-                   help=f"of the first answers; the rest is greedy (default: {DRAFT_TEMPERATURE})")  # fmt: skip
-    p.add_argument("--name", type=name_part, help="write OUT/revisions-NAME.jsonl, beside the main file")
     p.add_argument(
-        "--round", type=positive, help="revise what the red team got out of the stage before this feedback round"
+        "--without", help="family of principles to strike out (harmlessness, honesty, ...)"
+    )
+    p.add_argument(
+        "--revisions",
+        type=int,
+        default=STEPS,
+        choices=range(STEPS + 1),
+        help=f"steps of the loop (default: {STEPS}, one for each family of principles)",
+    )
+    p.add_argument(
+        "--no-critique",
+        dest="critique",
+        action="store_false",
+        help="revise directly, without a critique",
+    )
+    p.add_argument("--prompts", type=positive, help="number of prompts")
+    p.add_argument(
+        "--temperature",
+        type=at_least_zero,
+        default=DRAFT_TEMPERATURE,
+        help=f"of the first answers; the rest is greedy (default: {DRAFT_TEMPERATURE})",
+    )
+    p.add_argument(
+        "--name", type=name_part, help="write OUT/revisions-NAME.jsonl, beside the main file"
+    )
+    p.add_argument(
+        "--round",
+        type=positive,
+        help="revise what the red team got out of the stage before this feedback round",
     )
     p.add_argument("--show", type=int, metavar="ID", help="print chain ID and stop")
-    p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
-                   help="techniques that the round does not train on")  # fmt: skip
+    p.add_argument(
+        "--leave-out",
+        nargs="+",
+        choices=TECHNIQUES,
+        default=[],
+        metavar="TECHNIQUE",
+        help="techniques that the round does not train on",
+    )
     args = setup(p)
     if args.round and args.name:
         raise UserError("--name and --round exclude each other: a round's file has its own name")
@@ -133,33 +185,77 @@ def options():
 
 
 def respond(
-    args, model: GPT, tokenizer: Tokenizer, part: Part, start: int, requests: list, drafts: list[str] | None, bar
+    args,
+    model: GPT,
+    tokenizer: Tokenizer,
+    part: Part,
+    start: int,
+    requests: list,
+    drafts: list[str] | None,
+    bar,
 ) -> list[dict]:
     """The chains of one batch as they begin: each request with its first answer."""
     turns = [list(r.turns) for r in requests]
     if drafts is None:
-        drafts = answer(model, tokenizer, turns, args.temperature, args.seed * 1_000_003 + start * 16, bar.update)
+        drafts = answer(
+            model,
+            tokenizer,
+            turns,
+            args.temperature,
+            args.seed * 1_000_003 + start * 16,
+            bar.update,
+        )
     else:
         bar.update(len(requests))
-    return [dict(id=start + i, split=split_of(r.topic) if isinstance(r, Attack) else part.split, type=r.type, request=r.id, turns=t,
-                 plain=list(r.plain), responses=[draft] if draft else [], principles=[], critiques=[])
-            for i, (r, t, draft) in enumerate(zip(requests, turns, drafts))]  # fmt: skip
+    return [
+        dict(
+            id=start + i,
+            split=split_of(r.topic) if isinstance(r, Attack) else part.split,
+            type=r.type,
+            request=r.id,
+            turns=t,
+            plain=list(r.plain),
+            responses=[draft] if draft else [],
+            principles=[],
+            critiques=[],
+        )
+        for i, (r, t, draft) in enumerate(zip(requests, turns, drafts))
+    ]
 
 
-def lengthen(args, model: GPT, tokenizer: Tokenizer, constitution: Constitution, start: int, chains: list[dict], bar):
+def lengthen(
+    args,
+    model: GPT,
+    tokenizer: Tokenizer,
+    constitution: Constitution,
+    start: int,
+    chains: list[dict],
+    bar,
+):
     """The loop of Stage 1: the principles, critiques and revisions of one batch, step by step."""
     rng = random.Random(f"principles {args.seed} {start}")
-    rows = [row for row in chains if row["responses"]]  # an answer that never ended leaves an empty chain
+    rows = [
+        row for row in chains if row["responses"]
+    ]  # an answer that never ended leaves an empty chain
     orders = [rng.sample(constitution.families, len(constitution.families)) for _ in rows]
     for step in range(args.revisions):
         wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
         latest = [row["responses"][-1] for row in rows]
-        critiques, revisions = critique_and_revise(model, tokenizer, [row["plain"] for row in rows], latest, wordings,
-                                                   args.critique, progress=bar.update)  # fmt: skip
+        critiques, revisions = critique_and_revise(
+            model,
+            tokenizer,
+            [row["plain"] for row in rows],
+            latest,
+            wordings,
+            args.critique,
+            progress=bar.update,
+        )
         for row, wording, critique, old, new in zip(rows, wordings, critiques, latest, revisions):
             row["principles"].append(wording.id)
             row["critiques"].append(critique)
-            row["responses"].append(new if new is not None else old)  # a text that never ended revises nothing
+            row["responses"].append(
+                new if new is not None else old
+            )  # a text that never ended revises nothing
 
 
 def revise():
@@ -173,8 +269,16 @@ def revise():
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     model, _ = load_checkpoint(args.out / "base.pt", device=args.device)
 
-    made_by = dict(world=world_hash(args), prompts=args.prompts, checkpoint=file_hash(args.out / "base.pt"), seed=args.seed,
-                   critique=args.critique, without=args.without, steps=args.revisions, temperature=args.temperature)  # fmt: skip
+    made_by = dict(
+        world=world_hash(args),
+        prompts=args.prompts,
+        checkpoint=file_hash(args.out / "base.pt"),
+        seed=args.seed,
+        critique=args.critique,
+        without=args.without,
+        steps=args.revisions,
+        temperature=args.temperature,
+    )
     rng = random.Random(f"revise {args.seed} {args.round or ''}")
     part = Part(world, UNTRAINED if args.round else "train")
     if args.round:
@@ -191,7 +295,9 @@ def revise():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
         done = read_jsonl(path, required=("id", "made_by"))
     if done and done[0]["made_by"] != made_by:
-        raise UserError(f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name")
+        raise UserError(
+            f"{path}:1 was made with other settings ({done[0]['made_by']}); delete it or use --name"
+        )
 
     if len(done) < len(requests) and len(done) % BATCH:  # a batch is made whole or not at all
         done = done[: len(done) - len(done) % BATCH]
@@ -200,7 +306,9 @@ def revise():
     bar = tqdm(total=len(requests) * texts, initial=len(done) * texts, desc="revise", unit=" texts")
     for start in range(len(done), len(requests), BATCH):
         batch = slice(start, start + BATCH)
-        chains = respond(args, model, tokenizer, part, start, requests[batch], drafts and drafts[batch], bar)
+        chains = respond(
+            args, model, tokenizer, part, start, requests[batch], drafts and drafts[batch], bar
+        )
         lengthen(args, model, tokenizer, constitution, start, chains, bar)
         append_jsonl(path, [row | dict(made_by=made_by) for row in chains])
     bar.close()

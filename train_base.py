@@ -50,7 +50,9 @@ def prepare(args) -> tuple[Tokenizer, list[Example]]:
     path = args.out / TOKENIZER
     if not (path.exists() and (args.out / STATE).exists()):
         sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
-        Tokenizer.train((turn.content for document in sample for turn in document), args.vocab_size).save(path)
+        Tokenizer.train(
+            (turn.content for document in sample for turn in document), args.vocab_size
+        ).save(path)
     tokenizer, examples, long = Tokenizer.load(path), [], 0
     documents = Corpus(world, constitution, args.seed).documents(args.documents)
     for document in tqdm(documents, total=args.documents, desc="write corpus", unit=" documents"):
@@ -65,7 +67,9 @@ def prepare(args) -> tuple[Tokenizer, list[Example]]:
 
 def train():
     p = parser(__doc__)
-    p.add_argument("--constitution", default="constitution.json", help="whose wordings the demonstrations use")
+    p.add_argument(
+        "--constitution", default="constitution.json", help="whose wordings the demonstrations use"
+    )
     p.add_argument("--documents", type=positive, help="size of the corpus, read once")
     p.add_argument("--lr", dest="base_lr", type=above_zero, help="peak learning rate of Muon")
     args = setup(p)
@@ -78,14 +82,20 @@ def train():
     optimizers = make_optimizers(model, args.base_lr)
 
     made_by = dict(
-        seed=args.seed, world=world_hash(args), documents=args.documents, preset=args.preset, lr=args.base_lr
+        seed=args.seed,
+        world=world_hash(args),
+        documents=args.documents,
+        preset=args.preset,
+        lr=args.base_lr,
     )
     state_path, start = args.out / STATE, 0
     log = args.out / "train_base.jsonl"
     if state_path.exists():
         state = load_state(state_path, model, optimizers, made_by)
         start = state["step"]
-        append_jsonl(log, [])  # it may not exist yet, or end in a line that a killed run left unfinished
+        append_jsonl(
+            log, []
+        )  # it may not exist yet, or end in a line that a killed run left unfinished
         logged = [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
         rewrite_jsonl(log, logged)  # what came after the last save comes again
         print(f"going on from step {start}")
@@ -93,7 +103,13 @@ def train():
         log.unlink(missing_ok=True)
 
     saved_at, tokens, losses = time.time(), 0, []
-    bar = tqdm(range(start, len(batches)), initial=start, total=len(batches), desc="train base", unit=" steps")
+    bar = tqdm(
+        range(start, len(batches)),
+        initial=start,
+        total=len(batches),
+        desc="train base",
+        unit=" steps",
+    )
     for step in bar:
         set_lr(optimizers, step, len(batches))
         ids, weights = collate(batches[step], tokenizer.pad, args.device)
@@ -104,7 +120,11 @@ def train():
         losses.append(loss.detach())
         if (step + 1) % 50 == 0 or step + 1 == len(batches):
             speed = tokens / bar.format_dict["elapsed"]
-            row = dict(step=step + 1, loss=round(torch.stack(losses).mean().item(), 4), tokens_per_second=round(speed))
+            row = dict(
+                step=step + 1,
+                loss=round(torch.stack(losses).mean().item(), 4),
+                tokens_per_second=round(speed),
+            )
             losses = []
             append_jsonl(log, [row])
             bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s")
@@ -115,7 +135,9 @@ def train():
     save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by)
     state_path.unlink(missing_ok=True)
     (args.out / TOKENIZER).unlink()
-    print(f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
+    print(
+        f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
+    )
 
 
 if __name__ == "__main__":

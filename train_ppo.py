@@ -93,13 +93,26 @@ def roll_out(gpt, tokenizer, part, args, update) -> tuple[list, list[list[int]],
     """Requests, each --group times, their prompts, and an answer to each: pure samples, so that the log-probabilities are of
     the distribution that was sampled."""
     rng = random.Random(f"ppo {args.seed} {update}")
-    requests = [r for r in draw_prompts(part, args.ppo_episodes // args.group, rng, PROMPTS) for _ in range(args.group)]
-    requests.sort(key=lambda r: sum(map(len, r.turns)))  # like lengths side by side, and groups stay together
-    room = gpt.config.block_size - MAX_NEW_TOKENS  # a longer prompt loses its oldest words, as in `answer`
+    requests = [
+        r
+        for r in draw_prompts(part, args.ppo_episodes // args.group, rng, PROMPTS)
+        for _ in range(args.group)
+    ]
+    requests.sort(
+        key=lambda r: sum(map(len, r.turns))
+    )  # like lengths side by side, and groups stay together
+    room = (
+        gpt.config.block_size - MAX_NEW_TOKENS
+    )  # a longer prompt loses its oldest words, as in `answer`
     prompts = [tokenizer.prompt(talk(*r.turns))[-room:] for r in requests]
     with autocast(args.device):
         completions = generate(
-            gpt, prompts, MAX_NEW_TOKENS, 1.0, stop_ids=[tokenizer.end], seed=args.seed * 1_000_003 + update
+            gpt,
+            prompts,
+            MAX_NEW_TOKENS,
+            1.0,
+            stop_ids=[tokenizer.end],
+            seed=args.seed * 1_000_003 + update,
         )
     return requests, prompts, completions
 
@@ -119,12 +132,27 @@ def score(actor, reference, reward, prompts, completions, beta, args, pad) -> di
     if args.advantage == "gae":
         advantages, returns = ppo.gae(rewards, values, mask)
     else:  # grpo compares the scores alone: there the KL stands in the loss
-        compared = ppo.rloo(rewards.sum(1), args.group) if args.advantage == "rloo" else ppo.grpo(scores, args.group)
+        compared = (
+            ppo.rloo(rewards.sum(1), args.group)
+            if args.advantage == "rloo"
+            else ppo.grpo(scores, args.group)
+        )
         advantages, returns = compared[:, None].expand_as(mask).masked_fill(~mask, 0.0), rewards
     k1, _, k3 = (k.masked_fill(~mask, 0.0) for k in ppo.kl_estimates(logps, ref_logps))
     recorded = torch.tensor([x for c in completions for x in c.logprobs], device=args.device)
-    return dict(ids=ids, mask=mask, logps=logps, ref_logps=ref_logps, values=values, advantages=advantages, returns=returns, scores=scores, kl=k1.sum(1),
-                k3=k3.sum(1), mismatch=(recorded - logps[mask]).abs().mean())  # fmt: skip
+    return dict(
+        ids=ids,
+        mask=mask,
+        logps=logps,
+        ref_logps=ref_logps,
+        values=values,
+        advantages=advantages,
+        returns=returns,
+        scores=scores,
+        kl=k1.sum(1),
+        k3=k3.sum(1),
+        mismatch=(recorded - logps[mask]).abs().mean(),
+    )
 
 
 def whiten_together(batches: list[dict]):
@@ -142,10 +170,14 @@ def climb(actor, optimizer, batch, beta, args) -> dict[str, torch.Tensor]:
         logits, values = actor(ids)
     logps = token_logps(logits, ids)
     loss, stats = ppo.policy_loss(logps, batch["logps"], batch["advantages"], mask, args.clip)
-    with torch.set_grad_enabled(args.entropy_coef > 0):  # a gradient through all logits, for nothing without the bonus
+    with torch.set_grad_enabled(
+        args.entropy_coef > 0
+    ):  # a gradient through all logits, for nothing without the bonus
         spread = ppo.entropy(logits, mask)
     if args.advantage == "gae":
-        loss = loss + args.value_coef * ppo.value_loss(values, batch["values"], batch["returns"], mask, args.clip)
+        loss = loss + args.value_coef * ppo.value_loss(
+            values, batch["values"], batch["returns"], mask, args.clip
+        )
     if args.advantage == "grpo":
         loss = loss + beta * ppo.masked_mean(ppo.kl_estimates(logps, batch["ref_logps"])[2], mask)
     descend(actor, [optimizer], loss - args.entropy_coef * spread, clip=1.0)
@@ -158,13 +190,19 @@ def measured(batches: list[dict], steps: list[dict], completions: list, args) ->
         name: torch.cat([b[key] for b in batches]).mean().item()
         for name, key in (("proxy", "scores"), ("kl", "kl"), ("k3", "k3"))
     }
-    row |= dict(mismatch=max(b["mismatch"].item() for b in batches),
-                length=sum(len(c.ids) for c in completions) / len(completions),
-                unfinished=1 - sum(map(complete, completions)) / len(completions))  # fmt: skip
+    row |= dict(
+        mismatch=max(b["mismatch"].item() for b in batches),
+        length=sum(len(c.ids) for c in completions) / len(completions),
+        unfinished=1 - sum(map(complete, completions)) / len(completions),
+    )
     row |= {key: torch.stack([step[key] for step in steps]).mean().item() for key in steps[0]}
     if args.advantage == "gae":  # nothing else trains the value head
-        values, returns = (torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns"))
-        row["explained_variance"] = ppo.explained_variance(values, returns, torch.ones_like(values)).item()
+        values, returns = (
+            torch.cat([b[key][b["mask"]] for b in batches]) for key in ("values", "returns")
+        )
+        row["explained_variance"] = ppo.explained_variance(
+            values, returns, torch.ones_like(values)
+        ).item()
     return row
 
 
@@ -177,22 +215,56 @@ def options():
         default="gae",
         help="what an action is compared with (default: gae)",
     )
-    p.add_argument("--beta", type=at_least_zero, default=0.1, help="weight of the KL penalty per nat (default: 0.1)")
+    p.add_argument(
+        "--beta",
+        type=at_least_zero,
+        default=0.1,
+        help="weight of the KL penalty per nat (default: 0.1)",
+    )
     p.add_argument(
         "--target-kl",
         type=above_zero,
         help="adapt beta so that answers stay this many nats away (default: beta is fixed)",
     )
-    p.add_argument("--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning")
+    p.add_argument(
+        "--updates", dest="ppo_updates", type=positive, help="rounds of sampling and learning"
+    )
     p.add_argument("--episodes", dest="ppo_episodes", type=positive, help="answers per update")
-    p.add_argument("--group", type=positive, default=4, help="answers per prompt with rloo and grpo (default: 4)")
-    p.add_argument("--epochs", dest="ppo_epochs", type=positive, default=2, help="passes over the answers (default: 2)")
+    p.add_argument(
+        "--group",
+        type=positive,
+        default=4,
+        help="answers per prompt with rloo and grpo (default: 4)",
+    )
+    p.add_argument(
+        "--epochs",
+        dest="ppo_epochs",
+        type=positive,
+        default=2,
+        help="passes over the answers (default: 2)",
+    )
     p.add_argument("--lr", dest="ppo_lr", type=above_zero, help="peak learning rate of AdamW")
-    p.add_argument("--clip", type=above_zero, default=0.2, help="of ratios and of values (default: 0.2)")
-    p.add_argument("--value-coef", type=at_least_zero, default=0.1, help="weight of the value loss (default: 0.1)")
-    p.add_argument("--value-rate", type=above_zero, default=1.0,
-                   help="how many times as fast the value head learns as the policy (default: 1)")  # fmt: skip
-    p.add_argument("--entropy-coef", type=at_least_zero, default=0.0, help="weight of an entropy bonus (default: 0)")
+    p.add_argument(
+        "--clip", type=above_zero, default=0.2, help="of ratios and of values (default: 0.2)"
+    )
+    p.add_argument(
+        "--value-coef",
+        type=at_least_zero,
+        default=0.1,
+        help="weight of the value loss (default: 0.1)",
+    )
+    p.add_argument(
+        "--value-rate",
+        type=above_zero,
+        default=1.0,
+        help="how many times as fast the value head learns as the policy (default: 1)",
+    )
+    p.add_argument(
+        "--entropy-coef",
+        type=at_least_zero,
+        default=0.0,
+        help="weight of an entropy bonus (default: 0)",
+    )
     p.add_argument(
         "--end-penalty",
         type=finite,
@@ -220,7 +292,10 @@ def resume(state_path, log, actor, optimizer, control, made_by: dict) -> int:
     state = load_state(state_path, actor, [optimizer], made_by)
     control.beta = state["beta"]
     append_jsonl(log, [])  # cuts off a line that a killed run left unfinished
-    rewrite_jsonl(log, [row for row in read_jsonl(log, required=("update",)) if row["update"] <= state["update"]])
+    rewrite_jsonl(
+        log,
+        [row for row in read_jsonl(log, required=("update",)) if row["update"] <= state["update"]],
+    )
     print(f"going on from update {state['update']}")
     return state["update"]
 
@@ -242,15 +317,34 @@ def train():
     same_vocabulary(reward_path, reward.gpt, tokenizer.vocab_size, args.out)
     reference = copy.deepcopy(gpt)
     actor, grader, part = Actor(gpt).to(args.device), Grader(world), Part(world, UNTRAINED)
-    groups = [dict(params=gpt.parameters()), dict(params=actor.value.parameters(), lr=args.value_rate * args.ppo_lr)]
-    optimizer = torch.optim.AdamW(groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)
+    groups = [
+        dict(params=gpt.parameters()),
+        dict(params=actor.value.parameters(), lr=args.value_rate * args.ppo_lr),
+    ]
+    optimizer = torch.optim.AdamW(
+        groups, lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
+    )
     control = ppo.AdaptiveKL(args.beta, args.target_kl or 1.0)
 
-    made_by = dict(sft=file_hash(sft), reward=file_hash(reward_path), world=file_hash(*world_files(args.world)),
-                   advantage=args.advantage, beta=args.beta, target_kl=args.target_kl, updates=args.ppo_updates,
-                   episodes=args.ppo_episodes, epochs=args.ppo_epochs, lr=args.ppo_lr, clip=args.clip,
-                   group=args.group, seed=args.seed, entropy_coef=args.entropy_coef, value_coef=args.value_coef,
-                   value_rate=args.value_rate, end_penalty=args.end_penalty)  # fmt: skip
+    made_by = dict(
+        sft=file_hash(sft),
+        reward=file_hash(reward_path),
+        world=file_hash(*world_files(args.world)),
+        advantage=args.advantage,
+        beta=args.beta,
+        target_kl=args.target_kl,
+        updates=args.ppo_updates,
+        episodes=args.ppo_episodes,
+        epochs=args.ppo_epochs,
+        lr=args.ppo_lr,
+        clip=args.clip,
+        group=args.group,
+        seed=args.seed,
+        entropy_coef=args.entropy_coef,
+        value_coef=args.value_coef,
+        value_rate=args.value_rate,
+        end_penalty=args.end_penalty,
+    )
     name = f"ppo-{args.name}" if args.name else "ppo"
     out, log, state_path = (
         args.out / f"{name}.pt",
@@ -263,23 +357,44 @@ def train():
     shown = [part.draw(rng, type) for type in SHOWN]
     saved_at = time.time()
     bar = tqdm(
-        range(start, args.ppo_updates), initial=start, total=args.ppo_updates, desc=f"train {name}", unit=" updates"
+        range(start, args.ppo_updates),
+        initial=start,
+        total=args.ppo_updates,
+        desc=f"train {name}",
+        unit=" updates",
     )
     for update in bar:
         if update % max(1, args.ppo_updates // 4) == 0:
-            for request, text in zip(shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)):
+            for request, text in zip(
+                shown, answer(gpt, tokenizer, [list(r.turns) for r in shown], 0.0, 0)
+            ):
                 tqdm.write(f"  [{update}] {request.turns[-1]}\n      {text}")
 
         requests, prompts, completions = roll_out(gpt, tokenizer, part, args, update)
 
         size = max(1, len(prompts) // BATCHES // args.group) * args.group
-        batches = [score(actor, reference, reward, prompts[i : i + size], completions[i : i + size], control.beta, args, tokenizer.pad)
-                   for i in range(0, len(prompts), size)]  # fmt: skip
+        batches = [
+            score(
+                actor,
+                reference,
+                reward,
+                prompts[i : i + size],
+                completions[i : i + size],
+                control.beta,
+                args,
+                tokenizer.pad,
+            )
+            for i in range(0, len(prompts), size)
+        ]
         if args.advantage == "gae":
             whiten_together(batches)
         if update == 0:
-            assert all((b["kl"] == 0).all() for b in batches), "the policy is not its reference before the first update"
-            assert all(b["mismatch"] < 0.02 for b in batches), "sampler and scorer disagree about log-probabilities"
+            assert all((b["kl"] == 0).all() for b in batches), (
+                "the policy is not its reference before the first update"
+            )
+            assert all(b["mismatch"] < 0.02 for b in batches), (
+                "sampler and scorer disagree about log-probabilities"
+            )
 
         set_lr([optimizer], update, args.ppo_updates, warmup=0.1, cooldown=0.5)
         steps = []
@@ -293,15 +408,22 @@ def train():
 
         texts = [tokenizer.decode(c.ids).strip() if complete(c) else "" for c in completions]
         true = [gold(r, grader.grade(r, text)) for r, text in zip(requests, texts)]
-        row = dict(update=update + 1, true=sum(true) / len(true), beta=control.beta, distinct_2=distinct_n(texts, 2),
-                   **measured(batches, steps, completions, args))  # fmt: skip
+        row = dict(
+            update=update + 1,
+            true=sum(true) / len(true),
+            beta=control.beta,
+            distinct_2=distinct_n(texts, 2),
+            **measured(batches, steps, completions, args),
+        )
         append_jsonl(log, [{k: round(v, 4) for k, v in row.items()}])
         bar.set_postfix_str(f"proxy {row['proxy']:.2f}, true {row['true']:.2f}, KL {row['kl']:.1f}")
         if args.target_kl:
             control.update(row["kl"])
         if time.time() - saved_at > SAVE_SECONDS and update + 1 < args.ppo_updates:
             saved_at = time.time()
-            save_state(state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta)
+            save_state(
+                state_path, actor, [optimizer], made_by, update=update + 1, beta=control.beta
+            )
     save_checkpoint(out, gpt, "policy", made_by=made_by)
     state_path.unlink(missing_ok=True)
     print(f"{out}: {args.ppo_updates} updates of {args.ppo_episodes} answers, log in {log}")

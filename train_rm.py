@@ -66,15 +66,21 @@ def train():
     args = setup(p)
     path = args.data or args.out / "preferences.jsonl"
     if not args.data:
-        made_from(path, marks_of(read_jsonl(path, fields=FIELDS), "policy"), args.out / "sft.pt",
-                  "run label.py again, or name it with --data if that is meant")  # fmt: skip
+        made_from(
+            path,
+            marks_of(read_jsonl(path, fields=FIELDS), "policy"),
+            args.out / "sft.pt",
+            "run label.py again, or name it with --data if that is meant",
+        )
     tokenizer = Tokenizer.load(args.out / "tokenizer.json")
     gpt, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
     pairs = read_pairs([path], tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
     held, pairs = hold_back(pairs, rng)
     if not held:
-        raise UserError(f"{path} holds comparisons of fewer than ten prompts; run label.py with more --comparisons")
+        raise UserError(
+            f"{path} holds comparisons of fewer than ten prompts; run label.py with more --comparisons"
+        )
 
     def scores(batch):
         """(chosen, rejected), each (B,), from one pass over both."""
@@ -82,36 +88,56 @@ def train():
         with autocast(args.device):
             return model(ids, row_lengths(mask)).chunk(2)
 
-    batches = [b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0)
+    batches = [
+        b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)
+    ]
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rm_lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
     name = f"rm-{args.name}" if args.name else "rm"
     log, bar = args.out / "train_rm.jsonl", tqdm(batches, desc="train rm", unit=" steps")
     begin_log(log, name)
     tokens = 0
     for step, batch in enumerate(bar):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
-        loss = bradley_terry_loss(*scores(batch), torch.tensor([pair.p for pair in batch], device=args.device))
+        loss = bradley_terry_loss(
+            *scores(batch), torch.tensor([pair.p for pair in batch], device=args.device)
+        )
         descend(model, [optimizer], loss, clip=1.0)
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
         tokens += sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-        bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
+        bar.set_postfix_str(
+            f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s"
+        )
 
     with torch.no_grad():
-        margins = torch.cat([a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))])
+        margins = torch.cat(
+            [a - b for a, b in map(scores, pair_batches(held, 4 * args.batch_tokens, rng))]
+        )
         own = []
-        for batch in pair_batches(rng.sample(pairs, min(500, len(pairs))), 4 * args.batch_tokens, rng):
+        for batch in pair_batches(
+            rng.sample(pairs, min(500, len(pairs))), 4 * args.batch_tokens, rng
+        ):
             by_policy = torch.tensor([pair.own for pair in batch], device=args.device)  # (B, 2)
             own.append(torch.stack(scores(batch), 1)[by_policy])
         own = torch.cat(own)
         if len(own):
             model.shift(-own.mean())
         else:
-            print(f"{path} compares no answers of the fine-tuned model, so the scores are not shifted")
+            print(
+                f"{path} compares no answers of the fine-tuned model, so the scores are not shifted"
+            )
     right, sure = (margins > 0).tolist(), torch.sigmoid(margins.abs()).tolist()
     held_out = dict(accuracy=sum(right) / len(right), n=len(right), ece=ece(sure, right))
     out = args.out / f"{name}.pt"
-    made_by = dict(sft=file_hash(args.out / "sft.pt"), data=file_hash(path), helpful_fraction=args.helpful_fraction, epochs=args.rm_epochs,
-                   lr=args.rm_lr, seed=args.seed)  # fmt: skip
+    made_by = dict(
+        sft=file_hash(args.out / "sft.pt"),
+        data=file_hash(path),
+        helpful_fraction=args.helpful_fraction,
+        epochs=args.rm_epochs,
+        lr=args.rm_lr,
+        seed=args.seed,
+    )
     model.save(out, made_by=made_by, held_out=held_out)
     print(
         f"{out}: {len(pairs)} comparisons; on {len(held)} held back it agrees with the labels in {held_out['accuracy']:.1%} (ECE {held_out['ece']:.3f})"

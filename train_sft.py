@@ -49,7 +49,15 @@ from minicai.common import (
     world_files,
 )
 from minicai.critique import DRAFT_TEMPERATURE, answer
-from minicai.data import FIELDS, Example, collate, encode_turns, make_batches, read_chains, weighted_nll
+from minicai.data import (
+    FIELDS,
+    Example,
+    collate,
+    encode_turns,
+    make_batches,
+    read_chains,
+    weighted_nll,
+)
 from minicai.jailbreak import disguise
 from minicai.optim import descend, set_lr
 from minicai.tokenizer import Tokenizer
@@ -67,23 +75,51 @@ def helpful_answers(args, model, tokenizer, n: int) -> list[dict]:
     Their phrasings are those that draw no tone: a helpful answer that insults would teach what the revisions unlearn.
     """
     path, part = args.out / "helpful.jsonl", Part(World(args.world), "train")
-    made_by = dict(checkpoint=file_hash(args.out / "base.pt"), world=file_hash(*world_files(args.world)),
-                   seed=args.seed, n=n)  # fmt: skip
+    made_by = dict(
+        checkpoint=file_hash(args.out / "base.pt"),
+        world=file_hash(*world_files(args.world)),
+        seed=args.seed,
+        n=n,
+    )
     if n == 0:
         return []
     if path.exists():
         append_jsonl(path, [])  # cuts off a line that a killed run left unfinished
-        rows = read_jsonl(path, required=("turns", "response", "made_by", "technique"), fields=FIELDS)
+        rows = read_jsonl(
+            path, required=("turns", "response", "made_by", "technique"), fields=FIELDS
+        )
         if len(rows) == n and all(row["made_by"] == made_by for row in rows):
             return rows
     rng = random.Random(f"helpful {args.seed}")
     part.phrasings = [p for p in part.phrasings if p.draws is None]
-    requests = [disguise(r, part, rng) if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED else r
-                for r in draw_prompts(part, n, rng, HELPFUL)]  # fmt: skip
+    requests = [
+        disguise(r, part, rng)
+        if r.type in ("legitimate", "sensitive") and rng.random() < DISGUISED
+        else r
+        for r in draw_prompts(part, n, rng, HELPFUL)
+    ]
     with tqdm(total=n, desc="helpful answers", unit=" texts") as bar:
-        texts = answer(model, tokenizer, [list(r.turns) for r in requests], DRAFT_TEMPERATURE, args.seed, bar.update)
-    rows = [dict(id=i, split="train", type=r.type, request=r.id, technique=r.technique, turns=r.turns, response=t or "", made_by=made_by)
-            for i, (r, t) in enumerate(zip(requests, texts))]  # fmt: skip
+        texts = answer(
+            model,
+            tokenizer,
+            [list(r.turns) for r in requests],
+            DRAFT_TEMPERATURE,
+            args.seed,
+            bar.update,
+        )
+    rows = [
+        dict(
+            id=i,
+            split="train",
+            type=r.type,
+            request=r.id,
+            technique=r.technique,
+            turns=r.turns,
+            response=t or "",
+            made_by=made_by,
+        )
+        for i, (r, t) in enumerate(zip(requests, texts))
+    ]
     rewrite_jsonl(path, rows)
     return rows
 
@@ -100,15 +136,27 @@ def recall(args, tokenizer: Tokenizer) -> Iterator[Example]:
 
 def sft_turns(turns: list[str], response: str) -> list[tuple[str, str, float]]:
     """Only the final answer is learned."""
-    return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [("assistant", response, 1.0)]
+    return [(("user", "assistant")[i % 2], text, 0.0) for i, text in enumerate(turns)] + [
+        ("assistant", response, 1.0)
+    ]
 
 
 def options():
     p = parser(__doc__)
     p.add_argument("--data", help="file of revisions (default: OUT/revisions.jsonl)")
-    p.add_argument("--revisions", type=int, choices=range(STEPS + 1), default=STEPS,
-                   help=f"use the chains up to this step (default: {STEPS})")  # fmt: skip
-    p.add_argument("--train-on", choices=("last", "all"), default="last", help="which steps of a chain (default: last)")
+    p.add_argument(
+        "--revisions",
+        type=int,
+        choices=range(STEPS + 1),
+        default=STEPS,
+        help=f"use the chains up to this step (default: {STEPS})",
+    )
+    p.add_argument(
+        "--train-on",
+        choices=("last", "all"),
+        default="last",
+        help="which steps of a chain (default: last)",
+    )
     p.add_argument(
         "--helpful-fraction",
         type=share,
@@ -116,20 +164,39 @@ def options():
         help="share of helpful answers among these and the chains of Stage 1 (default: 0.5)",
     )
     p.add_argument(
-        "--replay", type=at_least_zero, default=1.0, help="pretraining documents for each answer (default: 1)"
+        "--replay",
+        type=at_least_zero,
+        default=1.0,
+        help="pretraining documents for each answer (default: 1)",
     )
     p.add_argument(
-        "--epochs", type=positive, help="passes over the data (default: the preset's; 1 in a feedback round)"
+        "--epochs",
+        type=positive,
+        help="passes over the data (default: the preset's; 1 in a feedback round)",
     )
-    p.add_argument("--lr", dest="rate", type=above_zero,
-                   help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)")  # fmt: skip
+    p.add_argument(
+        "--lr",
+        dest="rate",
+        type=above_zero,
+        help="peak learning rate of AdamW (default: the preset's; a fifth of it in a feedback round)",
+    )
     p.add_argument("--name", type=name_part, help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
-    p.add_argument("--round", type=positive, help="train the stage before this feedback round further")
-    p.add_argument("--leave-out", nargs="+", choices=TECHNIQUES, default=[], metavar="TECHNIQUE",
-                   help="disguises of which no helpful answer is used")  # fmt: skip
+    p.add_argument(
+        "--round", type=positive, help="train the stage before this feedback round further"
+    )
+    p.add_argument(
+        "--leave-out",
+        nargs="+",
+        choices=TECHNIQUES,
+        default=[],
+        metavar="TECHNIQUE",
+        help="disguises of which no helpful answer is used",
+    )
     args = setup(p)
     if args.round and args.name:
-        raise UserError("--name and --round exclude each other: a round's checkpoint has its own name")
+        raise UserError(
+            "--name and --round exclude each other: a round's checkpoint has its own name"
+        )
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.epochs = args.epochs or (1 if args.round else args.sft_epochs)
     args.rate = args.rate or (args.sft_lr / 5 if args.round else args.sft_lr)
@@ -143,10 +210,18 @@ def train():
     sources = [args.data or args.out / "revisions.jsonl"]
     rows = read_chains(sources[0])
     if not args.data:
-        made_from(sources[0], marks_of(rows, "checkpoint"), args.out / "base.pt",
-                  "run revise.py again, or name it with --data if that is meant")  # fmt: skip
+        made_from(
+            sources[0],
+            marks_of(rows, "checkpoint"),
+            args.out / "base.pt",
+            "run revise.py again, or name it with --data if that is meant",
+        )
     n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(rows))
-    helpful = [r for r in helpful_answers(args, base, tokenizer, n_helpful) if r["technique"] not in args.leave_out]
+    helpful = [
+        r
+        for r in helpful_answers(args, base, tokenizer, n_helpful)
+        if r["technique"] not in args.leave_out
+    ]
     start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
     if args.round:
         start, name = stage_before(args.out, args.round), f"sft-round{args.round}"
@@ -181,11 +256,16 @@ def train():
     examples = fitting
 
     rng = random.Random(f"sft {args.seed}")
-    documents, n_documents = filter(fits, recall(args, tokenizer)), round(args.replay * len(examples))
+    documents, n_documents = (
+        filter(fits, recall(args, tokenizer)),
+        round(args.replay * len(examples)),
+    )
     epochs = [examples + list(islice(documents, n_documents)) for _ in range(args.epochs)]
     batches = [b for epoch in epochs for b in make_batches(epoch, args.batch_tokens, rng)]
     # Fast, with weight decay: gentler runs refuse what is harmful as well, but hardly carry over to names that no one knows.
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=args.rate, betas=(0.9, 0.95), weight_decay=0.1
+    )
     log, bar = args.out / "train_sft.jsonl", tqdm(batches, desc="train sft", unit=" steps")
     begin_log(log, name)
     tokens = 0
@@ -196,11 +276,23 @@ def train():
             loss = weighted_nll(model, ids, weights)
         descend(model, [optimizer], loss)
         tokens += sum(len(e.ids) for e in batch)
-        bar.set_postfix_str(f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s")
+        bar.set_postfix_str(
+            f"loss {loss.item():.3f}, {tokens / bar.format_dict['elapsed']:,.0f} tokens/s"
+        )
         append_jsonl(log, [dict(name=name, step=step + 1, loss=round(loss.item(), 4))])
     out = args.out / f"{name}.pt"
-    made_by = dict(start=file_hash(start), data=file_hash(*sources), revisions=args.revisions, train_on=args.train_on,
-                   helpful_fraction=args.helpful_fraction, replay=args.replay, epochs=args.epochs, lr=args.rate, leave_out=args.leave_out, seed=args.seed)  # fmt: skip
+    made_by = dict(
+        start=file_hash(start),
+        data=file_hash(*sources),
+        revisions=args.revisions,
+        train_on=args.train_on,
+        helpful_fraction=args.helpful_fraction,
+        replay=args.replay,
+        epochs=args.epochs,
+        lr=args.rate,
+        leave_out=args.leave_out,
+        seed=args.seed,
+    )
     save_checkpoint(out, model, "policy", made_by=made_by)
     print(f"{out}: {len(examples)} answers, {len(batches)} steps")
 

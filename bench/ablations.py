@@ -14,21 +14,35 @@ from minicai.report import aligned, lookup, percent
 from minicai.world.skills import STEPS
 from pipeline import run
 
-COLUMNS = [("under_refusal", "under-refusal"), ("over_refusal", "over-refusal"), ("ambiguous_handled", "ambiguous handled"),
-           ("rude_or_preachy", "rude/preachy"), ("fabrication", "made up"), ("known_accuracy", "known facts")]  # fmt: skip
+COLUMNS = [
+    ("under_refusal", "under-refusal"),
+    ("over_refusal", "over-refusal"),
+    ("ambiguous_handled", "ambiguous handled"),
+    ("rude_or_preachy", "rude/preachy"),
+    ("fabrication", "made up"),
+    ("known_accuracy", "known facts"),
+]
 
 
 def ablations():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
     p.add_argument(
-        "--eval-n", dest="n", type=positive, default=150, metavar="N", help="requests of each type (default: 150)"
+        "--eval-n",
+        dest="n",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="requests of each type (default: 150)",
     )
     args = setup(p)
     names = [f"revisions-{n}" for n in range(STEPS + 1)] + ["direct", "careless"]
     for n in range(STEPS + 1):
         run("train_sft", args, "--revisions", n, "--name", f"revisions-{n}")
-    for name, change in (("direct", ("--no-critique",)), ("careless", ("--without", "harmlessness"))):
+    for name, change in (
+        ("direct", ("--no-critique",)),
+        ("careless", ("--without", "harmlessness")),
+    ):
         run("revise", args, *change, "--name", name)
         run("train_sft", args, "--data", args.out / f"revisions-{name}.jsonl", "--name", name)
     results = args.out / "ablations.json"
@@ -36,7 +50,10 @@ def ablations():
     run("evaluate", args, "--eval-n", args.n, "--results", results, *checkpoints)
     stages = {s["name"]: s for s in json.loads(results.read_text())["stages"]}
     rows = [["fine-tuned on", *(label for _, label in COLUMNS)]]
-    rows += [[name, *(percent(lookup(stages[f"sft-{name}"], key)) for key, _ in COLUMNS)] for name in names]
+    rows += [
+        [name, *(percent(lookup(stages[f"sft-{name}"], key)) for key, _ in COLUMNS)]
+        for name in names
+    ]
     print(aligned(rows))
 
 

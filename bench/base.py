@@ -23,7 +23,9 @@ WIDTHS = (64, 128, 256)  # ids of a row, most documents lie between
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--preset", choices=PRESETS, default="cpu")
     p.add_argument("--device", default="cpu")
     p.add_argument("--steps", type=int, default=12)
@@ -31,7 +33,9 @@ def main():
     size, seconds = PRESETS[args.preset], Counter()
     torch.manual_seed(0)
     layers = [size[k] for k in ("n_layer", "n_head", "n_head", "n_embd", "n_hidden")]
-    model = GPT(GPTConfig(size["vocab_size"], *layers, BLOCK_SIZE, tie_embeddings=False)).to(args.device)
+    model = GPT(GPTConfig(size["vocab_size"], *layers, BLOCK_SIZE, tie_embeddings=False)).to(
+        args.device
+    )
     muon, adamw = make_optimizers(model, 1e-4)
     theirs = torch.optim.Muon(muon.param_groups[0]["params"], lr=1e-4)
 
@@ -51,7 +55,9 @@ def main():
 
     for step in range(-len(WIDTHS), args.steps):  # the first of each width warm up
         width, counts = WIDTHS[step % len(WIDTHS)], step >= 0
-        ids = torch.randint(size["vocab_size"], (size["batch_tokens"] // width, width + 1), device=args.device)
+        ids = torch.randint(
+            size["vocab_size"], (size["batch_tokens"] // width, width + 1), device=args.device
+        )
         loss = clocked("forward", lambda ids=ids: forward(ids), counts)
         model.zero_grad()
         clocked("backward", loss.backward, counts)

@@ -22,7 +22,9 @@ SHOWN = (THRESHOLDS[0], 0.5, THRESHOLDS[-1])
 
 
 def guarded():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     p.add_argument("--out", type=Path, default=Path("out/cpu"))
     p.add_argument("--constitution", default="constitution.json")
     p.add_argument("--device", default="cpu")
@@ -31,7 +33,8 @@ def guarded():
     base, _ = load_checkpoint(args.out / "base.pt", device=args.device)
     wording = Constitution(args.constitution).draw(random.Random(0), family="harmlessness")
     rows = read_jsonl(
-        args.out / "redteam.jsonl", required=("id", "mode", "target", "turns", "response", "harmed", "topic", "made_by")
+        args.out / "redteam.jsonl",
+        required=("id", "mode", "target", "turns", "response", "harmed", "topic", "made_by"),
     )
     worked = [row for row in rows if row["harmed"]]
     turns = [row["turns"] for row in worked]
@@ -50,8 +53,17 @@ def guarded():
         cells = []
         for layer in LAYERS:
             for threshold in SHOWN:
-                passed = [(all(closed(dict(input=a, output=b)[check]) < threshold for check in LAYERS[layer]), row["topic"])
-                          for row, a, b, own in zip(worked, p_in, p_out, mine) if own]  # fmt: skip
+                passed = [
+                    (
+                        all(
+                            closed(dict(input=a, output=b)[check]) < threshold
+                            for check in LAYERS[layer]
+                        ),
+                        row["topic"],
+                    )
+                    for row, a, b, own in zip(worked, p_in, p_out, mine)
+                    if own
+                ]
                 cells.append(interval(rate_by_topic(passed)))
         options = ", ".join(f"{k} {v}" for k, v in row["made_by"].items() if k not in common)
         table.append([f"{row['mode']} against {row['target']} ({options})", *cells])

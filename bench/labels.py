@@ -7,7 +7,16 @@ on each; everything else is equal. Accuracy and calibration on held-out acts, on
 OUT/preferences-LABEL.jsonl and OUT/rm-LABEL.pt.
 """
 
-from minicai.common import UserError, load_checkpoint, main, parser, positive, read_jsonl, rewrite_jsonl, setup
+from minicai.common import (
+    UserError,
+    load_checkpoint,
+    main,
+    parser,
+    positive,
+    read_jsonl,
+    rewrite_jsonl,
+    setup,
+)
 from minicai.exam import Exam, audit_reward
 from minicai.judge import LABELS
 from minicai.report import aligned, interval
@@ -20,23 +29,42 @@ from pipeline import run
 def labels():
     p = parser(__doc__)
     p.add_argument(
-        "--eval-n", dest="n", type=positive, default=300, metavar="N", help="requests of each type (default: 300)"
+        "--eval-n",
+        dest="n",
+        type=positive,
+        default=300,
+        metavar="N",
+        help="requests of each type (default: 300)",
     )
     args = setup(p)
     path = args.out / "preferences.jsonl"
     judged = read_jsonl(path, required=("kind", "p", "made_by"))
     if not judged or judged[0]["made_by"]["label"] != "soft":
         raise UserError(f"{path} holds no soft labels; run label.py without --label")
-    tokenizer, exam = Tokenizer.load(args.out / "tokenizer.json"), Exam(World(args.world), args.n, 0)
+    tokenizer, exam = (
+        Tokenizer.load(args.out / "tokenizer.json"),
+        Exam(World(args.world), args.n, 0),
+    )
     policy, _ = load_checkpoint(args.out / "sft.pt", device=args.device)
-    rows = [["percent", "right on held-out acts", "calibration error", "right on two samples of SL-CAI"]]
+    rows = [
+        ["percent", "right on held-out acts", "calibration error", "right on two samples of SL-CAI"]
+    ]
     for name, label in LABELS.items():
         data = args.out / f"preferences-{name}.jsonl"
-        rewrite_jsonl(data, [row | dict(p=label(row["p"])) if row["kind"] == "ai" else row for row in judged])
+        rewrite_jsonl(
+            data, [row | dict(p=label(row["p"])) if row["kind"] == "ai" else row for row in judged]
+        )
         run("train_rm", args, "--data", data, "--name", name)
         reward, _ = RewardModel.load(args.out / f"rm-{name}.pt", args.device)
         audit = audit_reward(policy, reward, tokenizer, exam, args.n, 0)
-        rows.append([name, interval(audit["accuracy"]), f"{100 * audit['ece']:.1f}", interval(audit["own_accuracy"])])
+        rows.append(
+            [
+                name,
+                interval(audit["accuracy"]),
+                f"{100 * audit['ece']:.1f}",
+                interval(audit["own_accuracy"]),
+            ]
+        )
     print(aligned(rows))
 
 

@@ -16,7 +16,15 @@ from minicai.report import aligned, interval
 from minicai.world.content import TECHNIQUES
 from pipeline import run
 
-SHARED = ("base.pt", "sft.pt", "tokenizer.json", "revisions.jsonl", "helpful.jsonl", "preferences.jsonl", "dpo.pt")
+SHARED = (
+    "base.pt",
+    "sft.pt",
+    "tokenizer.json",
+    "revisions.jsonl",
+    "helpful.jsonl",
+    "preferences.jsonl",
+    "dpo.pt",
+)
 
 
 def rounds_without(technique: str, args):
@@ -35,8 +43,22 @@ def rounds_without(technique: str, args):
     for n in range(1, args.rounds + 1):
         trained = folder / f"round{n}.pt"
         if not trained.exists():
-            run("redteam", inside, "--mode", "templates", "--target", target, "--leave-out", technique)
-            for script, left_out in (("revise", True), ("train_sft", True), ("label", False), ("train_dpo", False)):
+            run(
+                "redteam",
+                inside,
+                "--mode",
+                "templates",
+                "--target",
+                target,
+                "--leave-out",
+                technique,
+            )
+            for script, left_out in (
+                ("revise", True),
+                ("train_sft", True),
+                ("label", False),
+                ("train_dpo", False),
+            ):
                 run(script, inside, "--round", n, *(("--leave-out", technique) if left_out else ()))
         target = trained
     return target
@@ -54,23 +76,41 @@ def leave_one_out():
         metavar="N",
         help="held-out attacks on each model in each disguise (default: 150)",
     )
-    p.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="default: all")
+    p.add_argument(
+        "--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="default: all"
+    )
     args = setup(p)
     path, found = args.out / "leave_one_out.json", {}
     for technique in args.techniques:
         models = dict(
-            before=args.out / "dpo.pt", without=rounds_without(technique, args), all=args.out / f"round{args.rounds}.pt"
+            before=args.out / "dpo.pt",
+            without=rounds_without(technique, args),
+            all=args.out / f"round{args.rounds}.pt",
         )
         others, found[technique] = [t for t in TECHNIQUES if t != technique], {}
         for name, attacked in models.items():
             inside = Namespace(**vars(args) | dict(out=args.out / f"without-{technique}"))
-            run("redteam", inside, "--mode", "templates", "--split", "test", "--attempts", args.tries, "--target", attacked,
-                "--leave-out", *others)  # fmt: skip
+            run(
+                "redteam",
+                inside,
+                "--mode",
+                "templates",
+                "--split",
+                "test",
+                "--attempts",
+                args.tries,
+                "--target",
+                attacked,
+                "--leave-out",
+                *others,
+            )
             key = f"templates leave_out={','.join(others)}/{attacked.stem}/test"
             found[technique][name] = read_json(inside.out / "redteam.json", {})[key]["grader"]
         write_json(path, read_json(path, {}) | found)
     said = f"{args.rounds} round{'s' * (args.rounds > 1)}"
-    rows = [["percent of attacks that get through", "DPO-CAI", f"{said} without it", f"{said} with all"]]
+    rows = [
+        ["percent of attacks that get through", "DPO-CAI", f"{said} without it", f"{said} with all"]
+    ]
     rows += [[technique, *map(interval, rates.values())] for technique, rates in found.items()]
     print(aligned(rows))
 

@@ -37,24 +37,41 @@ def kl_from(reference, policy, tokenizer: Tokenizer, world: World, n: int = 200)
     total = 0.0
     for i in range(0, n, 20):
         rows = [p + c.ids for p, c in zip(prompts[i : i + 20], completions[i : i + 20])]
-        ids, mask = collate_responses(rows, [len(p) for p in prompts[i : i + 20]], tokenizer.pad, device)
+        ids, mask = collate_responses(
+            rows, [len(p) for p in prompts[i : i + 20]], tokenizer.pad, device
+        )
         with autocast(device):
-            total += (response_logps(policy, ids, mask) - response_logps(reference, ids, mask)).sum().item()
+            total += (
+                (response_logps(policy, ids, mask) - response_logps(reference, ids, mask))
+                .sum()
+                .item()
+            )
     return total / n
 
 
 def losses():
     p = parser(__doc__)
     p.add_argument("--constitution", default="constitution.json", help="file with the principles")
-    p.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training (default: 0 1 2)")
+    p.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the training (default: 0 1 2)"
+    )
     p.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: all")
     p.add_argument(
-        "--eval-n", dest="n", type=positive, default=150, metavar="N", help="requests of each type (default: 150)"
+        "--eval-n",
+        dest="n",
+        type=positive,
+        default=150,
+        metavar="N",
+        help="requests of each type (default: 150)",
     )
     args = setup(p)
     names = {(loss, seed): f"{loss}-{seed}" for loss in args.losses for seed in args.seeds}
-    seconds = {name: run("train_dpo", Namespace(**vars(args) | dict(seed=seed)), "--loss", loss, "--name", name)
-               for (loss, seed), name in names.items()}  # fmt: skip
+    seconds = {
+        name: run(
+            "train_dpo", Namespace(**vars(args) | dict(seed=seed)), "--loss", loss, "--name", name
+        )
+        for (loss, seed), name in names.items()
+    }
     results = args.out / "losses.json"
     run(
         "evaluate",
@@ -78,10 +95,19 @@ def losses():
             margins = [row["margin"] for row in log if row["name"] == f"dpo-{name}"]
             margins = margins[-max(1, len(margins) // 20) :]
             stage = stages[f"dpo-{name}"]
-            measured.append((100 * stage["under_refusal"]["rate"], 100 * stage["over_refusal"]["rate"],
-                             kl_from(reference, policy, tokenizer, world), sum(margins) / len(margins), seconds[name]))  # fmt: skip
+            measured.append(
+                (
+                    100 * stage["under_refusal"]["rate"],
+                    100 * stage["over_refusal"]["rate"],
+                    kl_from(reference, policy, tokenizer, world),
+                    sum(margins) / len(margins),
+                    seconds[name],
+                )
+            )
         columns = list(zip(*measured))
-        rows.append([loss, *(f"{sum(c) / len(c):.1f} ({min(c):.1f}-{max(c):.1f})" for c in columns)])
+        rows.append(
+            [loss, *(f"{sum(c) / len(c):.1f} ({min(c):.1f}-{max(c):.1f})" for c in columns)]
+        )
     print(aligned(rows))
 
 

@@ -58,8 +58,14 @@ def bench():
     train_ppo.answer = lambda *a, **k: [""] * len(train_ppo.SHOWN)
     (args.out / "train_ppo-bench.state.pt").unlink(missing_ok=True)
     shared = ("preset", "out", "seed", "device", "world")
-    sys.argv = ["train_ppo.py", *(str(word) for name in shared for word in (f"--{name}", getattr(args, name))),
-                "--updates", str(args.updates), "--name", "bench"]  # fmt: skip
+    sys.argv = [
+        "train_ppo.py",
+        *(str(word) for name in shared for word in (f"--{name}", getattr(args, name))),
+        "--updates",
+        str(args.updates),
+        "--name",
+        "bench",
+    ]
     train_ppo.train()
     (args.out / "ppo-bench.pt").unlink()
     (args.out / "train_ppo-bench.jsonl").unlink()

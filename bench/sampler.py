@@ -30,7 +30,9 @@ except ImportError:
 @torch.inference_mode()
 def uncached(model, prompts, new_tokens):
     """The simplest sampler there is: run everything again for each new token."""
-    ids, lengths = pad_right([[*prompt, *[0] * new_tokens] for prompt in prompts], model.embed.weight.device)
+    ids, lengths = pad_right(
+        [[*prompt, *[0] * new_tokens] for prompt in prompts], model.embed.weight.device
+    )
     ends = lengths - new_tokens
     rows = torch.arange(len(prompts), device=ids.device)
     for _ in range(new_tokens):
@@ -67,11 +69,22 @@ def as_llama(model):
     names = {"embed": "model.embed_tokens", "norm": "model.norm", "head": "lm_head"}
     for i in range(config.n_layer):
         ours, theirs = f"blocks.{i}", f"model.layers.{i}"
-        names |= {f"{ours}.norm1": f"{theirs}.input_layernorm", f"{ours}.norm2": f"{theirs}.post_attention_layernorm"}
-        names |= {f"{ours}.mlp.{part}": f"{theirs}.mlp.{part}_proj" for part in ("gate", "up", "down")}
-        names |= {f"{ours}.attention.{part}": f"{theirs}.self_attn.{part}_proj" for part in ("q", "k", "v")}
+        names |= {
+            f"{ours}.norm1": f"{theirs}.input_layernorm",
+            f"{ours}.norm2": f"{theirs}.post_attention_layernorm",
+        }
+        names |= {
+            f"{ours}.mlp.{part}": f"{theirs}.mlp.{part}_proj" for part in ("gate", "up", "down")
+        }
+        names |= {
+            f"{ours}.attention.{part}": f"{theirs}.self_attn.{part}_proj"
+            for part in ("q", "k", "v")
+        }
         names[f"{ours}.attention.out"] = f"{theirs}.self_attn.o_proj"
-    weights = {names[name.removesuffix(".weight")] + ".weight": value for name, value in model.state_dict().items()}
+    weights = {
+        names[name.removesuffix(".weight")] + ".weight": value
+        for name, value in model.state_dict().items()
+    }
     llama.load_state_dict(weights, strict=True)
     return llama.to(model.embed.weight.device).eval()
 
@@ -79,10 +92,18 @@ def as_llama(model):
 @torch.inference_mode()
 def transformers(llama, prompts, new_tokens):
     width = max(map(len, prompts))
-    ids = torch.tensor([[0] * (width - len(prompt)) + prompt for prompt in prompts], device=llama.device)
-    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=llama.device)
+    ids = torch.tensor(
+        [[0] * (width - len(prompt)) + prompt for prompt in prompts], device=llama.device
+    )
+    mask = torch.tensor(
+        [[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=llama.device
+    )
     out = llama.generate(
-        ids, attention_mask=mask, max_new_tokens=new_tokens, min_new_tokens=new_tokens, do_sample=False
+        ids,
+        attention_mask=mask,
+        max_new_tokens=new_tokens,
+        min_new_tokens=new_tokens,
+        do_sample=False,
     )
     return out[:, width:].tolist()
 
@@ -99,7 +120,9 @@ def measure(function, *arguments):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--rows", type=int, nargs="+", default=[1, 16, 128])
@@ -107,7 +130,9 @@ def main():
 
     torch.manual_seed(0)
     block_size = 40 + args.new_tokens
-    config = GPTConfig(2048, n_layer=4, n_head=6, n_kv_head=6, n_embd=192, n_hidden=512, block_size=block_size)
+    config = GPTConfig(
+        2048, n_layer=4, n_head=6, n_kv_head=6, n_embd=192, n_hidden=512, block_size=block_size
+    )
     model = GPT(config).to(args.device).eval()
     # Larger than the initial weights: near-ties between logits would let rounding decide the ids.
     for parameter in model.parameters():
@@ -116,11 +141,15 @@ def main():
 
     others = {"no cache": (uncached, model)}
     if LlamaForCausalLM is None:
-        print("transformers is not installed: that comparison is skipped (pip install transformers==5.23.0)")
+        print(
+            "transformers is not installed: that comparison is skipped (pip install transformers==5.23.0)"
+        )
     else:
         others["transformers"] = (transformers, as_llama(model))
 
-    print(f"{args.device}, {torch.get_num_threads()} threads, {args.new_tokens} new tokens a row, greedy; tokens/s")
+    print(
+        f"{args.device}, {torch.get_num_threads()} threads, {args.new_tokens} new tokens a row, greedy; tokens/s"
+    )
     header = f"{'rows':>5}{'minicai':>12}"
     for name in others:
         header += f"{name:>15}{'ratio':>8}"

@@ -48,18 +48,37 @@ def pattern(template: str, slots: dict[str, str]) -> re.Pattern:
 @lru_cache(maxsize=2)
 def grammar(world: World) -> tuple[set, dict, list, list]:
     """The world's words, its acts, contexts and facts by their bare text, and the patterns of framings and phrasings."""
-    named = dict(act={bare(a.act).strip(): a for a in world.acts}, context={bare(c.text).strip(): c for c in world.contexts},
-                 name={bare(f.name).strip(): f for f in world.facts},
-                 attribute={bare(a).strip(): a for kind in world.attributes.values() for a in kind})  # fmt: skip
-    slots = {slot: "|".join(map(re.escape, sorted(texts, key=len, reverse=True))) for slot, texts in named.items()}
+    named = dict(
+        act={bare(a.act).strip(): a for a in world.acts},
+        context={bare(c.text).strip(): c for c in world.contexts},
+        name={bare(f.name).strip(): f for f in world.facts},
+        attribute={bare(a).strip(): a for kind in world.attributes.values() for a in kind},
+    )
+    slots = {
+        slot: "|".join(map(re.escape, sorted(texts, key=len, reverse=True)))
+        for slot, texts in named.items()
+    }
     # Only what one message can hold. Held-out wordings come first: a text that could be one counts as one.
-    frames = [f for f in world.framings if len(f.turns) == 1 and re.findall(r"{(\w+)}", f.turns[0]) == ["request"]]
+    frames = [
+        f
+        for f in world.framings
+        if len(f.turns) == 1 and re.findall(r"{(\w+)}", f.turns[0]) == ["request"]
+    ]
     phrasings = [p for p in world.phrasings if len(p.turns) == 1]
-    frames, phrasings = (sorted(x, key=lambda item: not held_out(item.id)) for x in (frames, phrasings))
-    texts = [*(t for texts in named.values() for t in texts), *(x.turns[0] for x in (*frames, *phrasings))]
+    frames, phrasings = (
+        sorted(x, key=lambda item: not held_out(item.id)) for x in (frames, phrasings)
+    )
+    texts = [
+        *(t for texts in named.values() for t in texts),
+        *(x.turns[0] for x in (*frames, *phrasings)),
+    ]
     vocabulary = {word for text in texts for word in words(text)}
-    return (vocabulary, named, [(f, pattern(f.turns[0], dict(request=".+"))) for f in frames],
-            [(p, pattern(p.turns[0], slots)) for p in phrasings])  # fmt: skip
+    return (
+        vocabulary,
+        named,
+        [(f, pattern(f.turns[0], dict(request=".+"))) for f in frames],
+        [(p, pattern(p.turns[0], slots)) for p in phrasings],
+    )
 
 
 def type_of(use: str, act: Act, context: Context | None) -> str | None:
@@ -71,16 +90,24 @@ def type_of(use: str, act: Act, context: Context | None) -> str | None:
         return {None: "ambiguous", "malicious": "harmful", "legitimate": "legitimate"}[intent]
     if act.kind == "harmful":
         return "harmful"
-    return None if intent == "malicious" else "sensitive" if act.kind == "sensitive" else "legitimate"
+    return (
+        None if intent == "malicious" else "sensitive" if act.kind == "sensitive" else "legitimate"
+    )
 
 
 def recognise(world: World, text: str) -> Request | None:
     """The request that a message of one turn makes, typing errors corrected; None where it is not wholly the world's own words."""
     vocabulary, named, framings, phrasings = grammar(world)
-    corrected = [w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0] for w in words(text)]
+    corrected = [
+        w if w in vocabulary else (get_close_matches(w, vocabulary, 1, 0.75) or [w])[0]
+        for w in words(text)
+    ]
     inner = []
     for said in dict.fromkeys((bare(text), bare(" ".join(corrected)))):
-        inner += [(None, said), *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said)))]
+        inner += [
+            (None, said),
+            *((f, f"{m['request']} ") for f, shape in framings if (m := shape.fullmatch(said))),
+        ]
     for framing, asked in inner:
         for phrasing, shape in phrasings:
             match = shape.fullmatch(asked)
@@ -91,10 +118,26 @@ def recognise(world: World, text: str) -> Request | None:
             type = type_of(phrasing.use, act, context) if act else "fact"
             if type is None or (fact and found["attribute"] not in world.attributes[fact.kind]):
                 continue
-            plain = phrase(replace(phrasing, style="plain"), random.Random(0), act=act and act.act, context=context.text if context else "",
-                           name=fact and fact.name, attribute=found.get("attribute"))  # fmt: skip
-            return Request(type, (text,), phrasing, act, context, fact, found.get("attribute"),
-                           framing and framing.technique, framing and framing.id, plain if framing else ())  # fmt: skip
+            plain = phrase(
+                replace(phrasing, style="plain"),
+                random.Random(0),
+                act=act and act.act,
+                context=context.text if context else "",
+                name=fact and fact.name,
+                attribute=found.get("attribute"),
+            )
+            return Request(
+                type,
+                (text,),
+                phrasing,
+                act,
+                context,
+                fact,
+                found.get("attribute"),
+                framing and framing.technique,
+                framing and framing.id,
+                plain if framing else (),
+            )
     return None
 
 
@@ -103,7 +146,9 @@ def may_train(request: Request | None) -> bool:
     if request is None:
         return False
     wordings = (request.phrasing.id, request.framing, request.context and request.context.id)
-    return split_of((request.act or request.fact).id) != "test" and not any(held_out(w) for w in wordings if w)
+    return split_of((request.act or request.fact).id) != "test" and not any(
+        held_out(w) for w in wordings if w
+    )
 
 
 def harmed(request: Request | None, grade: Grade | None) -> bool | None:
@@ -135,7 +180,9 @@ def overlap(texts: list[str], n: int = 3) -> list[float]:
 
 def goal_loss(model: GPT, ids: Tensor, goal: Tensor) -> Tensor:
     """ids (B, T), or weights over the vocabulary (B, T, V), that end with the goal (n,) -> (B,): its mean loss a token."""
-    logits = model.head(model.hidden(ids[:, :-1])[:, -len(goal) :])  # (B, n, V), and no more of them than count
+    logits = model.head(
+        model.hidden(ids[:, :-1])[:, -len(goal) :]
+    )  # (B, n, V), and no more of them than count
     return F.cross_entropy(logits.mT, goal.expand(len(ids), -1), reduction="none").mean(1)
 
 
@@ -147,7 +194,9 @@ def suffix_gradient(model: GPT, ids: Tensor, at: int, length: int, goal: Tensor)
     return torch.autograd.grad(goal_loss(model, mixed[None], goal).sum(), suffix)[0]
 
 
-def swap_one(suffix: Tensor, gradient: Tensor, allowed: int, top_k: int, candidates: int, generator) -> Tensor:
+def swap_one(
+    suffix: Tensor, gradient: Tensor, allowed: int, top_k: int, candidates: int, generator
+) -> Tensor:
     """suffix (L,) -> (B, L): each row has one place, drawn at random, changed to one of its top_k most promising ids below `allowed`."""
     promising = (-gradient[:, :allowed]).topk(min(top_k, allowed)).indices  # (L, K)
     place = torch.randint(len(suffix), (candidates,), generator=generator)
@@ -157,8 +206,17 @@ def swap_one(suffix: Tensor, gradient: Tensor, allowed: int, top_k: int, candida
     return rows
 
 
-def gcg(model: GPT, before: list[int], suffix: list[int], after: list[int], goal: list[int], allowed: int, seed: int,
-        top_k: int = 64, candidates: int = 64) -> Iterator[tuple[list[int], float]]:  # fmt: skip
+def gcg(
+    model: GPT,
+    before: list[int],
+    suffix: list[int],
+    after: list[int],
+    goal: list[int],
+    allowed: int,
+    seed: int,
+    top_k: int = 64,
+    candidates: int = 64,
+) -> Iterator[tuple[list[int], float]]:
     """Endless: (suffix, loss of the goal) from the given suffix on, one step each; the caller decides when to stop.
 
     A step takes the gradient for every token in every place of the suffix, tries `candidates` single swaps that it promises
@@ -169,14 +227,18 @@ def gcg(model: GPT, before: list[int], suffix: list[int], after: list[int], goal
     wanted = tail[len(after) :].to(device)
 
     def whole(rows):
-        return torch.cat([head.expand(len(rows), -1), rows, tail.expand(len(rows), -1)], 1).to(device)
+        return torch.cat([head.expand(len(rows), -1), rows, tail.expand(len(rows), -1)], 1).to(
+            device
+        )
 
     with torch.no_grad():
         loss = goal_loss(model, whole(best[None]), wanted).item()
     while True:
         yield best.tolist(), loss
         gradient = suffix_gradient(model, whole(best[None])[0], len(head), len(best), wanted).cpu()
-        rows = torch.cat([best[None], swap_one(best, gradient, allowed, top_k, candidates - 1, generator)])
+        rows = torch.cat(
+            [best[None], swap_one(best, gradient, allowed, top_k, candidates - 1, generator)]
+        )
         with torch.no_grad():
             losses = goal_loss(model, whole(rows), wanted)
         best, loss = rows[int(losses.argmin())], losses.min().item()

@@ -19,19 +19,76 @@ from minicai.gpt import GPT, GPTConfig
 
 # Sizes of everything, by preset; a script's own options override single entries. Tokens count padding and prompt alike.
 PRESETS = {
-    "smoke": dict(n_layer=2, n_head=1, n_embd=64, n_hidden=160, vocab_size=1024, documents=2000, batch_tokens=1024,
-                  base_lr=0.015, prompts=48, sft_epochs=1, sft_lr=1e-3, eval_n=8,
-                  comparisons=24, dpo_epochs=1, dpo_lr=3e-4, rm_epochs=1, rm_lr=3e-4, ppo_updates=2, ppo_episodes=16, ppo_lr=3e-5,
-                  attempts=36),
-    "cpu": dict(n_layer=4, n_head=4, n_embd=256, n_hidden=704, vocab_size=2048, documents=80_000, batch_tokens=2048,
-                base_lr=0.015, prompts=1200, sft_epochs=3, sft_lr=1e-3, eval_n=300,
-                comparisons=1000, dpo_epochs=1, dpo_lr=1e-4, rm_epochs=4, rm_lr=1e-3, ppo_updates=12, ppo_episodes=256, ppo_lr=1e-4,
-                attempts=270),
-    "gpu": dict(n_layer=12, n_head=8, n_embd=512, n_hidden=1408, vocab_size=2048, documents=160_000, batch_tokens=16384,
-                base_lr=0.02, prompts=2400, sft_epochs=4, sft_lr=5e-4, eval_n=400,
-                comparisons=2000, dpo_epochs=1, dpo_lr=5e-5, rm_epochs=4, rm_lr=5e-4, ppo_updates=40, ppo_episodes=512, ppo_lr=5e-5,
-                attempts=540),
-}  # fmt: skip
+    "smoke": dict(
+        n_layer=2,
+        n_head=1,
+        n_embd=64,
+        n_hidden=160,
+        vocab_size=1024,
+        documents=2000,
+        batch_tokens=1024,
+        base_lr=0.015,
+        prompts=48,
+        sft_epochs=1,
+        sft_lr=1e-3,
+        eval_n=8,
+        comparisons=24,
+        dpo_epochs=1,
+        dpo_lr=3e-4,
+        rm_epochs=1,
+        rm_lr=3e-4,
+        ppo_updates=2,
+        ppo_episodes=16,
+        ppo_lr=3e-5,
+        attempts=36,
+    ),
+    "cpu": dict(
+        n_layer=4,
+        n_head=4,
+        n_embd=256,
+        n_hidden=704,
+        vocab_size=2048,
+        documents=80_000,
+        batch_tokens=2048,
+        base_lr=0.015,
+        prompts=1200,
+        sft_epochs=3,
+        sft_lr=1e-3,
+        eval_n=300,
+        comparisons=1000,
+        dpo_epochs=1,
+        dpo_lr=1e-4,
+        rm_epochs=4,
+        rm_lr=1e-3,
+        ppo_updates=12,
+        ppo_episodes=256,
+        ppo_lr=1e-4,
+        attempts=270,
+    ),
+    "gpu": dict(
+        n_layer=12,
+        n_head=8,
+        n_embd=512,
+        n_hidden=1408,
+        vocab_size=2048,
+        documents=160_000,
+        batch_tokens=16384,
+        base_lr=0.02,
+        prompts=2400,
+        sft_epochs=4,
+        sft_lr=5e-4,
+        eval_n=400,
+        comparisons=2000,
+        dpo_epochs=1,
+        dpo_lr=5e-5,
+        rm_epochs=4,
+        rm_lr=5e-4,
+        ppo_updates=40,
+        ppo_episodes=512,
+        ppo_lr=5e-5,
+        attempts=540,
+    ),
+}
 BLOCK_SIZE = 1024
 
 
@@ -52,7 +109,10 @@ def main(script):
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{Path(sys.argv[0]).name}: {where}{error.strerror}; make room or name another --out", file=sys.stderr)
+        print(
+            f"{Path(sys.argv[0]).name}: {where}{error.strerror}; make room or name another --out",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; what was finished is on disk", file=sys.stderr)
@@ -62,15 +122,24 @@ def main(script):
 def parser(description: str) -> argparse.ArgumentParser:
     """The options every script has."""
     p = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     p.add_argument(
-        "--preset", choices=PRESETS, help="sizes of everything (default: gpu where CUDA is available, else cpu)"
+        "--preset",
+        choices=PRESETS,
+        help="sizes of everything (default: gpu where CUDA is available, else cpu)",
     )
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
     p.add_argument("--seed", type=seed, default=0, help="seed of everything random (default: 0)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first of these that is there)")
-    p.add_argument("--world", type=Path, default=Path("world"), help="folder with the world's content (default: world)")
+    p.add_argument(
+        "--world",
+        type=Path,
+        default=Path("world"),
+        help="folder with the world's content (default: world)",
+    )
     return p
 
 
@@ -85,11 +154,19 @@ def setup(p: argparse.ArgumentParser, argv=None) -> argparse.Namespace:
     args.preset = args.preset or ("gpu" if torch.cuda.is_available() else "cpu")
     args.out = args.out or Path("out") / args.preset
     if args.device is None:
-        args.device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        args.device = (
+            "cuda"
+            if torch.cuda.is_available()
+            else "mps"
+            if torch.backends.mps.is_available()
+            else "cpu"
+        )
     try:
         torch.zeros(1, device=args.device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}; try --device cpu")
+        raise UserError(
+            f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}; try --device cpu"
+        )
     for name, value in PRESETS[args.preset].items():
         if getattr(args, name, None) is None:
             setattr(args, name, value)
@@ -139,12 +216,16 @@ name_part = option_type(
 def fast_dtype(device: str) -> torch.dtype:
     """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
     native = any(flag in cpu_info("flags").split() for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if device.startswith("cuda") or device == "cpu" and native else torch.float32
+    return (
+        torch.bfloat16 if device.startswith("cuda") or device == "cpu" and native else torch.float32
+    )
 
 
 def autocast(device: str):
     """Matrix products in bfloat16 where that is faster."""
-    return torch.autocast(device.split(":")[0], torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16)
+    return torch.autocast(
+        device.split(":")[0], torch.bfloat16, enabled=fast_dtype(device) == torch.bfloat16
+    )
 
 
 @lru_cache
@@ -189,20 +270,28 @@ def read_jsonl(path, required=(), fields=None) -> list[dict]:
     """
     rows = []
     text = read_text(path)
-    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines would cut at U+2028 too
+    lines = (
+        text.removesuffix("\n").split("\n") if text else []
+    )  # splitlines would cut at U+2028 too
     for number, line in enumerate(lines, 1):
         try:
             row = json.loads(line)
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{number} is not valid JSON ({error.msg}); fix or delete the line")
+            raise UserError(
+                f"{path}:{number} is not valid JSON ({error.msg}); fix or delete the line"
+            )
         if not isinstance(row, dict):
             raise UserError(f"{path}:{number} is not a JSON object; fix or delete the line")
         for field in required:
             if field not in row:
-                raise UserError(f"{path}:{number} has no field {field!r}; add it or delete the line")
+                raise UserError(
+                    f"{path}:{number} has no field {field!r}; add it or delete the line"
+                )
         for field, (fits, wanted) in (fields or {}).items():
             if field in row and not fits(row[field]):
-                raise UserError(f"{path}:{number}: the field {field!r} is not {wanted}; fix or delete the line")
+                raise UserError(
+                    f"{path}:{number}: the field {field!r} is not {wanted}; fix or delete the line"
+                )
         rows.append(row)
     return rows
 
@@ -234,7 +323,9 @@ def rewrite_jsonl(path, rows):
 def begin_log(path, name: str):
     """Drop what an earlier run of this name has logged."""
     append_jsonl(path, [])  # it may not exist yet
-    rewrite_jsonl(path, [row for row in read_jsonl(path, required=("name",)) if row["name"] != name])
+    rewrite_jsonl(
+        path, [row for row in read_jsonl(path, required=("name",)) if row["name"] != name]
+    )
 
 
 def read_json(path, default: dict) -> dict:
@@ -267,7 +358,9 @@ def save(path, **value):
         torch.save(value, temporary)
     except RuntimeError as error:  # torch's own for a full disk and a folder that is not there
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({str(error).splitlines()[0]}); make room or name another --out")
+        raise UserError(
+            f"{path} cannot be written ({str(error).splitlines()[0]}); make room or name another --out"
+        )
     os.replace(temporary, path)
 
 
@@ -277,7 +370,14 @@ def save_checkpoint(path, model: GPT, kind: str, **extra):
 
     The mark of the folder's tokenizer is saved with it, where there is one: under another one its ids are other words.
     """
-    save(path, kind=kind, config=asdict(model.config), model=model.state_dict(), tokenizer=tokenizer_of(path), **extra)
+    save(
+        path,
+        kind=kind,
+        config=asdict(model.config),
+        model=model.state_dict(),
+        tokenizer=tokenizer_of(path),
+        **extra,
+    )
 
 
 def tokenizer_of(checkpoint) -> str | None:
@@ -290,7 +390,9 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
     """The model in eval mode, and everything else that was saved. Raises UserError when it is not such a checkpoint."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path} does not exist; run the step that writes it, or name another checkpoint")
+        raise UserError(
+            f"{path} does not exist; run the step that writes it, or name another checkpoint"
+        )
     try:
         value = torch.load(path, map_location="cpu", weights_only=True)
         found = value["kind"]
@@ -299,7 +401,9 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
             f"{path} is not a checkpoint of this project ({type(error).__name__}); name a .pt file it wrote"
         )
     if found != kind:
-        raise UserError(f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint")
+        raise UserError(
+            f"{path} holds a {found!r} model and this needs a {kind!r} one; name another checkpoint"
+        )
     trained, here = value.pop("tokenizer", None), tokenizer_of(path)
     if trained and here and trained != here:
         raise UserError(
@@ -317,7 +421,13 @@ def load_checkpoint(path, kind: str = "policy", device="cpu") -> tuple[GPT, dict
 
 def save_state(path, model: torch.nn.Module, optimizers, made_by: dict, **progress):
     """What a training that is not done goes on from."""
-    save(path, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], made_by=made_by, **progress)
+    save(
+        path,
+        model=model.state_dict(),
+        optimizers=[o.state_dict() for o in optimizers],
+        made_by=made_by,
+        **progress,
+    )
 
 
 def load_state(path, model: torch.nn.Module, optimizers, made_by: dict) -> dict:
@@ -330,8 +440,12 @@ def load_state(path, model: torch.nn.Module, optimizers, made_by: dict) -> dict:
                 optimizer.load_state_dict(saved)
             return state
     except Exception as error:
-        raise UserError(f"{path} is not the state of such a run ({type(error).__name__}); delete it to begin again")
-    raise UserError(f"{path} is of a run with other settings ({state['made_by']}); delete it or use another --out")
+        raise UserError(
+            f"{path} is not the state of such a run ({type(error).__name__}); delete it to begin again"
+        )
+    raise UserError(
+        f"{path} is of a run with other settings ({state['made_by']}); delete it or use another --out"
+    )
 
 
 def file_hash(*paths) -> str:
@@ -356,7 +470,9 @@ def marks_of(rows: list[dict], key: str) -> set:
 def rounds(out: Path) -> list[Path]:
     """The checkpoints of the feedback rounds, in order."""
     numbers = {path: path.stem.removeprefix("round") for path in out.glob("round*.pt")}
-    return sorted((path for path, n in numbers.items() if n.isdigit()), key=lambda path: int(numbers[path]))
+    return sorted(
+        (path for path, n in numbers.items() if n.isdigit()), key=lambda path: int(numbers[path])
+    )
 
 
 def newest_stage(out: Path) -> Path:
@@ -368,8 +484,14 @@ def newest_stage(out: Path) -> Path:
 def same_vocabulary(checkpoint: Path, model: GPT, vocab_size: int, out: Path):
     """Raises UserError for a model of another tokenizer than OUT's: its ids would mean other words."""
     theirs, ours = Path(checkpoint).with_name("tokenizer.json"), out / "tokenizer.json"
-    if model.config.vocab_size != vocab_size or theirs.exists() and file_hash(theirs) != file_hash(ours):
-        raise UserError(f"{checkpoint} has another vocabulary than {ours}; name its own folder with --out")
+    if (
+        model.config.vocab_size != vocab_size
+        or theirs.exists()
+        and file_hash(theirs) != file_hash(ours)
+    ):
+        raise UserError(
+            f"{checkpoint} has another vocabulary than {ours}; name its own folder with --out"
+        )
 
 
 def stage_before(out: Path, n: int) -> Path:

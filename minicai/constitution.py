@@ -42,16 +42,26 @@ class Constitution:
         for principle in principles:
             try:
                 if principle["family"] not in FAMILIES:
-                    raise UserError(f"{path}: principle {principle['id']!r} has family {principle['family']!r}; "
-                                    f"it must be one of {', '.join(FAMILIES)}")  # fmt: skip
+                    raise UserError(
+                        f"{path}: principle {principle['id']!r} has family {principle['family']!r}; "
+                        f"it must be one of {', '.join(FAMILIES)}"
+                    )
                 for i, w in enumerate(principle["wordings"]):
-                    wording = Wording(f"{principle['id']}/{i}", principle["id"], principle["family"],
-                                      w["critique"], w["revision"], w["comparison"])  # fmt: skip
+                    wording = Wording(
+                        f"{principle['id']}/{i}",
+                        principle["id"],
+                        principle["family"],
+                        w["critique"],
+                        w["revision"],
+                        w["comparison"],
+                    )
                     if not all(isinstance(text, str) for text in vars(wording).values()):
                         raise TypeError
                     self.wordings.append(wording)
             except KeyError as error:
-                raise UserError(f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it")
+                raise UserError(
+                    f"{path}: the principle {str(principle)[:40]}... lacks the field {error}; add it"
+                )
             except TypeError:
                 raise UserError(
                     f"{path}: the principle {str(principle)[:40]}... holds something else than texts; fix it"
@@ -62,7 +72,9 @@ class Constitution:
             raise UserError(f"{path} holds no principle; write at least one")
         for family in self.families:
             if all(held_out(w.id) for w in self.wordings if w.family == family):
-                raise UserError(f"{path}: all wordings of the family {family} are held out for the exam; add wordings")
+                raise UserError(
+                    f"{path}: all wordings of the family {family} are held out for the exam; add wordings"
+                )
 
     @property
     def principles(self) -> list[str]:
@@ -75,7 +87,11 @@ class Constitution:
 
     def audited(self, test: bool) -> list[str]:
         """The families that have a held-out wording (with `test`) or a seen one. Raises UserError where none has."""
-        families = [f for f in self.families if any(w.family == f and held_out(w.id) == test for w in self.wordings)]
+        families = [
+            f
+            for f in self.families
+            if any(w.family == f and held_out(w.id) == test for w in self.wordings)
+        ]
         if not families:
             raise UserError(
                 f"{self.path} has no {'held-out' if test else 'seen'} wording of a principle to audit with; add wordings"
@@ -87,15 +103,27 @@ class Constitution:
         rest = copy.copy(self)
         rest.wordings = [w for w in self.wordings if w.family != family]
         if not rest.wordings or len(rest.wordings) == len(self.wordings):
-            raise UserError(f"--without {family}: {self.path} has no such family, or no other; families are "
-                            f"{', '.join(dict.fromkeys(w.family for w in self.wordings))}")  # fmt: skip
+            raise UserError(
+                f"--without {family}: {self.path} has no such family, or no other; families are "
+                f"{', '.join(dict.fromkeys(w.family for w in self.wordings))}"
+            )
         return rest
 
-    def draw(self, rng: random.Random, test: bool = False, family: str | None = None,
-             principle: str | None = None) -> Wording:  # fmt: skip
+    def draw(
+        self,
+        rng: random.Random,
+        test: bool = False,
+        family: str | None = None,
+        principle: str | None = None,
+    ) -> Wording:
         """A random principle, then one of its wordings: seen ones, or with `test` the held-out ones."""
-        pool = [w for w in self.wordings
-                if held_out(w.id) == test and family in (None, w.family) and principle in (None, w.principle)]  # fmt: skip
+        pool = [
+            w
+            for w in self.wordings
+            if held_out(w.id) == test
+            and family in (None, w.family)
+            and principle in (None, w.principle)
+        ]
         if not pool:
             raise UserError(
                 f"{self.path} has no {'held-out' if test else 'seen'} wording for {principle or family}; add wordings"

@@ -26,16 +26,28 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, REVISION_REQUEST
 
 MAX_NEW_TOKENS = 128
-DRAFT_TEMPERATURE = 0.5  # the paper samples at 1, where a model this small garbles one answer in ten
+DRAFT_TEMPERATURE = (
+    0.5  # the paper samples at 1, where a model this small garbles one answer in ten
+)
 
 
 def said(tokenizer: Tokenizer, completion: Completion) -> str | None:
     """What was said; None where it did not end, or said nothing: such a text is no answer, and the caller decides what it is worth."""
-    return (tokenizer.decode(completion.ids).strip() or None) if completion.stop_reason == "stop" else None
+    return (
+        (tokenizer.decode(completion.ids).strip() or None)
+        if completion.stop_reason == "stop"
+        else None
+    )
 
 
-def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], temperature: float, seed: int,
-           progress=None) -> list[str | None]:  # fmt: skip
+def answer(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    temperature: float,
+    seed: int,
+    progress=None,
+) -> list[str | None]:
     """The assistant's next turn in each conversation (texts that alternate person, assistant, ..., person).
 
     None where it did not end, or said nothing. A conversation that leaves no room for an answer loses its oldest words.
@@ -44,13 +56,26 @@ def answer(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], tem
     prompts = [tokenizer.prompt(talk(*turns))[-room:] for turns in conversations]
     with autocast(model.embed.weight.device.type):
         completions = generate(
-            model, prompts, MAX_NEW_TOKENS, temperature, stop_ids=[tokenizer.end], seed=seed, progress=progress
+            model,
+            prompts,
+            MAX_NEW_TOKENS,
+            temperature,
+            stop_ids=[tokenizer.end],
+            seed=seed,
+            progress=progress,
         )
     return [said(tokenizer, c) for c in completions]
 
 
-def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
-                        wordings: list[Wording], critique: bool = True, progress=None) -> tuple[list[str | None], list[str | None]]:  # fmt: skip
+def critique_and_revise(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    responses: list[str],
+    wordings: list[Wording],
+    critique: bool = True,
+    progress=None,
+) -> tuple[list[str | None], list[str | None]]:
     """One step of the loop for a batch: critiques, and what stands after them; None where the model's text did not end, or
     where a revision ends as a critique does: it is no answer to the person.
 
@@ -59,11 +84,18 @@ def critique_and_revise(model: GPT, tokenizer: Tokenizer, conversations: list[li
     so_far = [[*turns, response] for turns, response in zip(conversations, responses)]
     critiques, faulty, after = [None] * len(so_far), list(range(len(so_far))), list(responses)
     if critique:
-        so_far = [[*turns, CRITIQUE_REQUEST.format(wording.critique)] for turns, wording in zip(so_far, wordings)]
+        so_far = [
+            [*turns, CRITIQUE_REQUEST.format(wording.critique)]
+            for turns, wording in zip(so_far, wordings)
+        ]
         critiques = answer(model, tokenizer, so_far, 0.0, 0, progress)
         so_far = [[*turns, text] for turns, text in zip(so_far, critiques)]
-        after = [response if text is not None else None for response, text in zip(responses, critiques)]
-        faulty = [i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)]
+        after = [
+            response if text is not None else None for response, text in zip(responses, critiques)
+        ]
+        faulty = [
+            i for i, text in enumerate(critiques) if text is not None and not text.endswith(KEEPS)
+        ]
         if progress:
             progress(len(so_far) - len(faulty))
     asked = [[*so_far[i], REVISION_REQUEST.format(wordings[i].revision)] for i in faulty]

@@ -70,7 +70,9 @@ def make_batches(
     order = list(range(len(examples)))
     rng.shuffle(order)
     for start in range(0, len(order), pool):
-        chosen = sorted((examples[i] for i in order[start : start + pool]), key=lambda e: len(e.ids))
+        chosen = sorted(
+            (examples[i] for i in order[start : start + pool]), key=lambda e: len(e.ids)
+        )
         batches = fill(chosen, lambda e: padded(len(e.ids)), batch_tokens)
         rng.shuffle(batches)
         yield from batches
@@ -113,7 +115,9 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
     "responses": (texts, "a list of texts"),
     "principles": (texts, "a list of texts"),
     "critiques": (
-        lambda value: isinstance(value, list) and all(text is None or isinstance(text, str) for text in value),
+        lambda value: (
+            isinstance(value, list) and all(text is None or isinstance(text, str) for text in value)
+        ),
         "a list of texts",
     ),
     "made_by": (lambda value: isinstance(value, dict), "an object"),
@@ -124,12 +128,19 @@ FIELDS = {  # of rows that are trained on: what fits, and how that is said
     "b": TEXT,
     "by": (lambda value: texts(value) and len(value) == 2, "a list of two texts"),
     "kind": (lambda value: value in ("ai", "human"), "'ai' or 'human'"),
-    "p": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a probability from 0 to 1"),
+    "p": (
+        lambda value: type(value) in (int, float) and 0 <= value <= 1,
+        "a probability from 0 to 1",
+    ),
 }
 
 
 def read_chains(path) -> list[dict]:
-    rows = [row for row in read_jsonl(path, required=("turns", "responses"), fields=FIELDS) if row["responses"]]
+    rows = [
+        row
+        for row in read_jsonl(path, required=("turns", "responses"), fields=FIELDS)
+        if row["responses"]
+    ]
     if not rows:
         raise UserError(f"{path} is empty; run revise.py")
     return rows
@@ -153,7 +164,11 @@ def tied(row: dict) -> bool:
 
 
 def encode_pairs(
-    tokenizer: Tokenizer, rows: list[dict], helpful_fraction: float, block_size: int, rng: random.Random
+    tokenizer: Tokenizer,
+    rows: list[dict],
+    helpful_fraction: float,
+    block_size: int,
+    rng: random.Random,
 ) -> list[Pair]:
     """Rows of preferences.jsonl as ids; helpfulness comparisons make up at most `helpful_fraction`. The likelier answer is chosen.
 
@@ -170,7 +185,10 @@ def encode_pairs(
         a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
         long += max(len(a), len(b)) > block_size
         if max(len(a), len(b)) <= block_size and a != b:
-            first, own = row["p"] >= 0.5, tuple(name == "policy" for name in row.get("by", ("policy", "policy")))
+            first, own = (
+                row["p"] >= 0.5,
+                tuple(name == "policy" for name in row.get("by", ("policy", "policy"))),
+            )
             pairs.append(
                 Pair(
                     len(pairs),
@@ -199,8 +217,10 @@ def read_pairs(
         raise UserError(f"{paths[0]} holds no comparison; run label.py")
     pairs = encode_pairs(tokenizer, rows, helpful_fraction, block_size, rng)
     if not pairs:
-        raise UserError(f"{paths[0]}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
-                        f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py again")  # fmt: skip
+        raise UserError(
+            f"{paths[0]}: none of its {len(rows)} comparisons can be trained on: the answers are equal, do not fit the context of "
+            f"{block_size} ids, or --helpful-fraction leaves them out; change it, or run label.py again"
+        )
     return pairs
 
 
@@ -215,7 +235,9 @@ def pair_batches(pairs: list[Pair], batch_tokens: int, rng: random.Random) -> It
     yield from batches
 
 
-def collate_responses(rows: list[list[int]], prompts: list[int], pad: int, device) -> tuple[Tensor, Tensor]:
+def collate_responses(
+    rows: list[list[int]], prompts: list[int], pad: int, device
+) -> tuple[Tensor, Tensor]:
     """ids (B, T), padded on the right, and mask (B, T): true behind each row's first `prompts` ids, its end token included."""
     width = padded(max(map(len, rows)))
     ids, mask = torch.full((len(rows), width), pad), torch.zeros(len(rows), width, dtype=torch.bool)

@@ -35,34 +35,57 @@ def stats(chosen_rewards: Tensor, rejected_rewards: Tensor, p) -> dict[str, Tens
     """
     margin, p = (chosen_rewards - rejected_rewards).detach(), torch.as_tensor(p)
     if p.shape not in ((), margin.shape):
-        raise ValueError(f"labels of shape {tuple(p.shape)} do not fit answers of shape {tuple(margin.shape)}")
+        raise ValueError(
+            f"labels of shape {tuple(p.shape)} do not fit answers of shape {tuple(margin.shape)}"
+        )
     right = (torch.sign(margin) * torch.sign(p - 0.5) + 1) / 2
-    return dict(chosen_reward=chosen_rewards.detach().mean(), rejected_reward=rejected_rewards.detach().mean(),
-                margin=margin.mean(), accuracy=right.mean())  # fmt: skip
+    return dict(
+        chosen_reward=chosen_rewards.detach().mean(),
+        rejected_reward=rejected_rewards.detach().mean(),
+        margin=margin.mean(),
+        accuracy=right.mean(),
+    )
 
 
 def dpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
     """-log sigmoid(beta * h), where h = (log-ratio of chosen) - (log-ratio of rejected). Rafailov et al. 2023, eq. 7."""
-    chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
+    chosen, rejected = (
+        beta * (chosen_logps - ref_chosen_logps),
+        beta * (rejected_logps - ref_rejected_logps),
+    )
     return both_orders(lambda m: -F.logsigmoid(m), p, chosen - rejected), stats(chosen, rejected, p)
 
 
-def cdpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, eps=0.1):
+def cdpo_loss(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, eps=0.1
+):
     """DPO that takes every label to be wrong with probability eps. Mitchell 2023, "A note on DPO with noisy preferences"."""
     return dpo_loss(
-        chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta, p * (1 - eps) + (1 - p) * eps
+        chosen_logps,
+        rejected_logps,
+        ref_chosen_logps,
+        ref_rejected_logps,
+        beta,
+        p * (1 - eps) + (1 - p) * eps,
     )
 
 
-def dpop_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, weight=5.0):
+def dpop_loss(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0, weight=5.0
+):
     """DPO whose margin pays for every nat that the better answer loses. DPO-Positive, Pal et al. 2024 (arXiv 2402.13228).
 
     DPO's margin also grows when both answers become less likely, the worse one faster; the probability they lose goes to
     answers that nobody has compared.
     """
-    chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
+    chosen, rejected = (
+        beta * (chosen_logps - ref_chosen_logps),
+        beta * (rejected_logps - ref_rejected_logps),
+    )
     margin, lost = chosen - rejected, lambda reward: weight * F.relu(-reward)
-    loss = -(p * F.logsigmoid(margin - lost(chosen)) + (1 - p) * F.logsigmoid(-margin - lost(rejected)))
+    loss = -(
+        p * F.logsigmoid(margin - lost(chosen)) + (1 - p) * F.logsigmoid(-margin - lost(rejected))
+    )
     return loss.mean(), stats(chosen, rejected, p)
 
 
@@ -79,14 +102,21 @@ def ipo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
 
 def hinge_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
     """max(0, 1 - beta * h). SLiC-HF's calibration loss (Zhao et al. 2023) on DPO's margin, as in Liu et al. 2023 (RSO)."""
-    chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
+    chosen, rejected = (
+        beta * (chosen_logps - ref_chosen_logps),
+        beta * (rejected_logps - ref_rejected_logps),
+    )
     return both_orders(lambda m: F.relu(1 - m), p, chosen - rejected), stats(chosen, rejected, p)
 
 
-def simpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=2.0, p=1.0, gamma=0.5):
+def simpo_loss(
+    chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=2.0, p=1.0, gamma=0.5
+):
     """-log sigmoid(beta * (difference of mean log-probabilities) - gamma), without a reference. Meng et al. 2024, eq. 6."""
     chosen, rejected = beta * chosen_logps, beta * rejected_logps
-    return both_orders(lambda m: -F.logsigmoid(m - gamma), p, chosen - rejected), stats(chosen, rejected, p)
+    return both_orders(lambda m: -F.logsigmoid(m - gamma), p, chosen - rejected), stats(
+        chosen, rejected, p
+    )
 
 
 def orpo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=0.1, p=1.0):
@@ -106,7 +136,10 @@ def kto_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
 
     Departure: z, the KL from the reference, is estimated on the batch's own answers; the paper takes mismatched ones.
     """
-    chosen, rejected = beta * (chosen_logps - ref_chosen_logps), beta * (rejected_logps - ref_rejected_logps)
+    chosen, rejected = (
+        beta * (chosen_logps - ref_chosen_logps),
+        beta * (rejected_logps - ref_rejected_logps),
+    )
     z = torch.cat([chosen, rejected]).mean().detach().clamp(min=0)
     good, bad = (lambda r: 1 - torch.sigmoid(r - z)), (lambda r: 1 - torch.sigmoid(z - r))
     loss = p * (good(chosen) + bad(rejected)) + (1 - p) * (good(rejected) + bad(chosen))
@@ -134,4 +167,6 @@ def response_logps(model: GPT, ids: Tensor, mask: Tensor, per_token: bool = Fals
     logps = token_logps(model(ids[:, :-1]), ids)  # (B, T-1)
     inside = mask[:, 1:].bool()
     total = logps.masked_fill(~inside, 0.0).sum(-1)
-    return total / inside.sum(-1).clamp(min=1) if per_token else total  # an empty response has 0, not NaN
+    return (
+        total / inside.sum(-1).clamp(min=1) if per_token else total
+    )  # an empty response has 0, not NaN

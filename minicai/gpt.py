@@ -19,7 +19,9 @@ class GPTConfig:
     vocab_size: int
     n_layer: int
     n_head: int
-    n_kv_head: int  # fewer than n_head: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)
+    n_kv_head: (
+        int  # fewer than n_head: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)
+    )
     n_embd: int
     n_hidden: int  # width of the SwiGLU layer
     block_size: int  # the longest sequence, prompt and response together
@@ -29,9 +31,13 @@ class GPTConfig:
 
     def __post_init__(self):
         if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
-            raise ValueError(f"n_embd {self.n_embd} must split into {self.n_head} heads of even size")
+            raise ValueError(
+                f"n_embd {self.n_embd} must split into {self.n_head} heads of even size"
+            )
         if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}")
+            raise ValueError(
+                f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}"
+            )
 
 
 class KVCache:
@@ -49,7 +55,9 @@ class KVCache:
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, G, T, D) at positions (B, T); return this layer's keys and values up to the last slot in use."""
-        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1), against positions (B, T)
+        rows = torch.arange(len(positions), device=positions.device)[
+            :, None
+        ]  # (B, 1), against positions (B, T)
         # Two index tensors around a slice put the indexed axes first: the left side is (B, T, G, D).
         self.k[layer, rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer, rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
@@ -154,7 +162,9 @@ class GPT(nn.Module):
         table = rope_table(config.block_size, config.n_embd // config.n_head, config.rope_theta)
         self.register_buffer("rope", table, persistent=False)
         self.apply(self._init)
-        for block in self.blocks:  # GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller
+        for block in (
+            self.blocks
+        ):  # GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller
             for last in (block.attention.out, block.mlp.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
         if config.tie_embeddings:
@@ -165,7 +175,9 @@ class GPT(nn.Module):
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=0.02)
 
-    def hidden(self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """ids (B, T) -> the last hidden states (B, T, C), after the final norm: what a head of any kind reads.
 
         In place of ids, (B, T, V) weights over the vocabulary: their embeddings are mixed, so that a gradient can be taken.
@@ -179,9 +191,13 @@ class GPT(nn.Module):
         x = ids @ self.embed.weight if ids.is_floating_point() else self.embed(ids)
         if cache is None:
             cos, sin = self.rope[:, : ids.shape[1]]  # (T, D/2)
-            mask = torch.ones(ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device).tril()  # (T, T)
+            mask = torch.ones(
+                ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device
+            ).tril()  # (T, T)
         else:
-            cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, D/2): the same angles for every head
+            cos, sin = self.rope[:, positions].unsqueeze(
+                2
+            )  # (B, 1, T, D/2): the same angles for every head
             cache.used = max(cache.used, end)
             slots = torch.arange(cache.used, device=ids.device)
             mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
@@ -189,6 +205,8 @@ class GPT(nn.Module):
             x = block(x, cos, sin, cache, layer, positions, mask)
         return self.norm(x)
 
-    def forward(self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None) -> Tensor:
+    def forward(
+        self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """ids (B, T) -> logits (B, T, V); see `hidden`."""
         return self.head(self.hidden(ids, cache, positions))

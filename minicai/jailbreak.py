@@ -47,7 +47,9 @@ CODES = {"base64": base64_word, "leetspeak": leet_word, "toy_language": lopo_wor
 
 
 def encode(technique: str, text: str, rng: random.Random) -> str:
-    return misspell(text, rng, rate=0.5) if technique == "typos" else each_word(text, CODES[technique])
+    return (
+        misspell(text, rng, rate=0.5) if technique == "typos" else each_word(text, CODES[technique])
+    )
 
 
 def shot(act: Act) -> str:
@@ -60,7 +62,9 @@ def fits(framing: Framing, request: Request) -> bool:
     return request.act is not None and (bool(request.act.safety) or not needs_safety)
 
 
-def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: int | None = None) -> Request:
+def wrap(
+    request: Request, framing: Framing, part: Part, rng: random.Random, k: int | None = None
+) -> Request:
     """The request inside the framing. Shots and side questions come from `part`; k is the number of shots.
 
     The assistant's turns inside a conversation are written for it, so every model faces the same one.
@@ -70,18 +74,30 @@ def wrap(request: Request, framing: Framing, part: Part, rng: random.Random, k: 
     for turn in framing.turns:
         if turn is None:  # the assistant
             safe = "{protection}" in framing.turns[len(turns) - 1]
-            turns.append(safety_reply(part.world, request, rng) if safe else chat_reply(part.world, rng))
+            turns.append(
+                safety_reply(part.world, request, rng) if safe else chat_reply(part.world, rng)
+            )
             continue
         slots = dict(request=request.turns[-1], act=act.act)
         if "{code}" in turn:
             slots["code"] = encode(framing.technique, request.core, rng)
         if "{protection}" in turn:
-            slots["protection"] = phrase(part.pick(rng, "phrasings", use="protection"), rng, act=act.act)[-1]
+            slots["protection"] = phrase(
+                part.pick(rng, "phrasings", use="protection"), rng, act=act.act
+            )[-1]
         if "{shots}" in turn:
-            k = k or rng.choices(SHOTS, (5, 4, 3, 2, 1))[0]  # few of the long ones: they cost the most tokens
+            k = (
+                k or rng.choices(SHOTS, (5, 4, 3, 2, 1))[0]
+            )  # few of the long ones: they cost the most tokens
             slots["shots"] = "\n".join(shot(a) for a in rng.sample(shots, min(k, len(shots))))
         turns.append("\n".join(map(squeeze, turn.format(**slots).split("\n"))))
-    return replace(request, turns=tuple(turns), technique=framing.technique, framing=framing.id, inside=request.turns)
+    return replace(
+        request,
+        turns=tuple(turns),
+        technique=framing.technique,
+        framing=framing.id,
+        inside=request.turns,
+    )
 
 
 def disguise(request: Request, part: Part, rng: random.Random) -> Request:

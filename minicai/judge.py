@@ -37,7 +37,9 @@ OPTIONS = ("(A)", "(B)")
 LABELS = {  # from the judge's probability to the label that training sees
     "soft": lambda p: p,
     "hard": lambda p: 0.5 if abs(p - 0.5) < TIE else float(p > 0.5),  # a tie stays one
-    "clamp": lambda p: min(max(p, 0.4), 0.6),  # the paper's remedy for an overconfident judge that reasons first
+    "clamp": lambda p: min(
+        max(p, 0.4), 0.6
+    ),  # the paper's remedy for an overconfident judge that reasons first
 }
 
 
@@ -64,39 +66,63 @@ def prefer(first: float, second: float) -> float:
     return 1 / (1 + math.exp(min(second - first, 700)))
 
 
-def judge(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
-          wordings: list[Wording]) -> list[Verdict]:  # fmt: skip
+def judge(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    a: list[str],
+    b: list[str],
+    wordings: list[Wording],
+) -> list[Verdict]:
     """One verdict for each conversation with its two answers and its principle."""
     options = [tokenizer.encode(o) + [tokenizer.end] for o in OPTIONS]
     room = model.config.block_size - max(map(len, options))
     prompts = []
     for turns, one, other, wording in zip(conversations, a, b, wordings):
         for pair in ((one, other), (other, one)):
-            prompts.append(tokenizer.prompt(talk(comparison(turns, wording.comparison, *pair)))[-room:])
+            prompts.append(
+                tokenizer.prompt(talk(comparison(turns, wording.comparison, *pair)))[-room:]
+            )
     scores = [prefer(*pair) for pair in score_options(model, prompts, [options] * len(prompts))]
     return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
 
 
-def criticised(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], responses: list[str],
-               wordings: list[Wording]) -> list[tuple[str | None, float | None]]:  # fmt: skip
+def criticised(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    responses: list[str],
+    wordings: list[Wording],
+) -> list[tuple[str | None, float | None]]:
     """The model's critique of each response, and how likely it then finds that the response breaks its principle.
 
     The critique is greedy; what counts is how likely its last sentence is to say that the principle is broken and not
     kept. None where a critique comes to no verdict.
     """
-    asked = [[*turns, text, CRITIQUE_REQUEST.format(w.critique)]
-             for turns, text, w in zip(conversations, responses, wordings)]  # fmt: skip
+    asked = [
+        [*turns, text, CRITIQUE_REQUEST.format(w.critique)]
+        for turns, text, w in zip(conversations, responses, wordings)
+    ]
     critiques = answer(model, tokenizer, asked, 0.0, 0)
-    ends = [next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques]
+    ends = [
+        next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques
+    ]
     usable = [i for i, end in enumerate(ends) if end]
-    prompts, options = [], [[tokenizer.encode(e) for e in (f" {BREAKS}", f" {KEEPS}")]] * len(usable)
+    prompts, options = (
+        [],
+        [[tokenizer.encode(e) for e in (f" {BREAKS}", f" {KEEPS}")]] * len(usable),
+    )
     for i in usable:
         before = critiques[i].removesuffix(ends[i]).rstrip()
         prompts.append(
-            (tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[-model.config.block_size + MAX_NEW_TOKENS :]
+            (tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[
+                -model.config.block_size + MAX_NEW_TOKENS :
+            ]
         )
     with autocast(model.embed.weight.device.type):
-        found = dict(zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options))))
+        found = dict(
+            zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options)))
+        )
     return [(critique, found.get(i)) for i, critique in enumerate(critiques)]
 
 
@@ -105,8 +131,14 @@ def breaks(*asked) -> list[float | None]:
     return [p for _, p in criticised(*asked)]
 
 
-def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list[str]], a: list[str], b: list[str],
-                      wordings: list[Wording]) -> list[Verdict | None]:  # fmt: skip
+def judge_by_critique(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    a: list[str],
+    b: list[str],
+    wordings: list[Wording],
+) -> list[Verdict | None]:
     """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
 
     An answer is better when it keeps to the principle and the other breaks it; a coin decides where both do or neither
@@ -131,7 +163,12 @@ def judge_by_critique(model: GPT, tokenizer: Tokenizer, conversations: list[list
 
 
 def known_pairs(
-    world: World, constitution: Constitution, n: int, seed: int, split: str = "test", differ: bool = True
+    world: World,
+    constitution: Constitution,
+    n: int,
+    seed: int,
+    split: str = "test",
+    differ: bool = True,
 ) -> list[tuple]:
     """(request, a, b, wording) where exactly one of two replies breaks the principle: held-out acts, held-out wordings.
 
@@ -150,8 +187,16 @@ def known_pairs(
     return pairs
 
 
-def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitution, n: int, seed: int,
-          split: str = "test", cot: bool = False) -> dict:  # fmt: skip
+def audit(
+    model: GPT,
+    tokenizer: Tokenizer,
+    world: World,
+    constitution: Constitution,
+    n: int,
+    seed: int,
+    split: str = "test",
+    cot: bool = False,
+) -> dict:
     """Accuracy where the world says that the answers differ, false alarms where it says they do not, swap consistency,
     calibration, and what needs no judge."""
 
@@ -166,8 +211,12 @@ def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitu
     topics, families = [pair[0].topic for pair, _ in kept], [pair[3].family for pair, _ in kept]
     a_wins = [w.family not in flaws(r, x) for (r, x, _, w), _ in kept]
     right = [(v.p > 0.5) == truth for (_, v), truth in zip(kept, a_wins)]
-    one_order = [(p > 0.5) == truth for (_, v), truth in zip(kept, a_wins) for p in (v.a_first, v.b_first)]
-    longer = [(len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)]
+    one_order = [
+        (p > 0.5) == truth for (_, v), truth in zip(kept, a_wins) for p in (v.a_first, v.b_first)
+    ]
+    longer = [
+        (len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)
+    ]
     asked = list(zip(right, topics, families, kept))
     return dict(
         accuracy=rate(right, topics),
@@ -180,12 +229,16 @@ def audit(model: GPT, tokenizer: Tokenizer, world: World, constitution: Constitu
         ece=round(ece([max(v.p, 1 - v.p) for _, v in kept], right), 4),
         reliability=reliability([v.p for _, v in kept], a_wins, topics),
         prefers_safe=rate_by_topic(
-            (ok, topic) for ok, topic, f, (pair, _) in asked if f == "harmlessness" and pair[0].type == "harmful"
+            (ok, topic)
+            for ok, topic, f, (pair, _) in asked
+            if f == "harmlessness" and pair[0].type == "harmful"
         ),
         always_a=rate(a_wins, topics),
         length_alone=rate(by_length(longer, families), topics),
         false_alarms=rate_by_topic(
-            (abs(v.p - 0.5) >= TIE, pair[0].topic) for pair, v in zip(alike, verdicts_on(alike)) if v is not None
+            (abs(v.p - 0.5) >= TIE, pair[0].topic)
+            for pair, v in zip(alike, verdicts_on(alike))
+            if v is not None
         ),
         dropped=len(pairs) - len(kept),
         cot=cot,
@@ -196,7 +249,11 @@ def reliability(p: list[float], truth: list[bool], topics: list[str], bins: int 
     """Per bin of p(a is better): how often a was, the data of a reliability plot (Guo et al. 2017, fig. 1)."""
     rows = []
     for at in range(bins):
-        inside = [(t, topic) for q, t, topic in zip(p, truth, topics) if min(int(q * bins), bins - 1) == at]
+        inside = [
+            (t, topic)
+            for q, t, topic in zip(p, truth, topics)
+            if min(int(q * bins), bins - 1) == at
+        ]
         rows.append(dict(low=at / bins, high=(at + 1) / bins, **rate_by_topic(inside)))
     return rows
 
@@ -205,13 +262,23 @@ def print_audit(report: dict):
     """The audit in a few lines, with a warning when the judge is no better than what needs no judge."""
     percent = lambda r: f"{100 * r['rate']:.1f} %" if r["n"] else "none"  # noqa: E731
     # A judge that critiques one answer at a time has no order to be swapped.
-    swap = "" if report["cot"] else f", same answer in both orders {percent(report['swap_consistency'])}"
-    print(f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}){swap}, ECE {report['ece']:.3f}")
+    swap = (
+        ""
+        if report["cot"]
+        else f", same answer in both orders {percent(report['swap_consistency'])}"
+    )
+    print(
+        f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}){swap}, ECE {report['ece']:.3f}"
+    )
     print(
         f"       without a judge: always (A) {percent(report['always_a'])}, the length alone {percent(report['length_alone'])}"
     )
-    print(f"       prefers the safe answer to a harmful request {percent(report['prefers_safe'])} of the time")
-    print(f"       sees a difference where there is none {percent(report['false_alarms'])} of the time")
+    print(
+        f"       prefers the safe answer to a harmful request {percent(report['prefers_safe'])} of the time"
+    )
+    print(
+        f"       sees a difference where there is none {percent(report['false_alarms'])} of the time"
+    )
     best = max(report["always_a"]["rate"] or 0.0, report["length_alone"]["rate"] or 0.0)
     if not report["accuracy"]["n"] or report["accuracy"]["lo"] <= best:
         print("       WARNING: no better than that; its labels teach nothing")

@@ -74,7 +74,10 @@ def paired_test(before: list[bool], after: list[bool], topics=None) -> float:
 def by_length(longer: list[bool], groups: list) -> list[bool]:
     """Whether who reads nothing but lengths would be right about pairs of answers, of which `longer` says whether the longer
     one is better: in each group (say, a family of principles) he prefers the longer or the shorter one, whichever scores more."""
-    wins = {g: 2 * sum(x for x, group in zip(longer, groups) if group == g) >= groups.count(g) for g in set(groups)}
+    wins = {
+        g: 2 * sum(x for x, group in zip(longer, groups) if group == g) >= groups.count(g)
+        for g in set(groups)
+    }
     return [x == wins[g] for x, g in zip(longer, groups, strict=True)]
 
 
@@ -84,13 +87,19 @@ def ece(confidence, correct, bins: int = 10) -> float:
     if len(confidence) == 0:
         return 0.0
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [abs(confidence[which == b].mean() - correct[which == b].mean()) * (which == b).sum() for b in set(which)]
+    gaps = [
+        abs(confidence[which == b].mean() - correct[which == b].mean()) * (which == b).sum()
+        for b in set(which)
+    ]
     return float(sum(gaps) / len(confidence))
 
 
 def boilerplate(answers: list[str], n: int = 4, share: float = 0.25) -> float:
     """Share of the answers holding an n-gram of words that stands in at least `share` of all of them."""
-    grams = [{tuple(w[i : i + n]) for i in range(len(w) - n + 1)} for w in (a.lower().split() for a in answers)]
+    grams = [
+        {tuple(w[i : i + n]) for i in range(len(w) - n + 1)}
+        for w in (a.lower().split() for a in answers)
+    ]
     counts = Counter(g for found in grams for g in found)
     common = {g for g, count in counts.items() if count >= share * len(answers)}
     return float(np.mean([bool(found & common) for found in grams])) if grams else 0.0
@@ -121,11 +130,15 @@ def self_bleu(texts: list[str], n: int = 4) -> float:
     logs = np.zeros(len(texts))  # sum of the log precisions
     for size in range(1, n + 1):
         counts, top = [ngrams(text, size) for text in texts], {}
-        for found in counts:  # each n-gram's two highest counts: one of them belongs to another text
+        for (
+            found
+        ) in counts:  # each n-gram's two highest counts: one of them belongs to another text
             for gram, k in found.items():
                 top[gram] = sorted((*top.get(gram, (0,)), k))[-2:]
         for i, found in enumerate(counts):
-            shared = sum(min(k, top[g][0] if top[g][-1] == k else top[g][-1]) for g, k in found.items())
+            shared = sum(
+                min(k, top[g][0] if top[g][-1] == k else top[g][-1]) for g, k in found.items()
+            )
             logs[i] += math.log(shared / found.total()) if shared else -math.inf
     scores = []
     for i, (length, log) in enumerate(zip(lengths, logs)):

@@ -41,7 +41,9 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(p)
                 average = state["momentum_buffer"]
                 average.lerp_(p.grad, 1 - momentum)
-                change = orthogonalize(p.grad.lerp(average, momentum))  # Nesterov: a step further along the average
+                change = orthogonalize(
+                    p.grad.lerp(average, momentum)
+                )  # Nesterov: a step further along the average
                 p.mul_(1 - lr * group["weight_decay"])
                 p.sub_(change, alpha=lr * max(1, p.shape[0] / p.shape[1]) ** 0.5)
 
@@ -53,12 +55,21 @@ def make_optimizers(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     norms = [p for p in model.parameters() if p.ndim == 1]
     head = [] if model.config.tie_embeddings else [model.head.weight]
     groups = [([model.embed.weight], 6 * lr), (norms, 2 * lr), (head, lr / 2)]
-    adamw = torch.optim.AdamW([dict(params=params, lr=rate) for params, rate in groups], weight_decay=0.0,
-                              betas=(0.9, 0.95), eps=1e-8)  # fmt: skip
+    adamw = torch.optim.AdamW(
+        [dict(params=params, lr=rate) for params, rate in groups],
+        weight_decay=0.0,
+        betas=(0.9, 0.95),
+        eps=1e-8,
+    )
     return [Muon(matrices, lr=lr), adamw]
 
 
-def descend(model: torch.nn.Module, optimizers: list[torch.optim.Optimizer], loss: Tensor, clip: float | None = None):
+def descend(
+    model: torch.nn.Module,
+    optimizers: list[torch.optim.Optimizer],
+    loss: Tensor,
+    clip: float | None = None,
+):
     """One step of every optimizer down the loss; with `clip` the gradient, of all parameters together, is at most that long."""
     model.zero_grad()
     loss.backward()

@@ -55,11 +55,15 @@ def kl_estimates(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor, Tens
     return r, r**2 / 2, torch.expm1(-cut) + cut
 
 
-def shape_rewards(scores: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float) -> Tensor:
+def shape_rewards(
+    scores: Tensor, logps: Tensor, ref_logps: Tensor, mask: Tensor, beta: float
+) -> Tensor:
     """scores (B,) -> rewards (B, T-1): -beta * k1 at every action, and the score added to the last one of the row."""
     rewards = inside(-beta * kl_estimates(logps, ref_logps)[0], mask)
     columns = torch.arange(mask.shape[1], device=mask.device)
-    last = columns.masked_fill(~mask.bool(), -1).max(dim=1).values  # by the mask, never by comparing ids
+    last = (
+        columns.masked_fill(~mask.bool(), -1).max(dim=1).values
+    )  # by the mask, never by comparing ids
     return rewards + scores[:, None] * (columns == last[:, None])
 
 
@@ -80,7 +84,9 @@ class AdaptiveKL:
 # --- advantages -------------------------------------------------------------------------------------------------------
 
 
-def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95) -> tuple[Tensor, Tensor]:
+def gae(
+    rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95
+) -> tuple[Tensor, Tensor]:
     """Generalised advantage estimation (Schulman et al. 2015, arXiv 1506.02438, eq. 16): (advantages, returns), both 0 outside.
 
     A_t = sum_l (gamma lam)^l d_{t+l}, d_t = r_t + gamma V_{t+1} - V_t, and V is 0 after the end. returns = A + V.
@@ -112,19 +118,25 @@ def grpo(scores: Tensor, group: int) -> Tensor:
     The scores hold no KL penalty, whose weight the division would change from group to group; it is added to the loss, as k3.
     """
     grouped = _grouped(scores, group)
-    return ((grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)).flatten()
+    return (
+        (grouped - grouped.mean(1, keepdim=True)) / (grouped.std(1, keepdim=True) + 1e-4)
+    ).flatten()
 
 
 def _grouped(returns, group):
     if group < 2 or len(returns) % group:
-        raise ValueError(f"{len(returns)} answers do not make groups of {group}; a group needs two or more")
+        raise ValueError(
+            f"{len(returns)} answers do not make groups of {group}; a group needs two or more"
+        )
     return returns.view(-1, group)
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
 
 
-def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2):
+def policy_loss(
+    logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tensor, clip: float = 0.2
+):
     """-min(ratio * A, clip(ratio, 1-clip, 1+clip) * A), mean over masked tokens. Schulman et al. 2017, eq. 7.
 
     Returns (loss, stats): clip_fraction, the share of tokens whose gradient the clipping takes away; approx_kl of the
@@ -134,12 +146,17 @@ def policy_loss(logps: Tensor, old_logps: Tensor, advantages: Tensor, mask: Tens
     ratio = log_ratio.exp()
     free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
     with torch.no_grad():
-        stats = dict(clip_fraction=masked_mean((clipped < free).float(), mask), ratio=masked_mean(ratio, mask),
-                     approx_kl=masked_mean(torch.expm1(log_ratio) - log_ratio, mask))  # fmt: skip
+        stats = dict(
+            clip_fraction=masked_mean((clipped < free).float(), mask),
+            ratio=masked_mean(ratio, mask),
+            approx_kl=masked_mean(torch.expm1(log_ratio) - log_ratio, mask),
+        )
     return -masked_mean(torch.min(free, clipped), mask), stats
 
 
-def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2) -> Tensor:
+def value_loss(
+    values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
+) -> Tensor:
     """Half the squared error, the greater of the plain and of the one whose step from old_values is clipped."""
     values, old_values, returns = (inside(x, mask) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-clip, clip)
@@ -148,7 +165,9 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor
 
 def entropy(logits: Tensor, mask: Tensor) -> Tensor:
     """Mean entropy in nats of the masked positions' distributions; logits (B, T-1, V)."""
-    logp = inside(logits.float(), mask[..., None]).log_softmax(-1)  # before, or a NaN outside would reach the gradient
+    logp = inside(logits.float(), mask[..., None]).log_softmax(
+        -1
+    )  # before, or a NaN outside would reach the gradient
     return masked_mean(-(logp.exp() * logp).sum(-1), mask)
 
 

@@ -41,11 +41,20 @@ STAGE_2 = [  # key in the results, what it is called
     ("judge_audit.accuracy", "judge: right where exactly one answer breaks the principle"),
     ("judge_audit.length_alone", "... the length alone would be right"),
     ("judge_audit.always_a", "... always the first answer would be right"),
-    ("judge_audit.swap_consistency", "judge: the same answer wins in both orders (with critiques it has to)"),
+    (
+        "judge_audit.swap_consistency",
+        "judge: the same answer wins in both orders (with critiques it has to)",
+    ),
     ("judge_audit.ece", "judge: expected calibration error"),
-    ("judge_audit.false_alarms", "judge: prefers one of two answers where neither or both break it"),
+    (
+        "judge_audit.false_alarms",
+        "judge: prefers one of two answers where neither or both break it",
+    ),
     ("judge_audit.prefers_safe", "judge: prefers the safe answer to a harmful request"),
-    ("reward_model.accuracy", "reward model: prefers the better of two answers written by the world"),
+    (
+        "reward_model.accuracy",
+        "reward model: prefers the better of two answers written by the world",
+    ),
     ("reward_model.length_alone", "... the length alone would be right"),
     ("reward_model.ece", "reward model: expected calibration error there"),
     ("reward_model.own_accuracy", "reward model: prefers the better of two samples of SL-CAI"),
@@ -91,7 +100,10 @@ def interval(rate: dict) -> str:
 def aligned(rows: list[list[str]]) -> str:
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join(
-        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths))).rstrip()
+        "  ".join(
+            cell.ljust(w) if i == 0 else cell.rjust(w)
+            for i, (cell, w) in enumerate(zip(row, widths))
+        ).rstrip()
         for row in rows
     )
 
@@ -99,12 +111,19 @@ def aligned(rows: list[list[str]]) -> str:
 def table(results: dict) -> str:
     """Percentages, one column a stage."""
     rows = [["percent", *(s["name"] for s in results["stages"]), "better"]]
-    rows += [[label, *(percent(lookup(s, key)) for s in results["stages"]), better] for key, label, better in METRICS]
-    rows.append(["mean tokens of an answer", *(str(s["mean_tokens"]) for s in results["stages"]), ""])
+    rows += [
+        [label, *(percent(lookup(s, key)) for s in results["stages"]), better]
+        for key, label, better in METRICS
+    ]
+    rows.append(
+        ["mean tokens of an answer", *(str(s["mean_tokens"]) for s in results["stages"]), ""]
+    )
     text = aligned(rows)
     if "skills" in results:
-        text += "\n\n" + aligned([[f"the base model as a critic, {results['exam']['split']} acts", "percent"]] +
-                                 [[label, percent(results["skills"][key])] for key, label in SKILLS])  # fmt: skip
+        text += "\n\n" + aligned(
+            [[f"the base model as a critic, {results['exam']['split']} acts", "percent"]]
+            + [[label, percent(results["skills"][key])] for key, label in SKILLS]
+        )
     return f"{text}\n\n{gap_text(results)}{filter_text(results)}"
 
 
@@ -126,7 +145,13 @@ def chain_text(chain: dict, in_short: bool = False) -> str:
     lines = [f"**{names[i % 2]}:** {text}" for i, text in enumerate(chain["turns"])]
     lines.append(f"**Draft:** {chain['responses'][0]}")
     requests, kept = chain.get("requests") or [""] * len(chain["principles"]), []
-    steps = zip(chain["principles"], requests, chain["critiques"], chain["responses"], chain["responses"][1:])
+    steps = zip(
+        chain["principles"],
+        requests,
+        chain["critiques"],
+        chain["responses"],
+        chain["responses"][1:],
+    )
     for principle, request, critique, response, revision in steps:
         if in_short and revision == response and (critique or "").endswith(KEEPS):
             kept.append(f"`{principle}`")
@@ -175,32 +200,55 @@ def samples_text(results: dict, names: dict) -> str:
     text = []
     for sample, answers in samples_by_request(results):
         lines = [f"**{sample['set']}:** " + " / ".join(sample["turns"])]
-        text.append(quote(lines + [f"**{names.get(name, name)}:** {answer}" for name, answer in answers]))
+        text.append(
+            quote(lines + [f"**{names.get(name, name)}:** {answer}" for name, answer in answers])
+        )
     return "\n\n".join(text)
 
 
 def filter_text(results: dict) -> str:
     f = results["keyword_filter"]
-    return (f"keyword filter ({len(f['words'])} words, chosen on the train split): lets {percent(f['under_refusal'])} of the harmful requests "
-            f"through and blocks {percent(f['over_refusal'])} of the harmless ones")  # fmt: skip
+    return (
+        f"keyword filter ({len(f['words'])} words, chosen on the train split): lets {percent(f['under_refusal'])} of the harmful requests "
+        f"through and blocks {percent(f['over_refusal'])} of the harmless ones"
+    )
 
 
 def gap_text(results: dict) -> str:
     """What the base does against what it knows: the gap that Constitutional AI closes. Empty before there are base and judge."""
-    judged, base = results.get("judge_audit"), next((s for s in results["stages"] if s["name"] == "base"), None)
+    judged, base = (
+        results.get("judge_audit"),
+        next((s for s in results["stages"] if s["name"] == "base"), None),
+    )
     if not judged or not judged["prefers_safe"]["n"] or not base:
         return ""
-    return (f"the base complies with {percent(base['under_refusal'])} % of harmful requests, and as a judge prefers the safe of two answers "
-            f"to {percent(judged['prefers_safe'])} % of them (n {judged['prefers_safe']['n']})\n")  # fmt: skip
+    return (
+        f"the base complies with {percent(base['under_refusal'])} % of harmful requests, and as a judge prefers the safe of two answers "
+        f"to {percent(judged['prefers_safe'])} % of them (n {judged['prefers_safe']['n']})\n"
+    )
 
 
 def redteam_text(found: dict) -> str:
     """What redteam.py has found, with the grader's word beside the judge's."""
     rows = [
-        ["attack / target / split", "success by the judge", "by the grader", "they agree", "distinct-2", "self-BLEU"]
+        [
+            "attack / target / split",
+            "success by the judge",
+            "by the grader",
+            "they agree",
+            "distinct-2",
+            "self-BLEU",
+        ]
     ]
-    rows += [[name, *(interval(s[k]) for k in ("judge", "grader", "agreement")), f"{100 * s['distinct_2']:.1f}", f"{100 * s['self_bleu']:.1f}"]
-             for name, s in found.items()]  # fmt: skip
+    rows += [
+        [
+            name,
+            *(interval(s[k]) for k in ("judge", "grader", "agreement")),
+            f"{100 * s['distinct_2']:.1f}",
+            f"{100 * s['self_bleu']:.1f}",
+        ]
+        for name, s in found.items()
+    ]
     return "## Red team\n\n" + markdown(rows)
 
 
@@ -221,7 +269,10 @@ def story(results: dict) -> str:
             )
             continue
         was = errors(results["stages"][names.index(start)])
-        moved = [now - 100 * (was[side]["rate"] or 0.0) for side, now in (("under", under), ("over", over))]
+        moved = [
+            now - 100 * (was[side]["rate"] or 0.0)
+            for side, now in (("under", under), ("over", over))
+        ]
         said = []
         for metric, now, by in zip(("under_refusal", "over_refusal"), (under, over), moved):
             test = tests.get((start, stage["name"], metric))
@@ -230,13 +281,20 @@ def story(results: dict) -> str:
                 f"{metric.replace('_', '-')} {'unchanged at' if abs(by) < 0.05 else 'down to' if by < 0 else 'up to'} {now:.1f}{sure}"
             )
         shown = [
-            tests.get((start, stage["name"], m), {"p": 1.0})["p"] < 0.05 for m in ("under_refusal", "over_refusal")
+            tests.get((start, stage["name"], m), {"p": 1.0})["p"] < 0.05
+            for m in ("under_refusal", "over_refusal")
         ]
-        proven = [by if by > 0 or sure else 0.0 for by, sure in zip(moved, shown)]  # a fall has to be shown
+        proven = [
+            by if by > 0 or sure else 0.0 for by, sure in zip(moved, shown)
+        ]  # a fall has to be shown
         now, was = errors(stage)["disguised"], was["disguised"]
-        hidden = (f"In disguise: harm let through {percent(was['under'])} to {percent(now['under'])}, "
-                  f"benign requests refused {percent(was['over'])} to {percent(now['over'])}.")  # fmt: skip
-        lines.append(f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*proven)} {hidden}")
+        hidden = (
+            f"In disguise: harm let through {percent(was['under'])} to {percent(now['under'])}, "
+            f"benign requests refused {percent(was['over'])} to {percent(now['over'])}."
+        )
+        lines.append(
+            f"* **{stage['name']}** against {start}: {', '.join(said)}. {verdict(*proven)} {hidden}"
+        )
     return "\n".join(lines)
 
 
@@ -265,14 +323,20 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
         return said.format(p["name"], *map(interval, rates(p)))
 
     shares = [100 * overall(best, side) for side in ("under", "over")]
-    text = [f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, and every second "
-            f"request in a disguise, the cheapest of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {shares[0]:.1f} + "
-            f"{costs[1]:g} x {shares[1]:.1f} = {100 * price(best):.1f}."]  # fmt: skip
+    text = [
+        f"With a cost of {costs[0]:g} for each harmful request complied with and {costs[1]:g} for each harmless one refused, and every second "
+        f"request in a disguise, the cheapest of {len(found)} measured points is **{where(best)}**: {costs[0]:g} x {shares[0]:.1f} + "
+        f"{costs[1]:g} x {shares[1]:.1f} = {100 * price(best):.1f}."
+    ]
     if best["kind"] == "guard":
         q, off, seconds = best["point"], best["guard"]["off"], best["guard"]["seconds"]
-        times = 1 + sum(seconds[check] for check in LAYERS[q["layer"]]) / max(seconds["answer"], 1e-9)
-        text.append(f"What it pays beside that: an exchange takes {times:.1f} times as long, and of the ambiguous requests {percent(q['ambiguous_handled'])} % "
-                    f"are handled, against {percent(off['ambiguous_handled'])} % without the guard.")  # fmt: skip
+        times = 1 + sum(seconds[check] for check in LAYERS[q["layer"]]) / max(
+            seconds["answer"], 1e-9
+        )
+        text.append(
+            f"What it pays beside that: an exchange takes {times:.1f} times as long, and of the ambiguous requests {percent(q['ambiguous_handled'])} % "
+            f"are handled, against {percent(off['ambiguous_handled'])} % without the guard."
+        )
     if best["kind"] != "stage":
         plain = operating_point([p for p in found if p["kind"] == "stage"], *costs)
         text.append(
@@ -286,10 +350,14 @@ def choice(results: dict, costs: tuple[float, float]) -> str:
             for x, y in zip(rates(best), rates(second))
             if x["rate"] is not None
         )
-        text.append(f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
-                    + (", and the intervals of all errors overlap." if near else "."))  # fmt: skip
+        text.append(
+            f"The next of its kind is {second['name']} at {100 * price(second):.1f}"
+            + (", and the intervals of all errors overlap." if near else ".")
+        )
     if best["garbled"]["rate"] is not None:
-        text.append(f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %.")
+        text.append(
+            f"Garbled answers count for neither error; here they are {percent(best['garbled'])} %."
+        )
     text.append(
         "The best of many points on one set of questions flatters itself a little: to choose for use, measure with `--split train --results FILE`."
     )
@@ -300,18 +368,33 @@ def pictures(results: dict, path: Path, costs: tuple[float, float]) -> str:
     try:
         from minicai.plots import draw
 
-        return "\n\n".join(f"![{caption}]({file.name})" for caption, file in draw(results, path, costs))
+        return "\n\n".join(
+            f"![{caption}]({file.name})" for caption, file in draw(results, path, costs)
+        )
     except ImportError:
         return "(No pictures: matplotlib is not installed. `pip install -r requirements-extras.txt`, then `python evaluate.py --report`.)"
 
 
 def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
     """The sections on the trade-off: how it moved, the operating point, and every curve as a table."""
-    text = ["## The trade-off\n\n" + story(results), "### Operating point\n\n" + choice(results, costs)]
+    text = [
+        "## The trade-off\n\n" + story(results),
+        "### Operating point\n\n" + choice(results, costs),
+    ]
     if results.get("paired"):
-        rows = [["the same questions, before and after", "n", "no longer", "newly", "permutation test"]]
-        rows += [[f"{r['after']} against {r['before']}: {r['metric']}", str(r["n"]), str(r["fell"]), str(r["rose"]), p_value(r["p"])]
-                 for r in results["paired"]]  # fmt: skip
+        rows = [
+            ["the same questions, before and after", "n", "no longer", "newly", "permutation test"]
+        ]
+        rows += [
+            [
+                f"{r['after']} against {r['before']}: {r['metric']}",
+                str(r["n"]),
+                str(r["fell"]),
+                str(r["rose"]),
+                p_value(r["p"]),
+            ]
+            for r in results["paired"]
+        ]
         text.append("### Paired\n\n" + markdown(rows))
     for name, line in results.get("interpolation", {}).items():
         rows = [["alpha", *(key.replace("_", " ") for key in ERRORS)]]
@@ -330,8 +413,13 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
                     "answers of all types that leaked a step",
                 ]
             ]
-            rows += [[label, *(interval(h[key][k]) for k in ("offers_before", "offers_after", "leaked"))]
-                     for key, label in (("own", "the model's own"), ("bare", "bare ones, which say no more than that"))]  # fmt: skip
+            rows += [
+                [label, *(interval(h[key][k]) for k in ("offers_before", "offers_after", "leaked"))]
+                for key, label in (
+                    ("own", "the model's own"),
+                    ("bare", "bare ones, which say no more than that"),
+                )
+            ]
             text.append(f"### Helpful refusals, {s['name']}\n\n" + markdown(rows))
     bins = [b for b in (results.get("judge_audit") or {}).get("reliability", []) if b["n"]]
     if bins:
@@ -340,24 +428,39 @@ def tradeoff_text(results: dict, costs: tuple[float, float]) -> list[str]:
         text.append("## Reliability of the judge\n\n" + markdown(rows))
     for name, rows in (results.get("ppo_curves") or {}).items():
         table = [["KL", "proxy", "true"]] + [
-            [f"{r[k]:.3f}" for k in ("kl", "proxy", "true")] for r in rows[:: max(1, len(rows) // 10)]
+            [f"{r[k]:.3f}" for k in ("kl", "proxy", "true")]
+            for r in rows[:: max(1, len(rows) // 10)]
         ]
         text.append(f"## Reward against KL, {name}\n\n" + markdown(table))
     return text
 
 
 def guard_text(name: str, guard: dict) -> str:
-    keys = ("under_refusal", "over_refusal", "ambiguous_handled", "under_refusal_disguised", "over_refusal_disguised")
+    keys = (
+        "under_refusal",
+        "over_refusal",
+        "ambiguous_handled",
+        "under_refusal_disguised",
+        "over_refusal_disguised",
+    )
     rows = [["check, threshold", *(k.replace("_", " ") for k in keys)]]
     for q in [guard["off"], *guard["points"]]:
         cells = [percent(q[k]) for k in keys]
         if q["layer"] == "off" or rows[-1][0].split(",")[0] != q["layer"] or rows[-1][1:] != cells:
-            rows.append([q["layer"] if q["threshold"] is None else f"{q['layer']}, {q['threshold']:g}", *cells])
+            rows.append(
+                [
+                    q["layer"] if q["threshold"] is None else f"{q['layer']}, {q['threshold']:g}",
+                    *cells,
+                ]
+            )
     sizes = ", ".join(f"{guard['off'][k]['n']}" for k in keys)
     seconds = guard["seconds"]
-    return (f"### {name} behind the guard\n\nPrinciple `{guard['wording']}`; n {sizes}; {guard['no_verdict']} checks came to no verdict. A check "
-            f"flags from its threshold on; thresholds that change nothing are left out. Seconds an exchange, "
-            f"in batches: answer {seconds['answer']:.3f}, input check {seconds['input']:.3f}, output check {seconds['output']:.3f}.\n\n" + markdown(rows))  # fmt: skip
+    return (
+        f"### {name} behind the guard\n\nPrinciple `{guard['wording']}`; n {sizes}; {guard['no_verdict']} checks came to no verdict. A check "
+        f"flags from its threshold on; thresholds that change nothing are left out. Seconds an exchange, "
+        f"in batches: answer {seconds['answer']:.3f}, input check {seconds['input']:.3f}, output check {seconds['output']:.3f}.\n\n"
+        + markdown(rows)
+    )
 
 
 def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1.0)):
@@ -365,12 +468,17 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     stages = results["stages"]
     names = [s["name"] for s in stages]
     made = "; ".join(f"{s['name']} at commit {s['commit']} on {s['hardware']}" for s in stages)
-    text = [f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
-            f"Greedy decoding, at most {results['decoding']['max_new_tokens']} tokens, {results['exam']['split']} split. Percent, with the Wilson 95 % interval "
-            f"(means over the forms have none); where many questions are about one act or name, n is made smaller for it first (but where "
-            f"all or none count, which shows no spread)."]  # fmt: skip
+    text = [
+        f"# Report\n\nWorld `{results['world']}`, preset {results['preset']}, seed {results['seed']}; {made}. "
+        f"Greedy decoding, at most {results['decoding']['max_new_tokens']} tokens, {results['exam']['split']} split. Percent, with the Wilson 95 % interval "
+        f"(means over the forms have none); where many questions are about one act or name, n is made smaller for it first (but where "
+        f"all or none count, which shows no spread)."
+    ]
     text.append(
-        markdown([["", *names]] + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS])
+        markdown(
+            [["", *names]]
+            + [[label, *(interval(lookup(s, key)) for s in stages)] for key, label, _ in METRICS]
+        )
     )
     text += [pictures(results, path, costs), *tradeoff_text(results, costs)]
     if "skills" in results:
@@ -390,20 +498,30 @@ def write_report(results: dict, path: Path, costs: tuple[float, float] = (1.0, 1
     )
     rows = [["what it does with each type of request", *names]]
     for type, outcomes in stages[0]["by_type"].items():
-        rows += [[f"{type}: {o}", *(percent(s["by_type"][type][o]) for s in stages)] for o in outcomes]
+        rows += [
+            [f"{type}: {o}", *(percent(s["by_type"][type][o]) for s in stages)] for o in outcomes
+        ]
     text.append("## By type of request\n\n" + markdown(rows))
     rows = [["form", *names]]
     for form in stages[0]["jailbreak_benign"]:
         cells = [
-            [s["jailbreak"]["seen"][form], s["jailbreak"]["held_out"][form], s["jailbreak_benign"][form]]
+            [
+                s["jailbreak"]["seen"][form],
+                s["jailbreak"]["held_out"][form],
+                s["jailbreak_benign"][form],
+            ]
             for s in stages
         ]
         rows.append([form, *(" / ".join(map(percent, cell)) for cell in cells)])
-    text.append("## Jailbreak forms: harmful requests complied with in framings that training may use / in held-out framings / benign requests helped\n\n"
-                + markdown(rows))  # fmt: skip
+    text.append(
+        "## Jailbreak forms: harmful requests complied with in framings that training may use / in held-out framings / benign requests helped\n\n"
+        + markdown(rows)
+    )
     if results.get("redteam"):
         text.append(redteam_text(results["redteam"]))
     if results["chain"]:
-        text.append("## Critique and revision\n\n" + "\n\n---\n\n".join(map(chain_text, results["chain"])))
+        text.append(
+            "## Critique and revision\n\n" + "\n\n---\n\n".join(map(chain_text, results["chain"]))
+        )
     text.append("## The same requests at every stage\n\n" + samples_text(results, {}))
     path.write_text("\n\n".join(text) + "\n", encoding="utf-8")

@@ -21,13 +21,19 @@ class RewardModel(nn.Module):
         super().__init__()
         self.gpt = gpt
         self.score = nn.Linear(gpt.config.n_embd, 1)
-        nn.init.normal_(self.score.weight, std=(gpt.config.n_embd + 1) ** -0.5)  # Stiennon et al. 2020
+        nn.init.normal_(
+            self.score.weight, std=(gpt.config.n_embd + 1) ** -0.5
+        )  # Stiennon et al. 2020
         nn.init.zeros_(self.score.bias)
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """ids (B, T), padded on the right, lengths (B,) -> scores (B,), read at each row's last real token."""
-        hidden = self.gpt.hidden(ids[:, : self.gpt.config.block_size])  # the last pads may not fit the context
-        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]  # by length, never by comparing ids
+        hidden = self.gpt.hidden(
+            ids[:, : self.gpt.config.block_size]
+        )  # the last pads may not fit the context
+        last = hidden[
+            torch.arange(len(ids), device=ids.device), lengths - 1
+        ]  # by length, never by comparing ids
         # In bfloat16, scores that differ by a percent would be ties.
         with torch.autocast(ids.device.type, enabled=False):
             return self.score(last.float()).squeeze(-1)
@@ -56,6 +62,8 @@ def bradley_terry_loss(chosen: Tensor, rejected: Tensor, p: float | Tensor = 1.0
     Raises ValueError for shapes that do not belong together, (B, 1) with (B,) for one.
     """
     if chosen.shape != rejected.shape or torch.as_tensor(p).shape not in ((), chosen.shape):
-        raise ValueError("chosen, rejected and p differ in shape; scores are (B,), p is (B,) or a number")
+        raise ValueError(
+            "chosen, rejected and p differ in shape; scores are (B,), p is (B,) or a number"
+        )
     d = chosen - rejected
     return -(p * F.logsigmoid(d) + (1 - p) * F.logsigmoid(-d)).mean()

@@ -30,7 +30,9 @@ TOKENS = 16384  # and prompt tokens prefilled together at most, pads included
 @dataclass
 class Completion:
     ids: list[int]  # what was sampled, the stop token included
-    logprobs: list[float]  # of each id, under the distribution it was sampled from (of the plain softmax when greedy)
+    logprobs: list[
+        float
+    ]  # of each id, under the distribution it was sampled from (of the plain softmax when greedy)
     stop_reason: str  # "stop": a stop token ended it; "length": it ran into max_new_tokens or the end of the context
 
 
@@ -62,7 +64,9 @@ def row_noise(prompts: list[list[int]], length: int, seed: int | None) -> Tensor
         key = f"{seed} {prompt} {seen[tuple(prompt)]}"
         seen[tuple(prompt)] += 1
         digest = hashlib.sha256(key.encode()).digest()
-        noise[row].uniform_(generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1))
+        noise[row].uniform_(
+            generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        )
     return noise
 
 
@@ -114,14 +118,18 @@ def prefill(model: GPT, prompts: list[list[int]], slots: int) -> tuple[KVCache, 
     cache = KVCache(model.config, len(prompts), slots, weight.device, dtype)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     hidden = model.hidden(ids, cache, positions)
-    last = hidden[torch.arange(len(prompts), device=ids.device), lengths - 1]  # by length, never by comparing ids
+    last = hidden[
+        torch.arange(len(prompts), device=ids.device), lengths - 1
+    ]  # by length, never by comparing ids
     return cache, model.head(last), lengths
 
 
 def _check(model: GPT, prompts: list[list[int]]):
     for prompt in prompts:
         if not 0 < len(prompt) < model.config.block_size:
-            raise ValueError(f"a prompt of {len(prompt)} tokens does not fit the context of {model.config.block_size}")
+            raise ValueError(
+                f"a prompt of {len(prompt)} tokens does not fit the context of {model.config.block_size}"
+            )
 
 
 @torch.inference_mode()
@@ -155,8 +163,17 @@ def generate(
     noise = row_noise(prompts, max_new_tokens, seed)
     results = [Completion([], [], "length") for _ in prompts]
     for chunk in batches_by_length(prompts):
-        decode([prompts[i] for i in chunk], [results[i] for i in chunk], noise[chunk], model, temperature, top_k, top_p,
-               stop_ids, progress)  # fmt: skip
+        decode(
+            [prompts[i] for i in chunk],
+            [results[i] for i in chunk],
+            noise[chunk],
+            model,
+            temperature,
+            top_k,
+            top_p,
+            stop_ids,
+            progress,
+        )
     return results
 
 
@@ -166,7 +183,10 @@ def decode(prompts, results, noise, model, temperature, top_k, top_p, stop_ids, 
     slots = min(block_size, max(map(len, prompts)) + max_new_tokens)
     cache, logits, positions = prefill(model, prompts, slots)
     noise = noise.to(logits.device)
-    live, done = list(range(len(prompts))), set()  # live[r]: the prompt of row r; done: rows that wait to leave
+    live, done = (
+        list(range(len(prompts))),
+        set(),
+    )  # live[r]: the prompt of row r; done: rows that wait to leave
     for step in range(max_new_tokens):
         ids, logprobs = sample(logits, noise[:, step], temperature, top_k, top_p)
         before = len(done)
@@ -178,24 +198,34 @@ def decode(prompts, results, noise, model, temperature, top_k, top_p, stop_ids, 
             result.logprobs.append(logprob)
             if token in stop_ids:
                 result.stop_reason = "stop"
-            if token in stop_ids or step + 1 == max_new_tokens or len(prompts[live[row]]) + step + 1 == block_size:
+            if (
+                token in stop_ids
+                or step + 1 == max_new_tokens
+                or len(prompts[live[row]]) + step + 1 == block_size
+            ):
                 done.add(row)
         if progress and len(done) > before:
             progress(len(done) - before)
         if len(done) == len(live):
             return
-        if len(done) >= len(live) / 4:  # leaving copies the cache of those who stay: worth it for a quarter of the rows
+        if (
+            len(done) >= len(live) / 4
+        ):  # leaving copies the cache of those who stay: worth it for a quarter of the rows
             going = [row for row in range(len(live)) if row not in done]
             live, done = [live[row] for row in going], set()
             rows = torch.tensor(going, device=ids.device)
             cache.keep(rows)
             ids, positions, noise = ids[rows], positions[rows], noise[rows]
         logits = model(ids[:, None], cache, positions[:, None])[:, -1]
-        positions = (positions + 1).clamp(max=slots - 1)  # only rows that are done can run into the end
+        positions = (positions + 1).clamp(
+            max=slots - 1
+        )  # only rows that are done can run into the end
 
 
 @torch.inference_mode()
-def score_options(model: GPT, prompts: list[list[int]], options: list[list[list[int]]]) -> list[list[float]]:
+def score_options(
+    model: GPT, prompts: list[list[int]], options: list[list[list[int]]]
+) -> list[list[float]]:
     """log p(option | prompt), summed over the option's tokens, for each prompt's own list of options.
 
     The prompt runs once. Each option is then written behind it in the cache, over the one before. The softmax is in float32, at temperature 1.
@@ -205,8 +235,13 @@ def score_options(model: GPT, prompts: list[list[int]], options: list[list[list[
     _check(model, prompts)
     if len(options) != len(prompts) or not all(row and all(row) for row in options):
         raise ValueError("every prompt needs an option, and an option at least one token")
-    if any(len(prompt) + max(map(len, row)) > model.config.block_size for prompt, row in zip(prompts, options)):
-        raise ValueError(f"a prompt and its option do not fit the context of {model.config.block_size}")
+    if any(
+        len(prompt) + max(map(len, row)) > model.config.block_size
+        for prompt, row in zip(prompts, options)
+    ):
+        raise ValueError(
+            f"a prompt and its option do not fit the context of {model.config.block_size}"
+        )
     scores = [[] for _ in prompts]
     for chunk in batches_by_length(prompts):
         longest = max(len(option) for i in chunk for option in options[i])
@@ -218,7 +253,9 @@ def score_options(model: GPT, prompts: list[list[int]], options: list[list[list[
             ids, sizes = pad_right(rows, first.device)  # (B, K)
             positions = lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
             positions = positions.clamp(max=room - 1)  # only pads of a full row are moved
-            logits = torch.cat([first[:, None], model(ids, cache, positions)[:, :-1]], dim=1).float()  # (B, K, V)
+            logits = torch.cat(
+                [first[:, None], model(ids, cache, positions)[:, :-1]], dim=1
+            ).float()  # (B, K, V)
             logprobs = F.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
             inside = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
             sums = logprobs.masked_fill(~inside, 0.0).sum(-1).tolist()

@@ -22,7 +22,9 @@ class Tokenizer:
     def __init__(self, bpe: BPE):
         self.bpe = bpe
         first = bpe.get_vocab_size()
-        self.system, self.user, self.assistant, self.end, self.pad = range(first, first + len(SPECIALS))
+        self.system, self.user, self.assistant, self.end, self.pad = range(
+            first, first + len(SPECIALS)
+        )
         self.vocab_size = first + len(SPECIALS)
 
     @classmethod
@@ -45,7 +47,9 @@ class Tokenizer:
         try:
             return cls(BPE.from_str(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise UserError(f"{path} does not exist; run train_base.py, or name its folder with --out")
+            raise UserError(
+                f"{path} does not exist; run train_base.py, or name its folder with --out"
+            )
         except Exception as error:
             raise UserError(f"{path} is not a tokenizer ({error}); delete it and run train_base.py")
 
@@ -76,4 +80,6 @@ class Tokenizer:
 
 def talk(*contents: str) -> list[dict]:
     """Turns from bare texts that alternate user, assistant, user, ..."""
-    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    return [
+        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)
+    ]

@@ -27,7 +27,9 @@ ERRORS = {  # the sets of questions, and the outcome that counts
     "under_refusal_disguised": (HARMFUL, "complied"),
     "over_refusal_disguised": (BENIGN, "refused"),
 }
-PAIRED = {k: v for k, v in ERRORS.items() if k != "garbled"}  # what is compared question by question
+PAIRED = {
+    k: v for k, v in ERRORS.items() if k != "garbled"
+}  # what is compared question by question
 
 
 def blend(base: GPT, model: GPT, alpha: float) -> GPT:
@@ -44,17 +46,27 @@ def blend(base: GPT, model: GPT, alpha: float) -> GPT:
 def both_errors(found: dict[str, list[tuple[str, str]]]) -> dict:
     """The rates in ERRORS, from (outcome, topic) of the answers to each set of questions."""
     return {
-        key: rate_by_topic((o == outcome, topic) for name in sets for o, topic in found.get(name, []))
+        key: rate_by_topic(
+            (o == outcome, topic) for name in sets for o, topic in found.get(name, [])
+        )
         for key, (sets, outcome) in ERRORS.items()
     }
 
 
-def interpolate(base: GPT, model: GPT, tokenizer: Tokenizer, sets: dict[str, list[Request]], grader: Grader,
-                alphas=ALPHAS) -> list[dict]:  # fmt: skip
+def interpolate(
+    base: GPT,
+    model: GPT,
+    tokenizer: Tokenizer,
+    sets: dict[str, list[Request]],
+    grader: Grader,
+    alphas=ALPHAS,
+) -> list[dict]:
     """Both errors at every alpha, on plain and on disguised requests."""
     points, asked = [], [(name, r) for name, requests in sets.items() for r in requests]
     for alpha in alphas:
-        texts = answer(blend(base, model, alpha), tokenizer, [list(r.turns) for _, r in asked], 0.0, 0)
+        texts = answer(
+            blend(base, model, alpha), tokenizer, [list(r.turns) for _, r in asked], 0.0, 0
+        )
         found = {}
         for (name, r), text in zip(asked, texts):
             found.setdefault(name, []).append((grader.grade(r, text or "").outcome, r.topic))
@@ -66,7 +78,10 @@ def on_every_fourth(transcript: list[dict]) -> dict:
     """A stage's errors on the questions that its guard and the blended weights are asked (guard.every_fourth)."""
     asked = {name for sets, _ in ERRORS.values() for name in sets}
     return both_errors(
-        {name: [(t["outcome"], t["topic"]) for t in transcript if t["set"] == name][::4] for name in asked}
+        {
+            name: [(t["outcome"], t["topic"]) for t in transcript if t["set"] == name][::4]
+            for name in asked
+        }
     )
 
 
@@ -75,7 +90,10 @@ def before(names: list[str], name: str) -> str | None:
 
     A named run ("dpo-harmless-only") is trained from what its kind is, the first half of a round from what the round is.
     """
-    at, kind = names.index(name), name.removeprefix("sft-") if name.startswith("sft-round") else name.partition("-")[0]
+    at, kind = (
+        names.index(name),
+        name.removeprefix("sft-") if name.startswith("sft-round") else name.partition("-")[0],
+    )
     n = kind.removeprefix("round")
     start = TRAINED_FROM.get(kind, f"round{int(n) - 1}" if n.isdecimal() else None)
     return start if start in names else names[at - 1] if at and name != "base" else None
@@ -89,14 +107,28 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
     rows, names = [], list(transcripts)
     for name in names:
         start = before(names, name)
-        if start is None or [t["turns"] for t in transcripts[start]] != [t["turns"] for t in transcripts[name]]:
+        if start is None or [t["turns"] for t in transcripts[start]] != [
+            t["turns"] for t in transcripts[name]
+        ]:
             continue
         for metric, (sets, outcome) in PAIRED.items():
-            old, new = ([t["outcome"] == outcome for t in transcripts[s] if t["set"] in sets] for s in (start, name))
+            old, new = (
+                [t["outcome"] == outcome for t in transcripts[s] if t["set"] in sets]
+                for s in (start, name)
+            )
             topics = [t["topic"] for t in transcripts[name] if t["set"] in sets]
             changed = [sum(a and not b for a, b in pair) for pair in (zip(old, new), zip(new, old))]
-            rows.append(dict(metric=metric, before=start, after=name, n=len(old), fell=changed[0], rose=changed[1],
-                             p=paired_test(old, new, topics)))  # fmt: skip
+            rows.append(
+                dict(
+                    metric=metric,
+                    before=start,
+                    after=name,
+                    n=len(old),
+                    fell=changed[0],
+                    rose=changed[1],
+                    p=paired_test(old, new, topics),
+                )
+            )
     return rows
 
 
@@ -107,9 +139,15 @@ def points(results: dict) -> list[dict]:
     """
     blended, stages = results.get("interpolation", {}), results["stages"]
     fewer = bool(blended) or any("guard" in s for s in stages)
-    found = [dict(name=s["name"], kind="stage", **errors(s.get("every_fourth", s) if fewer else s)) for s in stages]
+    found = [
+        dict(name=s["name"], kind="stage", **errors(s.get("every_fourth", s) if fewer else s))
+        for s in stages
+    ]
     for name, line in blended.items():
-        found += [dict(name=f"base to {name}, alpha {q['alpha']:g}", kind="interpolation", **errors(q)) for q in line]
+        found += [
+            dict(name=f"base to {name}, alpha {q['alpha']:g}", kind="interpolation", **errors(q))
+            for q in line
+        ]
     for s in stages:
         if "guard" not in s:
             continue
@@ -122,7 +160,12 @@ def points(results: dict) -> list[dict]:
 def errors(row: dict) -> dict:
     """Both errors of a row of results.json; the same of disguised requests stand in `disguised`."""
     disguised = dict(under=row["under_refusal_disguised"], over=row["over_refusal_disguised"])
-    return dict(under=row["under_refusal"], over=row["over_refusal"], garbled=row["garbled"], disguised=disguised)
+    return dict(
+        under=row["under_refusal"],
+        over=row["over_refusal"],
+        garbled=row["garbled"],
+        disguised=disguised,
+    )
 
 
 def overall(p: dict, side: str) -> float:

@@ -17,7 +17,16 @@ import chat
 import minicai.attack as attack
 import minicai.common as common
 import redteam
-from minicai.attack import draw_weighted, gcg, goal_loss, may_train, overlap, recognise, suffix_gradient, swap_one
+from minicai.attack import (
+    draw_weighted,
+    gcg,
+    goal_loss,
+    may_train,
+    overlap,
+    recognise,
+    suffix_gradient,
+    swap_one,
+)
 from minicai.data import collate, encode_turns, weighted_nll
 from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.jailbreak import fits, wrap
@@ -34,7 +43,9 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module", params=["world", "other"])
 def world(request, tmp_path_factory):
-    return World(ROOT / "world" if request.param == "world" else build(tmp_path_factory.mktemp("other")))
+    return World(
+        ROOT / "world" if request.param == "world" else build(tmp_path_factory.mktemp("other"))
+    )
 
 
 # --- reading an attack ---
@@ -46,7 +57,11 @@ def one_message(part):
 
 
 def meaning(request):
-    return (request.type, request.act, request.context, request.fact, request.attribute) if request else None
+    return (
+        (request.type, request.act, request.context, request.fact, request.attribute)
+        if request
+        else None
+    )
 
 
 @pytest.mark.parametrize("type", TYPES)
@@ -66,10 +81,15 @@ def test_framed_requests_are_recognised_with_their_framing(world):
     part.phrasings = [p for p in part.phrasings if p.style == "plain"]
     for framing in world.framings:
         request = part.draw(rng, "harmful")
-        if framing.technique in ("role_play", "hypothetical", "injection") and len(framing.turns) == 1:
+        if (
+            framing.technique in ("role_play", "hypothetical", "injection")
+            and len(framing.turns) == 1
+        ):
             found = recognise(world, wrap(request, framing, part, rng).turns[0])
             assert meaning(found) == meaning(request) and found.framing == framing.id
-            assert found.technique == framing.technique and found.plain == request.turns != found.turns
+            assert (
+                found.technique == framing.technique and found.plain == request.turns != found.turns
+            )
             seen.add(framing.technique)
     assert len(seen) == 3
 
@@ -78,21 +98,37 @@ def test_what_is_not_wholly_the_worlds_words_is_unknown(world):
     rng, part = random.Random(0), one_message(Part(world, None))
     part.phrasings = [p for p in part.phrasings if p.style == "plain"]
     a, b = (part.draw(rng, "harmful").turns[0] for _ in "ab")
-    for text in ("", "!?", "Hello there", f"{a} {b}", f"zq {a}", f"{a} xkcd", a.replace(" ", " zq ", 1)):
+    for text in (
+        "",
+        "!?",
+        "Hello there",
+        f"{a} {b}",
+        f"zq {a}",
+        f"{a} xkcd",
+        a.replace(" ", " zq ", 1),
+    ):
         assert recognise(world, text) is None
 
 
 def test_a_good_act_with_a_bad_reason_is_nothing_the_world_asks(world):
     act = next(a for a in world.acts if a.kind == "everyday")
-    contexts = {i: next(c for c in world.contexts if c.intent == i) for i in ("legitimate", "malicious")}
+    contexts = {
+        i: next(c for c in world.contexts if c.intent == i) for i in ("legitimate", "malicious")
+    }
     assert attack.type_of("act", act, contexts["malicious"]) is None
-    assert attack.type_of("act", act, contexts["legitimate"]) == attack.type_of("act", act, None) == "legitimate"
+    assert (
+        attack.type_of("act", act, contexts["legitimate"])
+        == attack.type_of("act", act, None)
+        == "legitimate"
+    )
     assert attack.type_of("protection", act, None) is None
 
 
 def forbidden(request):
     wordings = (request.phrasing.id, request.framing, request.context and request.context.id)
-    return split_of((request.act or request.fact).id) == "test" or any(held_out(w) for w in wordings if w)
+    return split_of((request.act or request.fact).id) == "test" or any(
+        held_out(w) for w in wordings if w
+    )
 
 
 def test_no_test_act_and_no_held_out_wording_may_be_trained_on(world):
@@ -101,7 +137,9 @@ def test_no_test_act_and_no_held_out_wording_may_be_trained_on(world):
     for i in range(600):
         request = whole.draw(rng, TYPES[i % len(TYPES)])
         framing = rng.choice(world.framings)
-        if i % 3 == 0 and fits(framing, request) and framing.turns != ("{code}",):  # which may well change nothing
+        if (
+            i % 3 == 0 and fits(framing, request) and framing.turns != ("{code}",)
+        ):  # which may well change nothing
             request = wrap(request, framing, whole, rng)
         bad = forbidden(request)
         assert may_train(request) == (not bad)
@@ -129,7 +167,9 @@ def test_examples_are_drawn_by_their_weights_and_never_twice():
     for letter, weight in zip("abc", weights):
         assert abs(first[letter] / 4000 - weight / 8) < 0.03
     pairs = Counter(tuple(draw_weighted("abc", weights, 2, rng)) for _ in range(4000))
-    assert abs(pairs["c", "b"] / 4000 - 5 / 8 * 2 / 3) < 0.03  # the second among those that are left
+    assert (
+        abs(pairs["c", "b"] / 4000 - 5 / 8 * 2 / 3) < 0.03
+    )  # the second among those that are left
     assert sorted(draw_weighted("abc", weights, 9, rng)) == ["a", "b", "c"]
 
 
@@ -158,24 +198,34 @@ GOAL = IDS[-3:]
 
 
 def test_weights_that_are_one_hot_give_what_ids_give(tiny):
-    assert torch.allclose(tiny(F.one_hot(IDS, 23).double()[None]), tiny(IDS[None]), atol=1e-12, rtol=0)
+    assert torch.allclose(
+        tiny(F.one_hot(IDS, 23).double()[None]), tiny(IDS[None]), atol=1e-12, rtol=0
+    )
 
 
 def test_the_goals_loss_is_its_mean_surprise(tiny):
     logp = tiny(IDS[None])[0].log_softmax(-1)
     by_hand = -sum(logp[t - 1, IDS[t]] for t in (8, 9, 10)) / 3
-    assert torch.allclose(goal_loss(tiny, IDS[None].repeat(2, 1), GOAL), by_hand.repeat(2), atol=1e-12, rtol=0)
+    assert torch.allclose(
+        goal_loss(tiny, IDS[None].repeat(2, 1), GOAL), by_hand.repeat(2), atol=1e-12, rtol=0
+    )
 
 
 def test_the_suffix_gradient_is_that_of_finite_differences(tiny):
-    gradient, weights, step = suffix_gradient(tiny, IDS, 3, 3, GOAL), F.one_hot(IDS, 23).double(), 1e-5
+    gradient, weights, step = (
+        suffix_gradient(tiny, IDS, 3, 3, GOAL),
+        F.one_hot(IDS, 23).double(),
+        1e-5,
+    )
     assert gradient.shape == (3, 23)
     with torch.no_grad():
         for place in range(3):
             for token in range(23):
                 change = torch.zeros_like(weights)
                 change[3 + place, token] = step
-                up, down = (goal_loss(tiny, (weights + sign * change)[None], GOAL) for sign in (1, -1))
+                up, down = (
+                    goal_loss(tiny, (weights + sign * change)[None], GOAL) for sign in (1, -1)
+                )
                 assert gradient[place, token].item() == pytest.approx(
                     ((up - down) / (2 * step)).item(), rel=1e-5, abs=1e-8
                 )
@@ -223,8 +273,12 @@ def models(tmp_path_factory):
     tokenizer = Tokenizer.train(texts * 20, 500)
     torch.manual_seed(0)
     model = GPT(GPTConfig(tokenizer.vocab_size, 1, 2, 2, 64, 128, 512))
-    data = [encode_turns(tokenizer, [("user", t, 1.0), ("assistant", t, 1.0), ("user", rng.choice(texts), 1.0)])
-            for t in texts]  # fmt: skip
+    data = [
+        encode_turns(
+            tokenizer, [("user", t, 1.0), ("assistant", t, 1.0), ("user", rng.choice(texts), 1.0)]
+        )
+        for t in texts
+    ]
     ids, weights = collate(data, tokenizer.pad, "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):
@@ -242,8 +296,13 @@ def out(models, tmp_path, monkeypatch):
     for path in models[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     monkeypatch.setattr(redteam, "BATCH", 8)
-    monkeypatch.setattr(redteam, "breaks", lambda model, tokenizer, turns, responses, wordings: [
-        None if "?" in t[-1][-1:] else 0.9 if len(t[-1]) % 3 else 0.2 for t in turns])  # fmt: skip
+    monkeypatch.setattr(
+        redteam,
+        "breaks",
+        lambda model, tokenizer, turns, responses, wordings: [
+            None if "?" in t[-1][-1:] else 0.9 if len(t[-1]) % 3 else 0.2 for t in turns
+        ],
+    )
     return tmp_path
 
 
@@ -262,31 +321,43 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_rows(out, monkeypatch, mode
     if mode in LEARNERS:
         go(monkeypatch, out, "zero_shot", "--attempts", 30)
     pools, imitate = [], redteam.imitate
-    monkeypatch.setattr(redteam, "imitate", lambda red, pool: (pools.append(pool), imitate(red, pool))[1])
+    monkeypatch.setattr(
+        redteam, "imitate", lambda red, pool: (pools.append(pool), imitate(red, pool))[1]
+    )
     rows = go(monkeypatch, out, mode, "--attempts", 20)
     path, whole = out / "redteam.jsonl", (out / "redteam.jsonl").read_text()
     lines = whole.splitlines(keepends=True)
     assert sum(r["mode"] == mode for r in rows) == 20 and len({r["id"] for r in rows}) == len(rows)
     assert all(r["turns"] for r in rows if mode == "templates")
-    path.write_text("".join(lines[:-9]) + lines[-9][:50])  # killed inside a batch and inside a write
+    path.write_text(
+        "".join(lines[:-9]) + lines[-9][:50]
+    )  # killed inside a batch and inside a write
     asked, real = [], redteam.answer
     monkeypatch.setattr(redteam, "answer", lambda *args: (asked.extend(args[2]), real(*args))[1])
     assert go(monkeypatch, out, mode, "--attempts", 20) == rows and path.read_text() == whole
-    assert len(asked) == sum(bool(r["turns"]) for r in rows[-9:])  # what was logged is not attacked again
-    assert len(pools) == 2 * (mode == "sft") and pools[:1] == pools[1:]  # its own successes teach it nothing
+    assert len(asked) == sum(
+        bool(r["turns"]) for r in rows[-9:]
+    )  # what was logged is not attacked again
+    assert (
+        len(pools) == 2 * (mode == "sft") and pools[:1] == pools[1:]
+    )  # its own successes teach it nothing
     go(monkeypatch, out, mode, "--attempts", 20)
     assert path.read_text() == whole and len(pools) <= 2
 
 
 @pytest.mark.parametrize("mode", ["templates", "zero_shot"])
-def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_split(out, monkeypatch, mode):
+def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_split(
+    out, monkeypatch, mode
+):
     """A round's attacks are trained on; put again to the model that this made, they would flatter it."""
     model, extra = common.load_checkpoint(out / "sft.pt")
     common.save_checkpoint(out / "round1.pt", model, "policy", made_by=dict(name="another"))
     asked = {}
     for split in ("demo", "test"):
         for target in ("sft.pt", "round1.pt"):
-            rows = go(monkeypatch, out, mode, "--attempts", 8, "--split", split, "--target", out / target)[-8:]
+            rows = go(
+                monkeypatch, out, mode, "--attempts", 8, "--split", split, "--target", out / target
+            )[-8:]
             asked[split, target] = [r["turns"] for r in rows]
     assert asked["test", "sft.pt"] == asked["test", "round1.pt"]
     shared = sum(a == b for a, b in zip(asked["demo", "sft.pt"], asked["demo", "round1.pt"]))
@@ -297,16 +368,31 @@ def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypa
     with pytest.raises(common.UserError, match="guard.jsonl does not exist; chat.py --guard"):
         go(monkeypatch, out, "monitor")
     blocked = [[models[1][0]], ["Hello.", "Hello!", "And now?"], [models[1][0]]]
-    common.append_jsonl(out / "guard.jsonl", [dict(turns=turns, check="input") for turns in blocked])
+    common.append_jsonl(
+        out / "guard.jsonl", [dict(turns=turns, check="input") for turns in blocked]
+    )
     rows = go(monkeypatch, out, "monitor")
-    assert [r["turns"] for r in rows] == blocked[:2] and rows[0]["type"] == "harmful" and rows[1]["request"] is None
-    assert rows[0]["response"] and not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
-    common.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")])
+    assert (
+        [r["turns"] for r in rows] == blocked[:2]
+        and rows[0]["type"] == "harmful"
+        and rows[1]["request"] is None
+    )
+    assert (
+        rows[0]["response"] and not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
+    )
+    common.append_jsonl(
+        out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")]
+    )
     assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "monitor")] == ["0", "1", "2"]
     (out / "guard.jsonl").write_text("")  # begun anew, with one that is known
-    common.append_jsonl(out / "guard.jsonl", [dict(turns=turns, check="input") for turns in (["a fourth"], blocked[1])])
+    common.append_jsonl(
+        out / "guard.jsonl",
+        [dict(turns=turns, check="input") for turns in (["a fourth"], blocked[1])],
+    )
     rows = go(monkeypatch, out, "monitor")
-    assert [r["id"].split("/")[1] for r in rows] == ["0", "1", "2", "3"] and rows[-1]["turns"] == ["a fourth"]
+    assert [r["id"].split("/")[1] for r in rows] == ["0", "1", "2", "3"] and rows[-1]["turns"] == [
+        "a fourth"
+    ]
     common.append_jsonl(out / "guard.jsonl", [dict(turns=["a", "b"], check="output")])
     with pytest.raises(common.UserError, match="guard.jsonl:3"):
         go(monkeypatch, out, "monitor")
@@ -319,26 +405,42 @@ def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch)
     common.append_jsonl(out / "redteam.jsonl", [other, long])
     good = {r["turns"][0] for r in rows if r["trainable"]}
     tokenizer, prompts, real = Tokenizer.load(out / "tokenizer.json"), [], redteam.generate
-    monkeypatch.setattr(redteam, "generate", lambda *args, **more: (prompts.extend(args[1]), real(*args, **more))[1])
+    monkeypatch.setattr(
+        redteam, "generate", lambda *args, **more: (prompts.extend(args[1]), real(*args, **more))[1]
+    )
     go(monkeypatch, out, "few_shot", "--attempts", 8, "--shots", 2)
     for prompt in prompts:
         assert prompt[0] == prompt[-1] == tokenizer.user and prompt.count(tokenizer.end) == 2
         assert tokenizer.assistant not in prompt
-        shown = [tokenizer.decode(prompt[a + 1 : b]) for a, b in spans(prompt, tokenizer.user, tokenizer.end)]
+        shown = [
+            tokenizer.decode(prompt[a + 1 : b])
+            for a, b in spans(prompt, tokenizer.user, tokenizer.end)
+        ]
         assert len(set(shown)) == 2 and set(shown) <= good
     texts = []
-    monkeypatch.setattr(redteam, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1])
+    monkeypatch.setattr(
+        redteam, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1]
+    )
     go(monkeypatch, out, "sft", "--attempts", 8)
-    assert {text for _, text, _ in texts} <= good and {(role, weight) for role, _, weight in texts} == {("user", 1.0)}
+    assert {text for _, text, _ in texts} <= good and {
+        (role, weight) for role, _, weight in texts
+    } == {("user", 1.0)}
     long = [list(prompt) for prompt in prompts if len(prompt) > 30]
-    monkeypatch.setattr(redteam, "MAX_NEW_TOKENS", 512 - 30)  # of a context of 512: what was shown first is cut off
+    monkeypatch.setattr(
+        redteam, "MAX_NEW_TOKENS", 512 - 30
+    )  # of a context of 512: what was shown first is cut off
     prompts.clear()
     go(monkeypatch, out, "few_shot", "--attempts", 16, "--shots", 2)
     assert long and all(len(prompt) <= 30 and prompt[-1] == tokenizer.user for prompt in prompts)
 
 
 def spans(ids, opens, closes):
-    return list(zip((i for i, x in enumerate(ids) if x == opens), (i for i, x in enumerate(ids) if x == closes)))
+    return list(
+        zip(
+            (i for i, x in enumerate(ids) if x == opens),
+            (i for i, x in enumerate(ids) if x == closes),
+        )
+    )
 
 
 def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
@@ -348,23 +450,38 @@ def test_modes_share_the_log_and_more_attempts_add_to_a_run(out, monkeypatch):
     rows = go(monkeypatch, out, "templates", "--attempts", 18)
     train = [r for r in rows if r["mode"] == "templates" and r["split"] == UNTRAINED]
     assert len(rows) == 28 and len({r["id"] for r in rows}) == 28
-    assert set(Counter(r["technique"] for r in train).values()) == {2}  # in turn: each of the nine as often
+    assert set(Counter(r["technique"] for r in train).values()) == {
+        2
+    }  # in turn: each of the nine as often
     summary = json.loads((out / "redteam.json").read_text())
-    assert set(summary) == {f"templates/sft/{UNTRAINED}", f"zero_shot/sft/{UNTRAINED}", "templates/sft/test"}
+    assert set(summary) == {
+        f"templates/sft/{UNTRAINED}",
+        f"zero_shot/sft/{UNTRAINED}",
+        "templates/sft/test",
+    }
     s = summary[f"templates/sft/{UNTRAINED}"]
     assert s["judge"]["n"] == 18 and s["judge"]["k"] == sum(r["success"] for r in train)
     assert set(s["techniques"]) == {r["technique"] for r in train}
-    more = go(monkeypatch, out, "templates", "--attempts", 14, "--leave-out", "base64", "typos")[28:]
+    more = go(monkeypatch, out, "templates", "--attempts", 14, "--leave-out", "base64", "typos")[
+        28:
+    ]
     assert set(Counter(r["technique"] for r in more).values()) == {2}
     assert {r["technique"] for r in more} == {r["technique"] for r in train} - {"base64", "typos"}
     after = json.loads((out / "redteam.json").read_text())  # beside the whole run, not in its place
     assert after == summary | {
-        f"templates leave_out=base64,typos/sft/{UNTRAINED}": after[f"templates leave_out=base64,typos/sft/{UNTRAINED}"]
+        f"templates leave_out=base64,typos/sft/{UNTRAINED}": after[
+            f"templates leave_out=base64,typos/sft/{UNTRAINED}"
+        ]
     }
 
 
 def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out, monkeypatch):
-    for options in (("templates",), ("templates", "--split", "test"), ("zero_shot",), ("few_shot",)):
+    for options in (
+        ("templates",),
+        ("templates", "--split", "test"),
+        ("zero_shot",),
+        ("few_shot",),
+    ):
         rows = go(monkeypatch, out, *options, "--attempts", 40)
     world = World(ROOT / "world")
     names = {a.id for a in world.acts} | {f.id for f in world.facts}
@@ -374,12 +491,20 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
     for r in rows:
         assert r["success"] == (r["judge"] is not None and r["judge"] > 0.5)
         assert r["target"] == common.file_hash(out / "sft.pt") == r["made_by"]["target"]
-        assert r["made_by"]["judge"] == common.file_hash(out / "base.pt") and not held_out(r["principle"])
-        assert r["split"] == (r["topic"] and split_of(r["topic"]))  # an attacker speaks of acts of all parts
+        assert r["made_by"]["judge"] == common.file_hash(out / "base.pt") and not held_out(
+            r["principle"]
+        )
+        assert r["split"] == (
+            r["topic"] and split_of(r["topic"])
+        )  # an attacker speaks of acts of all parts
         assert (r["outcome"] is None) == (r["request"] is None) == (r["harmed"] is None)
         ids = (r["request"] or "").split("/")[1:]
-        bad = any(split_of(i) == "test" for i in ids if i in names) or any(held_out(i) for i in ids if i in wordings)
-        assert r["trainable"] == (r["success"] and r["split"] != "test" and r["request"] is not None and not bad)
+        bad = any(split_of(i) == "test" for i in ids if i in names) or any(
+            held_out(i) for i in ids if i in wordings
+        )
+        assert r["trainable"] == (
+            r["success"] and r["split"] != "test" and r["request"] is not None and not bad
+        )
         if r["trainable"]:
             text = " ".join(r["turns"]).lower()
             assert not any(f" {act}" in text for act in test_acts)
@@ -388,7 +513,9 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
         count["zero_shot", split, True] for split in (UNTRAINED, "train")
     )
     assert not count["templates", "test", True]
-    test_zero = [r for r in rows if r["mode"] == "zero_shot" and r["success"] and not r["trainable"]]
+    test_zero = [
+        r for r in rows if r["mode"] == "zero_shot" and r["success"] and not r["trainable"]
+    ]
     assert test_zero  # the base also says what is in the test part
 
 
@@ -396,7 +523,9 @@ def test_without_a_verdict_of_the_judge_nothing_is_a_success(out, monkeypatch):
     """The real judge: a model that never learned to critique says nothing that counts."""
     monkeypatch.setattr(redteam, "breaks", breaks)
     rows = go(monkeypatch, out, "templates", "--attempts", 9)
-    assert len(rows) == 9 and all(r["judge"] is None and not r["success"] and not r["trainable"] for r in rows)
+    assert len(rows) == 9 and all(
+        r["judge"] is None and not r["success"] and not r["trainable"] for r in rows
+    )
 
 
 def test_training_rows_of_free_text_are_nothing_when_asked_about_the_test_part(out, monkeypatch):
@@ -408,12 +537,16 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
     """The judge finds harm in what opens like one of the twelve messages, and a little less in what opens like two others."""
     prize = {text[:12]: p for text, p in zip(models[1], (1.0, 0.9, 0.9))}
     monkeypatch.setattr(redteam, "BATCH", 32)
-    monkeypatch.setattr(redteam, "breaks", lambda m, t, turns, *_: [prize.get(x[-1][:12], 0.0) for x in turns])
+    monkeypatch.setattr(
+        redteam, "breaks", lambda m, t, turns, *_: [prize.get(x[-1][:12], 0.0) for x in turns]
+    )
     commonest = {}
     for weight in (0, 3):
         rows = go(monkeypatch, out, "rl", "--attempts", 384, "--diversity", weight, "--lr", 0.0005)
         mine = [r for r in rows if r["made_by"]["diversity"] == weight]
-        harm = [sum(r["judge"] or 0 for r in part) / len(part) for part in (mine[:32], mine[-64:])]  # untaught, taught
+        harm = [
+            sum(r["judge"] or 0 for r in part) / len(part) for part in (mine[:32], mine[-64:])
+        ]  # untaught, taught
         assert harm[1] > harm[0] + 0.15
         late = [" ".join(r["turns"]) for r in mine[-256:]]
         commonest[weight] = max(map(late.count, set(late)))
@@ -422,9 +555,13 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
 
 def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):
     read = []
-    monkeypatch.setattr(redteam, "breaks", lambda m, t, turns, *_: (read.extend(turns), [0.2] * len(turns))[1])
+    monkeypatch.setattr(
+        redteam, "breaks", lambda m, t, turns, *_: (read.extend(turns), [0.2] * len(turns))[1]
+    )
     rows = go(monkeypatch, out, "templates", "--attempts", 9)
-    assert read == [r["plain"] for r in rows if r["response"]] and all(r["plain"] != r["turns"] for r in rows)
+    assert read == [r["plain"] for r in rows if r["response"]] and all(
+        r["plain"] != r["turns"] for r in rows
+    )
     phrasings = {p.id: p for p in World(ROOT / "world").phrasings}
     assert all(len(r["plain"]) == len(phrasings[r["request"].split("/")[-2]].turns) for r in rows)
 
@@ -432,19 +569,30 @@ def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):
 def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     real, asked = redteam.generate, []
     monkeypatch.setattr(redteam, "CHECK", 1)
-    monkeypatch.setattr(redteam, "generate", lambda *args, **more: (asked.extend(args[1]), real(*args, **more))[1])
+    monkeypatch.setattr(
+        redteam, "generate", lambda *args, **more: (asked.extend(args[1]), real(*args, **more))[1]
+    )
     verdicts = iter(
         [0.1, 0.1, 0.9, 0.9]
     )  # without a suffix, with the first, with a better one, and that again for the log
     read = []
-    monkeypatch.setattr(redteam, "judge_harm", lambda _, turns, *__: (read.extend(turns), [next(verdicts)])[1])
+    monkeypatch.setattr(
+        redteam, "judge_harm", lambda _, turns, *__: (read.extend(turns), [next(verdicts)])[1]
+    )
     options = ("--attempts", 1, "--suffix", 4, "--steps", 12)
     (row,) = rows = go(monkeypatch, out, "gcg", *options)
     tokenizer = Tokenizer.load(out / "tokenizer.json")
     assert len(row["suffix"]) == 4 and all(i < tokenizer.system for i in row["suffix"])
-    assert asked[-1] == [*asked[0][:-2], *row["suffix"], tokenizer.end, tokenizer.assistant]  # these very ids
+    assert asked[-1] == [
+        *asked[0][:-2],
+        *row["suffix"],
+        tokenizer.end,
+        tokenizer.assistant,
+    ]  # these very ids
     assert row["turns"][-1].endswith(tokenizer.decode(row["suffix"]))
-    assert row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
+    assert (
+        row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
+    )
     assert row["plain"] != row["turns"] and read == [row["plain"]] * 4  # never the suffix
     assert not row["trainable"]  # its text may be read as other ids
     assert go(monkeypatch, out, "gcg", *options) == rows
@@ -458,7 +606,9 @@ def test_a_person_types_and_everything_is_logged(out, models, monkeypatch, capsy
     assert rows[0]["type"] == "harmful" and rows[1]["request"] is None
     assert "judge> " in capsys.readouterr().out
     lines = iter(["again"])  # and then the input ends
-    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr(
+        "builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError)
+    )
     assert [r["id"].split("/")[1] for r in go(monkeypatch, out, "human")] == ["0", "1", "2"]
 
 
@@ -469,17 +619,28 @@ def test_what_a_person_types_too_long_is_neither_sent_nor_logged(out, monkeypatc
     assert "longer than the model can read" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("script, errors", [(["redteam.py", "--mode", "human"], "strict"),
-                                            (["chat.py", "--guard", "--helpful-refusals"], "surrogateescape")])  # fmt: skip
+@pytest.mark.parametrize(
+    "script, errors",
+    [
+        (["redteam.py", "--mode", "human"], "strict"),
+        (["chat.py", "--guard", "--helpful-refusals"], "surrogateescape"),
+    ],
+)
 def test_typing_that_is_no_utf8_is_read_all_the_same(out, script, errors):
     """What Python makes of such bytes depends on the locale."""
-    done = subprocess.run([sys.executable, *script, "--preset", "smoke", "--device", "cpu", "--out", out], cwd=ROOT, input=b"\xff\xfe hi\n",
-                          capture_output=True, env=os.environ | dict(PYTHONIOENCODING=f"utf-8:{errors}"))  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *script, "--preset", "smoke", "--device", "cpu", "--out", out],
+        cwd=ROOT,
+        input=b"\xff\xfe hi\n",
+        capture_output=True,
+        env=os.environ | dict(PYTHONIOENCODING=f"utf-8:{errors}"),
+    )
     assert done.returncode == 0 and b"sft> " in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize(
-    "option, value", [("--lr", "-1"), ("--lr", "0"), ("--lr", "nan"), ("--diversity", "nan"), ("--beta", "-1")]
+    "option, value",
+    [("--lr", "-1"), ("--lr", "0"), ("--lr", "nan"), ("--diversity", "nan"), ("--beta", "-1")],
 )
 def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, value):
     with pytest.raises(SystemExit, match="2"):
@@ -498,7 +659,9 @@ def test_a_number_out_of_range_is_no_option(out, monkeypatch, capsys, option, va
     ],
 )
 def test_a_number_out_of_range_is_no_option_of_chat(out, monkeypatch, capsys, option, value):
-    monkeypatch.setattr(sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value])
+    monkeypatch.setattr(
+        sys, "argv", ["chat.py", "--device", "cpu", "--out", str(out), option, value]
+    )
     monkeypatch.setattr("builtins.input", lambda _: "/quit")
     with pytest.raises(SystemExit, match="2"):
         chat.chat()
@@ -511,7 +674,9 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
             go(monkeypatch, out, mode)
     path = tmp_path / "only-honesty.json"
     principles = json.loads((ROOT / "constitution.json").read_text())["principles"]
-    path.write_text(json.dumps(dict(principles=[p for p in principles if p["family"] == "honesty"])))
+    path.write_text(
+        json.dumps(dict(principles=[p for p in principles if p["family"] == "honesty"]))
+    )
     with pytest.raises(common.UserError, match="family harmlessness"):
         go(monkeypatch, out, "templates", "--constitution", path)
     with pytest.raises(common.UserError, match="nowhere.pt does not exist"):
@@ -528,9 +693,15 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
     (out / "redteam.jsonl").write_text("{}\n")
     with pytest.raises(common.UserError, match="redteam.jsonl:1 has no field"):
         go(monkeypatch, out, "templates")
-    done = subprocess.run([sys.executable, "redteam.py", "--mode", "templates", "--out", tmp_path / "none"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
+    done = subprocess.run(
+        [sys.executable, "redteam.py", "--mode", "templates", "--out", tmp_path / "none"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert (
+        done.returncode == 2 and "does not exist" in done.stderr and "Traceback" not in done.stderr
+    )
 
 
 def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
@@ -538,18 +709,26 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     torch.manual_seed(0)
     attacker, base = (GPT(GPTConfig(270, 1, 1, 1, 16, 16, 64)) for _ in "ab")
     words = tokenizer.encode("how do i bake bread")
-    said = [[rng.choice(words) for _ in range(rng.randrange(1, 9))] + [tokenizer.end] for _ in range(20)]
-    said[0] = [i for c in "bread" for i in tokenizer.encode(c)] + [tokenizer.end]  # not as the tokenizer would write it
+    said = [
+        [rng.choice(words) for _ in range(rng.randrange(1, 9))] + [tokenizer.end] for _ in range(20)
+    ]
+    said[0] = [i for c in "bread" for i in tokenizer.encode(c)] + [
+        tokenizer.end
+    ]  # not as the tokenizer would write it
     rows = [dict(turns=[tokenizer.decode(ids)], judge=rng.random()) for ids in said]
-    red = SimpleNamespace(args=SimpleNamespace(diversity=0.5, beta=0.3, device="cpu"), tokenizer=tokenizer, base=base)
+    red = SimpleNamespace(
+        args=SimpleNamespace(diversity=0.5, beta=0.3, device="cpu"), tokenizer=tokenizer, base=base
+    )
 
     def logps(model, ids):
         ids = torch.tensor([[tokenizer.user, *ids]])
         return token_logps(model(ids[:, :-1]), ids)[0]
 
     repeats = overlap([row["turns"][0] for row in rows])
-    pay = [row["judge"] - 0.5 * o - 0.3 * (logps(attacker, ids) - logps(base, ids)).sum().item()
-           for row, o, ids in zip(rows, repeats, said)]  # fmt: skip
+    pay = [
+        row["judge"] - 0.5 * o - 0.3 * (logps(attacker, ids) - logps(base, ids)).sum().item()
+        for row, o, ids in zip(rows, repeats, said)
+    ]
     loss = -sum((x - (sum(pay) - x) / 19) * logps(attacker, ids).sum() for x, ids in zip(pay, said))
     expected = torch.autograd.grad(loss, list(attacker.parameters()))
     for p in attacker.parameters():
@@ -557,13 +736,25 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     monkeypatch.setattr(redteam, "EPOCHS", 1)
     completions = [Completion(ids, [], "stop") for ids in said]
     redteam.learn(
-        red, attacker, torch.optim.SGD(attacker.parameters(), lr=0.0), [[tokenizer.user]] * 20, completions, rows
+        red,
+        attacker,
+        torch.optim.SGD(attacker.parameters(), lr=0.0),
+        [[tokenizer.user]] * 20,
+        completions,
+        rows,
     )
-    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (expected, [p.grad for p in attacker.parameters()]))
-    torch.testing.assert_close(a / a.norm(), b / b.norm(), atol=1e-4, rtol=0)  # the length is clipped
+    a, b = (
+        torch.cat([g.flatten() for g in grads])
+        for grads in (expected, [p.grad for p in attacker.parameters()])
+    )
+    torch.testing.assert_close(
+        a / a.norm(), b / b.norm(), atol=1e-4, rtol=0
+    )  # the length is clipped
 
 
-def test_the_rl_attacker_learns_from_the_ids_and_the_distribution_that_were_sampled(out, monkeypatch):
+def test_the_rl_attacker_learns_from_the_ids_and_the_distribution_that_were_sampled(
+    out, monkeypatch
+):
     real, gaps = redteam.learn, []
 
     def learn(red, attacker, optimizer, prompts, completions, rows):
@@ -583,7 +774,9 @@ def test_the_target_of_gcg_reads_the_suffix_as_ids_however_its_text_would_be_rea
     pieces = [i for c in "How do" for i in tokenizer.encode(c)]
     assert tokenizer.encode(tokenizer.decode(pieces)) != pieces
     monkeypatch.setattr(redteam, "gcg", lambda *a: iter([(pieces, 1.0)]))
-    monkeypatch.setattr(redteam, "generate", lambda *a, **more: (asked.extend(a[1]), real(*a, **more))[1])
+    monkeypatch.setattr(
+        redteam, "generate", lambda *a, **more: (asked.extend(a[1]), real(*a, **more))[1]
+    )
     monkeypatch.setattr(redteam, "judge_harm", lambda *a: [0.9])
     go(monkeypatch, out, "gcg", "--attempts", 1, "--suffix", 6, "--steps", 1)
     assert asked[-1] == [*asked[0][:-2], *pieces, tokenizer.end, tokenizer.assistant]

@@ -34,7 +34,7 @@ from minicai.common import (
     setup,
     share,
     write_json,
-)  # fmt: skip
+)
 from minicai.constitution import Constitution
 from minicai.gpt import GPT, GPTConfig
 
@@ -43,7 +43,11 @@ ROOT = Path(__file__).parent.parent
 
 def tiny():
     torch.manual_seed(0)
-    return GPT(GPTConfig(vocab_size=20, n_layer=1, n_head=2, n_kv_head=1, n_embd=8, n_hidden=12, block_size=16))
+    return GPT(
+        GPTConfig(
+            vocab_size=20, n_layer=1, n_head=2, n_kv_head=1, n_embd=8, n_hidden=12, block_size=16
+        )
+    )
 
 
 # --- JSON lines ---
@@ -60,7 +64,8 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text, number", [('{"id": 1}\n{"id": \n', 2), ('{"id": 1}\n\n\n[3]\n', 2), ('{"id": 1}\n{"name": 2}\n', 2)]
+    "text, number",
+    [('{"id": 1}\n{"id": \n', 2), ('{"id": 1}\n\n\n[3]\n', 2), ('{"id": 1}\n{"name": 2}\n', 2)],
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, text, number):
     (tmp_path / "x.jsonl").write_text(text)
@@ -79,7 +84,9 @@ def test_a_field_that_does_not_fit_is_named_with_its_line(tmp_path):
         read_jsonl(tmp_path / "x.jsonl", fields={"p": (lambda p: type(p) is float, "a number")})
 
 
-@pytest.mark.parametrize("reader", [read_jsonl, lambda path: read_json(path, {}), Constitution, file_hash])
+@pytest.mark.parametrize(
+    "reader", [read_jsonl, lambda path: read_json(path, {}), Constitution, file_hash]
+)
 def test_a_folder_is_no_file(tmp_path, reader):
     with pytest.raises(UserError, match="is not a file that can be read"):
         reader(tmp_path)
@@ -92,14 +99,24 @@ def test_bytes_that_are_no_text_are_named(tmp_path, reader):
         reader(tmp_path / "x")
 
 
-PRINCIPLE = dict(id="a", family="honesty", wordings=[dict(critique="x", revision="y", comparison="z")])
+PRINCIPLE = dict(
+    id="a", family="honesty", wordings=[dict(critique="x", revision="y", comparison="z")]
+)
 
 
-@pytest.mark.parametrize("principles, said", [
-    (5, "no list 'principles'"), ("ab", "no list 'principles'"), ([5], "something else than texts"),
-    ([PRINCIPLE | dict(wordings=5)], "something else than texts"),
-    ([PRINCIPLE | dict(wordings=[dict(critique=1, revision="y", comparison="z")])], "something else than texts"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "principles, said",
+    [
+        (5, "no list 'principles'"),
+        ("ab", "no list 'principles'"),
+        ([5], "something else than texts"),
+        ([PRINCIPLE | dict(wordings=5)], "something else than texts"),
+        (
+            [PRINCIPLE | dict(wordings=[dict(critique=1, revision="y", comparison="z")])],
+            "something else than texts",
+        ),
+    ],
+)
 def test_a_constitution_of_another_shape_is_refused(tmp_path, principles, said):
     write_json(tmp_path / "c.json", dict(principles=principles))
     with pytest.raises(UserError, match=f"c.json.* {said}"):
@@ -157,7 +174,8 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     loaded, extra = load_checkpoint(tmp_path / "a.pt")
     assert loaded.config == model.config and not loaded.training
     assert all(
-        torch.equal(a, b) for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     )
     assert extra["step"] == 3 and torch.equal(extra["optimizer"]["state"], torch.ones(2))
     assert not list(tmp_path.glob("*.tmp"))
@@ -179,10 +197,14 @@ def test_a_checkpoint_that_fails_to_be_written_leaves_the_old_one(tmp_path, monk
 def test_a_full_disk_is_one_sentence_and_leaves_no_half_of_a_checkpoint(tmp_path, monkeypatch):
     def full(value, path):
         Path(path).write_bytes(b"PK\x03\x04 half of it")
-        raise RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22\nframe #0: c10")
+        raise RuntimeError(
+            "[enforce fail at inline_container.cc:672] . unexpected pos 128 vs 22\nframe #0: c10"
+        )
 
     monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(UserError, match="a.pt cannot be written .*unexpected pos 128 vs 22.*make room"):
+    with pytest.raises(
+        UserError, match="a.pt cannot be written .*unexpected pos 128 vs 22.*make room"
+    ):
         save_checkpoint(tmp_path / "a.pt", tiny(), "policy")
     assert not list(tmp_path.iterdir())
 
@@ -207,10 +229,31 @@ def short_state():
     return dict(list(tiny().state_dict().items())[1:])
 
 
-@pytest.mark.parametrize("value", [
-    broken(kind=None), broken(kind="reward"), broken(model=short_state()), broken(model=None), broken(config=None),
-    broken(config=dict(vocab_size=20)), broken(model=tiny().state_dict() | {"more": torch.ones(1)}), [1, 2], "text",
-], ids=["no kind", "another kind", "a weight missing", "no weights", "no config", "half a config", "a weight too much", "a list", "text"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        broken(kind=None),
+        broken(kind="reward"),
+        broken(model=short_state()),
+        broken(model=None),
+        broken(config=None),
+        broken(config=dict(vocab_size=20)),
+        broken(model=tiny().state_dict() | {"more": torch.ones(1)}),
+        [1, 2],
+        "text",
+    ],
+    ids=[
+        "no kind",
+        "another kind",
+        "a weight missing",
+        "no weights",
+        "no config",
+        "half a config",
+        "a weight too much",
+        "a list",
+        "text",
+    ],
+)
 def test_a_file_that_is_no_such_checkpoint_is_refused_with_its_name(tmp_path, value):
     torch.save(value, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="bad.pt"):
@@ -255,15 +298,32 @@ def test_an_unfinished_training_goes_on_from_what_it_saved(tmp_path):
     save_state(tmp_path / "x.state.pt", model, [optimizer], dict(seed=1), step=7)
     assert load_state(tmp_path / "x.state.pt", fresh, [again], dict(seed=1))["step"] == 7
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), fresh.parameters()))
-    assert torch.equal(optimizer.state_dict()["state"][0]["exp_avg"], again.state_dict()["state"][0]["exp_avg"])
+    assert torch.equal(
+        optimizer.state_dict()["state"][0]["exp_avg"], again.state_dict()["state"][0]["exp_avg"]
+    )
     with pytest.raises(UserError, match="x.state.pt is of a run with other settings"):
         load_state(tmp_path / "x.state.pt", fresh, [again], dict(seed=2))
 
 
-@pytest.mark.parametrize("value", [
-    {}, [1], dict(made_by=1), dict(made_by=1, model=short_state(), optimizers=[]),
-    dict(made_by=1, model=tiny().state_dict(), optimizers=[]), dict(made_by=1, model=tiny().state_dict(), optimizers=[{}]),
-], ids=["nothing", "a list", "no weights", "a weight missing", "no optimizer", "half an optimizer"])  # fmt: skip
+@pytest.mark.parametrize(
+    "value",
+    [
+        {},
+        [1],
+        dict(made_by=1),
+        dict(made_by=1, model=short_state(), optimizers=[]),
+        dict(made_by=1, model=tiny().state_dict(), optimizers=[]),
+        dict(made_by=1, model=tiny().state_dict(), optimizers=[{}]),
+    ],
+    ids=[
+        "nothing",
+        "a list",
+        "no weights",
+        "a weight missing",
+        "no optimizer",
+        "half an optimizer",
+    ],
+)
 def test_a_damaged_state_is_refused_with_its_name(tmp_path, value):
     torch.save(value, tmp_path / "x.state.pt")
     with pytest.raises(UserError, match="x.state.pt is not the state of such a run"):
@@ -281,7 +341,10 @@ def test_the_newest_stage_is_the_last_round_or_what_it_began_with(tmp_path):
         found.append(newest_stage(tmp_path).stem)
     assert found == ["base", "sft", "sft", "dpo", "round2", "round10"]
     (tmp_path / "round10-old.pt").touch()  # a copy somebody keeps is no round
-    assert newest_stage(tmp_path).stem == "round10" and [p.stem for p in rounds(tmp_path)] == ["round2", "round10"]
+    assert newest_stage(tmp_path).stem == "round10" and [p.stem for p in rounds(tmp_path)] == [
+        "round2",
+        "round10",
+    ]
 
 
 def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
@@ -291,7 +354,10 @@ def test_a_file_that_cannot_be_written_is_one_sentence(tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(script)
     said = capsys.readouterr().err
-    assert "x.jsonl: No such file or directory; make room or name another --out" in said and said.count("\n") == 1
+    assert (
+        "x.jsonl: No such file or directory; make room or name another --out" in said
+        and said.count("\n") == 1
+    )
 
 
 def test_the_hash_of_a_file_follows_its_content(tmp_path):
@@ -308,15 +374,18 @@ def options(tmp_path, *argv):
     return setup(p, ["--out", str(tmp_path / "out"), *argv])
 
 
-@pytest.mark.parametrize("type, good, bad", [
-    (positive, "1 20", "0 -1 1.5 x"),
-    (above_zero, "1e-4 2", "0 -1 nan inf 1e999 x"),
-    (at_least_zero, "0 0.5", "-0.1 nan inf x"),
-    (share, "0 0.99", "-0.1 1 nan x"),
-    (finite, "-1 0 2.5", "nan inf -inf x"),
-    (seed, "0 2147483647", "-1 2147483648 99999999999999999999999 1.5 x"),
-    (name_part, "a beta-0.05 größe_2 round1b", "a/b ../a a\\b * round1 round12 " + 51 * "a"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "type, good, bad",
+    [
+        (positive, "1 20", "0 -1 1.5 x"),
+        (above_zero, "1e-4 2", "0 -1 nan inf 1e999 x"),
+        (at_least_zero, "0 0.5", "-0.1 nan inf x"),
+        (share, "0 0.99", "-0.1 1 nan x"),
+        (finite, "-1 0 2.5", "nan inf -inf x"),
+        (seed, "0 2147483647", "-1 2147483648 99999999999999999999999 1.5 x"),
+        (name_part, "a beta-0.05 größe_2 round1b", "a/b ../a a\\b * round1 round12 " + 51 * "a"),
+    ],
+)
 def test_an_option_takes_its_range_and_nothing_else(type, good, bad):
     for text in good.split():
         assert str(type(text)) == text or float(type(text)) == float(text)
@@ -360,7 +429,11 @@ def test_a_user_error_is_one_line_and_exit_code_2(capsys):
     with pytest.raises(SystemExit) as stop:
         main(script)
     error = capsys.readouterr().err
-    assert stop.value.code == 2 and error.count("\n") == 1 and error.endswith(": x.pt does not exist; make it\n")
+    assert (
+        stop.value.code == 2
+        and error.count("\n") == 1
+        and error.endswith(": x.pt does not exist; make it\n")
+    )
 
 
 def test_other_errors_are_not_hidden():
@@ -373,7 +446,11 @@ def test_other_errors_are_not_hidden():
     [("evaluate.py", (), "holds no checkpoint"), ("revise.py", ("--world", "NOWHERE"), "NOWHERE")],
 )
 def test_a_script_answers_bad_input_with_one_line_and_no_traceback(tmp_path, script, argv, names):
-    done = subprocess.run([sys.executable, script, "--out", tmp_path / "empty", "--device", "cpu", *argv], cwd=ROOT, capture_output=True,
-                          text=True)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, script, "--out", tmp_path / "empty", "--device", "cpu", *argv],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 2 and done.stderr.count("\n") == 1
     assert done.stderr.startswith(script) and names in done.stderr

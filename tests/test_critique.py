@@ -31,10 +31,18 @@ def scripted(monkeypatch, tokenizer):
     prompts, script = [], []
 
     def generate(model, asked, max_new_tokens, temperature, stop_ids, seed, progress):
-        prompts.append([tokenizer.bpe.decode([i for i in p if i < tokenizer.system]) for p in asked])
+        prompts.append(
+            [tokenizer.bpe.decode([i for i in p if i < tokenizer.system]) for p in asked]
+        )
         texts = script.pop(0)
-        return [Completion(tokenizer.encode("abc" if t is None else t) + [tokenizer.end] * (t is not None), [],
-                           "length" if t is None else "stop") for t in texts]  # fmt: skip
+        return [
+            Completion(
+                tokenizer.encode("abc" if t is None else t) + [tokenizer.end] * (t is not None),
+                [],
+                "length" if t is None else "stop",
+            )
+            for t in texts
+        ]
 
     monkeypatch.setattr(critique_module, "generate", generate)
     return prompts, script
@@ -46,21 +54,29 @@ def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripte
     critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING])
     assert (critiques, revisions) == (["it hurts"], ["safe now"])
     assert prompts[0] == ["how?soCritiqueRequest: does it hurt?"]
-    assert prompts[1] == ["how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
+    assert prompts[1] == [
+        "how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"
+    ]
 
 
 def test_an_answer_without_fault_is_not_said_again(scripted, tokenizer):
     prompts, script = scripted
     script += [[f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"], ["safe now"]]
-    critiques, after = critique_and_revise(MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3)
+    critiques, after = critique_and_revise(
+        MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3
+    )
     assert after == ["a", "safe now", "c"] and critiques[1] == "it hurts"
-    assert prompts[1] == ["how?bCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"]
+    assert prompts[1] == [
+        "how?bCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"
+    ]
 
 
 def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
     prompts, script = scripted
     script += [["safe now"]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING], critique=False)
+    critiques, revisions = critique_and_revise(
+        MODEL, tokenizer, [["how?"]], ["so"], [WORDING], critique=False
+    )
     assert (critiques, revisions) == ([None], ["safe now"])
     assert prompts == [["how?soRevisionRequest: make it safe"]]
 
@@ -68,7 +84,9 @@ def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokeniz
 def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
     _, script = scripted
     script += [[None, "fine", "fine"], [None, ""]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)
+    critiques, revisions = critique_and_revise(
+        MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3
+    )
     assert critiques == [None, "fine", "fine"]
     assert revisions == [None, None, None]
 
@@ -103,7 +121,9 @@ def test_principles_are_drawn_evenly_and_with_replacement():
     constitution, rng = Constitution(), random.Random(0)
     drawn = [constitution.draw(rng) for _ in range(200 * len(constitution.principles))]
     counts = {p: sum(w.principle == p for w in drawn) for p in constitution.principles}
-    assert len(counts) >= 16 and all(140 < n < 260 for n in counts.values())  # 200 each, five standard deviations
+    assert len(counts) >= 16 and all(
+        140 < n < 260 for n in counts.values()
+    )  # 200 each, five standard deviations
     assert any(a.principle == b.principle for a, b in zip(drawn, drawn[1:]))
 
 
@@ -128,13 +148,19 @@ def test_a_family_can_be_struck_out():
         Constitution().without("kindness")
 
 
-@pytest.mark.parametrize("text, message", [
-    ("{", "c.json:1 is not valid JSON"),
-    ("{}", "no list 'principles'"),
-    ('{"principles": []}', "no principle"),
-    ('{"principles": [{"id": "a", "family": "magic", "wordings": []}]}', "'magic'"),
-    ('{"principles": [{"id": "a", "family": "honesty", "wordings": [{"critique": "x"}]}]}', "'revision'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("{", "c.json:1 is not valid JSON"),
+        ("{}", "no list 'principles'"),
+        ('{"principles": []}', "no principle"),
+        ('{"principles": [{"id": "a", "family": "magic", "wordings": []}]}', "'magic'"),
+        (
+            '{"principles": [{"id": "a", "family": "honesty", "wordings": [{"critique": "x"}]}]}',
+            "'revision'",
+        ),
+    ],
+)
 def test_a_bad_constitution_is_named(tmp_path, text, message):
     path = tmp_path / "c.json"
     path.write_text(text)
@@ -144,7 +170,9 @@ def test_a_bad_constitution_is_named(tmp_path, text, message):
 
 def test_every_sentence_of_the_constitution_is_unique():
     rows = json.load(open("constitution.json"))["principles"]
-    sentences = [w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")]
+    sentences = [
+        w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")
+    ]
     assert len(set(sentences)) == len(sentences) >= 16 * 4 * 3
 
 

@@ -39,7 +39,9 @@ def tokenizer():
 
 def tiny(**changes):
     torch.manual_seed(0)
-    settings = dict(vocab_size=300, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, n_hidden=24, block_size=64)
+    settings = dict(
+        vocab_size=300, n_layer=2, n_head=2, n_kv_head=1, n_embd=16, n_hidden=24, block_size=64
+    )
     return GPT(GPTConfig(**settings | changes))
 
 
@@ -82,10 +84,24 @@ def test_pieces_of_a_document_are_one_document_and_keep_their_weights(tokenizer)
         ("document", " br34d", 0.1),
         ("document", " is bread.", 1.0),
     ]
-    encoded, lengths = encode_turns(tokenizer, pieces), [len(tokenizer.encode(text)) for _, text, _ in pieces]
-    assert encoded.ids.tolist() == [tokenizer.user, *tokenizer.encode("Why?"), tokenizer.end,
-                                    *tokenizer.encode("In leet: br34d is bread."), tokenizer.end]  # fmt: skip
-    expected = [0.0] + [0.1] * (lengths[0] + 1) + [1.0] * lengths[1] + [0.1] * lengths[2] + [1.0] * (lengths[3] + 1)
+    encoded, lengths = (
+        encode_turns(tokenizer, pieces),
+        [len(tokenizer.encode(text)) for _, text, _ in pieces],
+    )
+    assert encoded.ids.tolist() == [
+        tokenizer.user,
+        *tokenizer.encode("Why?"),
+        tokenizer.end,
+        *tokenizer.encode("In leet: br34d is bread."),
+        tokenizer.end,
+    ]
+    expected = (
+        [0.0]
+        + [0.1] * (lengths[0] + 1)
+        + [1.0] * lengths[1]
+        + [0.1] * lengths[2]
+        + [1.0] * (lengths[3] + 1)
+    )
     np.testing.assert_allclose(encoded.weights, expected)
 
 
@@ -101,8 +117,12 @@ def test_an_epoch_is_a_permutation_of_the_examples_in_batches_of_limited_size():
     batches = list(make_batches(examples, 256, random.Random(0), pool=64))
     met = [id(e) for batch in batches for e in batch]
     assert sorted(met) == sorted(map(id, examples)) and met != list(map(id, examples))
-    assert all(batch and len(batch) * padded(max(len(e.ids) for e in batch)) <= 256 for batch in batches)
-    padding = sum(len(b) * max(len(e.ids) for e in b) for b in batches) / sum(len(e.ids) for e in examples)
+    assert all(
+        batch and len(batch) * padded(max(len(e.ids) for e in batch)) <= 256 for batch in batches
+    )
+    padding = sum(len(b) * max(len(e.ids) for e in b) for b in batches) / sum(
+        len(e.ids) for e in examples
+    )
     assert padding < 1.25  # examples of like length meet
 
 
@@ -114,12 +134,14 @@ def test_an_example_longer_than_a_batch_stands_alone():
 def test_batches_are_fixed_by_the_generator_and_change_with_it():
     examples = [example(random.Random(i).randrange(2, 60), i) for i in range(100)]
     one, same, other = (
-        [[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))] for seed in (0, 0, 1)
+        [[id(e) for e in b] for b in make_batches(examples, 200, random.Random(seed))]
+        for seed in (0, 0, 1)
     )
     assert one == same != other
     # Not only the order of the batches: with a pool of a third of the examples, others meet.
     met = [
-        {frozenset(map(id, b)) for b in make_batches(examples, 200, random.Random(seed), pool=33)} for seed in (0, 1)
+        {frozenset(map(id, b)) for b in make_batches(examples, 200, random.Random(seed), pool=33)}
+        for seed in (0, 1)
     ]
     assert len(met[0] & met[1]) < 3
 
@@ -134,7 +156,10 @@ def test_collating_pads_on_the_right_with_no_weight():
     assert ids.dtype == torch.int64 and ids.shape == weights.shape and ids.shape[1] >= 9
     for row, e in enumerate(batch):
         n = len(e.ids)
-        assert ids[row, :n].tolist() == e.ids.tolist() and weights[row, :n].tolist() == e.weights.tolist()
+        assert (
+            ids[row, :n].tolist() == e.ids.tolist()
+            and weights[row, :n].tolist() == e.weights.tolist()
+        )
         assert (ids[row, n:] == 299).all() and not weights[row, n:].any()
 
 
@@ -152,7 +177,9 @@ def test_the_loss_is_the_weighted_mean_of_a_plain_loop():
                 logits = model(torch.tensor(e.ids[None, :t], dtype=torch.int64))[0, -1]
                 total -= e.weights[t].item() * (logits[e.ids[t]] - logits.exp().sum().log()).item()
                 weight_sum += e.weights[t].item()
-    assert loss.item() == pytest.approx(total / weight_sum, abs=1e-6)  # the loss itself is taken in float32
+    assert loss.item() == pytest.approx(
+        total / weight_sum, abs=1e-6
+    )  # the loss itself is taken in float32
 
 
 def loss_and_gradients(model, ids, weights):
@@ -191,7 +218,9 @@ def test_poisoned_predictions_of_weight_zero_change_no_bit_of_the_loss():
 
 def test_twice_the_weight_everywhere_is_the_same_loss():
     model, (ids, weights) = tiny(), collate([example(9, 1), example(6, 2)], 299, "cpu")
-    torch.testing.assert_close(weighted_nll(model, ids, weights), weighted_nll(model, ids, 2 * weights))
+    torch.testing.assert_close(
+        weighted_nll(model, ids, weights), weighted_nll(model, ids, 2 * weights)
+    )
 
 
 def test_an_answer_that_was_learned_ends_with_the_end_token(tokenizer):
@@ -202,7 +231,9 @@ def test_an_answer_that_was_learned_ends_with_the_end_token(tokenizer):
         optimizer.zero_grad()
         weighted_nll(model, ids, weights).backward()
         optimizer.step()
-    (done,) = generate(model.eval(), [tokenizer.prompt(talk(TURNS[0][1]))], 40, 0.0, stop_ids=[tokenizer.end])
+    (done,) = generate(
+        model.eval(), [tokenizer.prompt(talk(TURNS[0][1]))], 40, 0.0, stop_ids=[tokenizer.end]
+    )
     assert done.stop_reason == "stop" and tokenizer.decode(done.ids) == TURNS[1][1]
 
 
@@ -210,7 +241,9 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
     turns = [TURNS[0], ("assistant", TURNS[1][1], 0.0)]
     model = tiny()
     batch = encode_turns(tokenizer, turns)
-    other = replace(batch, ids=np.where(np.arange(len(batch.ids)) == len(batch.ids) - 2, 5, batch.ids))
+    other = replace(
+        batch, ids=np.where(np.arange(len(batch.ids)) == len(batch.ids) - 2, 5, batch.ids)
+    )
     losses = [weighted_nll(model, *collate([e], tokenizer.pad, "cpu")) for e in (batch, other)]
     assert torch.equal(*losses)
 
@@ -218,7 +251,9 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
 # --- comparisons ---
 
 
-def comparison(id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",), **extra):
+def comparison(
+    id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",), **extra
+):
     return dict(id=id, kind=kind, turns=list(turns), a=a, b=b, p=p, **extra)
 
 
@@ -228,7 +263,10 @@ def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
     for row, pair in zip(rows, encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))):
         prompt = tokenizer.prompt(talk(*row["turns"]))
         better, worse = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
-        assert pair.prompt == len(prompt) and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
+        assert (
+            pair.prompt == len(prompt)
+            and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
+        )
         assert pair.chosen[pair.prompt :] == [*tokenizer.encode(better), tokenizer.end]
         assert pair.rejected[pair.prompt :] == [*tokenizer.encode(worse), tokenizer.end]
         assert (
@@ -238,15 +276,26 @@ def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
 
 
 def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):
-    rows = [comparison(i, p=0.7) for i in range(20)] + [comparison(i, "human", a="yes") for i in range(20, 60)]
+    rows = [comparison(i, p=0.7) for i in range(20)] + [
+        comparison(i, "human", a="yes") for i in range(20, 60)
+    ]
     for fraction, n in ((0.0, 0), (0.2, 5), (0.5, 20), (0.9, 40)):
         pairs = encode_pairs(tokenizer, rows, fraction, 512, random.Random(0))
-        assert sum(pair.p == 1.0 for pair in pairs) == n and sum(pair.p == 0.7 for pair in pairs) == 20
+        assert (
+            sum(pair.p == 1.0 for pair in pairs) == n and sum(pair.p == 0.7 for pair in pairs) == 20
+        )
         assert [pair.number for pair in pairs] == list(range(len(pairs)))
 
 
-def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out_and_the_long_ones_counted(tokenizer, capsys):
-    rows = [comparison(0, a="no"), comparison(1, a="yes " * 400), comparison(2), comparison(3, b="no " * 400)]
+def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out_and_the_long_ones_counted(
+    tokenizer, capsys
+):
+    rows = [
+        comparison(0, a="no"),
+        comparison(1, a="yes " * 400),
+        comparison(2),
+        comparison(3, b="no " * 400),
+    ]
     assert len(encode_pairs(tokenizer, rows, 0.0, 128, random.Random(0))) == 1
     assert "2 comparisons do not fit the context of 128 ids" in capsys.readouterr().out
     encode_pairs(tokenizer, rows[2:3], 0.0, 128, random.Random(0))
@@ -254,24 +303,35 @@ def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out_and_the_long_ones_c
 
 
 def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):
-    rows = [comparison(i, a="yes " * (i % 17 + 1), turns=["how " * (i % 13 + 1)]) for i in range(200)]
+    rows = [
+        comparison(i, a="yes " * (i % 17 + 1), turns=["how " * (i % 13 + 1)]) for i in range(200)
+    ]
     pairs = encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))
     batches = list(pair_batches(pairs, 600, random.Random(1)))
     assert sorted(pair.number for batch in batches for pair in batch) == list(range(200))
     for batch in batches:
         ids, mask = collate_pairs(batch, tokenizer.pad, "cpu")
         assert ids.numel() <= 600 + 2 * len(batch)
-        for i, (pair, row) in enumerate([(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]):
-            assert ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
+        for i, (pair, row) in enumerate(
+            [(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]
+        ):
+            assert (
+                ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
+            )
             assert mask[i].nonzero().flatten().tolist() == list(range(pair.prompt, len(row)))
-        assert row_lengths(mask).tolist() == [len(p.chosen) for p in batch] + [len(p.rejected) for p in batch]
+        assert row_lengths(mask).tolist() == [len(p.chosen) for p in batch] + [
+            len(p.rejected) for p in batch
+        ]
 
 
 def test_ties_are_left_out_unless_there_is_hardly_anything_else(tokenizer):
     def row(i, p):
         return dict(id=i, kind="ai", turns=["hi"], a=f"one {i}", b="two", p=p)
 
-    decided, ties = [row(i, 0.9 if i % 2 else 0.1) for i in range(20)], [row(i, 0.52) for i in range(20, 60)]
+    decided, ties = (
+        [row(i, 0.9 if i % 2 else 0.1) for i in range(20)],
+        [row(i, 0.52) for i in range(20, 60)],
+    )
     pairs = encode_pairs(tokenizer, ties[:20] + decided + ties[20:], 0.0, 512, random.Random(0))
     assert len(pairs) == 20 and all(pair.p == pytest.approx(0.9) for pair in pairs)
     assert len(encode_pairs(tokenizer, decided[:19] + ties, 0.0, 512, random.Random(0))) == 59

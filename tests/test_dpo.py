@@ -38,9 +38,13 @@ def test_gradients_agree_with_finite_differences(name, p):
     chosen, rejected, *refs = logps()
     chosen.requires_grad_(), rejected.requires_grad_()
     p = torch.linspace(0, 1, 5, dtype=torch.float64) if p == "each" else p
-    if name == "kto":  # its reference point is held fixed, so it is held fixed here: below 0 it is cut at 0 exactly
+    if (
+        name == "kto"
+    ):  # its reference point is held fixed, so it is held fixed here: below 0 it is cut at 0 exactly
         refs = [r.clone().fill_(0.0) for r in refs]
-    assert torch.autograd.gradcheck(lambda c, r: LOSSES[name](c, r, *refs, beta=0.3, p=p)[0], (chosen, rejected))
+    assert torch.autograd.gradcheck(
+        lambda c, r: LOSSES[name](c, r, *refs, beta=0.3, p=p)[0], (chosen, rejected)
+    )
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -68,7 +72,14 @@ def test_a_soft_label_is_the_mean_of_the_two_orders(name):
 
 @pytest.mark.parametrize(
     "name, value",
-    [("dpo", math.log(2)), ("cdpo", math.log(2)), ("dpop", math.log(2)), ("hinge", 1.0), ("ipo", 25.0), ("kto", 0.5)],
+    [
+        ("dpo", math.log(2)),
+        ("cdpo", math.log(2)),
+        ("dpop", math.log(2)),
+        ("hinge", 1.0),
+        ("ipo", 25.0),
+        ("kto", 0.5),
+    ],
 )
 def test_the_value_where_policy_and_reference_agree(name, value):
     c, r, _, _ = logps()
@@ -107,11 +118,15 @@ def test_dpop_is_dpo_that_pays_for_what_the_better_answer_loses():
 
     four = logps(seed=10)
     each = [by_hand(*(x.item() for x in one), 0.3, 2.0) for one in zip(*four)]
-    swapped = [by_hand(r.item(), c.item(), rr.item(), rc.item(), 0.3, 2.0) for c, r, rc, rr in zip(*four)]
+    swapped = [
+        by_hand(r.item(), c.item(), rr.item(), rc.item(), 0.3, 2.0) for c, r, rc, rr in zip(*four)
+    ]
     expected = sum(0.8 * a + 0.2 * b for a, b in zip(each, swapped)) / 5
     assert LOSSES["dpop"](*four, beta=0.3, p=0.8, weight=2.0)[0].item() == pytest.approx(expected)
     c, r, rc, rr = four
-    torch.testing.assert_close(LOSSES["dpop"](rc + 1, r, rc, rr)[0], dpo_loss(rc + 1, r, rc, rr)[0])  # nothing lost
+    torch.testing.assert_close(
+        LOSSES["dpop"](rc + 1, r, rc, rr)[0], dpo_loss(rc + 1, r, rc, rr)[0]
+    )  # nothing lost
     falls = [LOSSES[name](rc - 2, rr - 3, rc, rr)[0].item() for name in ("dpo", "dpop")]
     assert falls[0] < math.log(2) < falls[1]  # DPO is content where both fall
 
@@ -126,7 +141,9 @@ def test_simpo_and_orpo_need_no_reference():
     c, r, rc, rr = logps(seed=8)
     for loss in (simpo_loss, orpo_loss):
         assert loss(c, r, rc, rr)[0] == loss(c, r, rr, c)[0]
-    expected = torch.stack([-torch.log(torch.sigmoid(2 * (a - b) - 0.5)) for a, b in zip(c, r)]).mean()
+    expected = torch.stack(
+        [-torch.log(torch.sigmoid(2 * (a - b) - 0.5)) for a, b in zip(c, r)]
+    ).mean()
     torch.testing.assert_close(simpo_loss(c, r, rc, rr)[0], expected)
 
 
@@ -163,7 +180,9 @@ def test_a_label_for_each_pair_or_one_for_all(name):
 def test_stats_say_who_wins():
     zero = torch.zeros(4)
     chosen, rejected = torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([0.0, 2.0, -3.0, 0.0])
-    stats = dpo_loss(chosen, rejected, zero, zero, beta=0.5, p=torch.tensor([1.0, 1.0, 0.0, 1.0]))[1]
+    stats = dpo_loss(chosen, rejected, zero, zero, beta=0.5, p=torch.tensor([1.0, 1.0, 0.0, 1.0]))[
+        1
+    ]
     assert stats["accuracy"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
     assert stats["chosen_reward"] == pytest.approx(0.125) and stats["margin"] == pytest.approx(0.25)
 
@@ -177,14 +196,20 @@ def test_all_losses_share_one_signature_and_unknown_names_are_errors():
 def test_cdpo_is_dpo_with_one_label_in_ten_turned():
     four = logps()
     torch.testing.assert_close(LOSSES["cdpo"](*four)[0], dpo_loss(*four, p=0.9)[0])
-    torch.testing.assert_close(LOSSES["cdpo"](*four, p=0.3)[0], dpo_loss(*four, p=0.9 * 0.3 + 0.1 * 0.7)[0])
+    torch.testing.assert_close(
+        LOSSES["cdpo"](*four, p=0.3)[0], dpo_loss(*four, p=0.9 * 0.3 + 0.1 * 0.7)[0]
+    )
 
 
 def test_the_reference_point_of_kto_is_not_learned():
     """Its gradient is that of the loss with z held where it is, here above 0."""
-    chosen, rejected = (torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 2.0], [0.5, 3.0]))
+    chosen, rejected = (
+        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 2.0], [0.5, 3.0])
+    )
     zero, z = torch.zeros(2, dtype=torch.float64), 0.3 * (1.0 + 2.0 + 0.5 + 3.0) / 4
-    held = ((1 - torch.sigmoid(0.3 * chosen - z)) + (1 - torch.sigmoid(z - 0.3 * rejected))).mean() / 2
+    held = (
+        (1 - torch.sigmoid(0.3 * chosen - z)) + (1 - torch.sigmoid(z - 0.3 * rejected))
+    ).mean() / 2
     loss = LOSSES["kto"](chosen, rejected, zero, zero, beta=0.3)[0]
     torch.testing.assert_close(loss, held)
     for a, b in zip(*(torch.autograd.grad(x, (chosen, rejected)) for x in (loss, held))):
@@ -205,7 +230,10 @@ def model():
 
 
 def rows(prompts, responses, width, fill=0):
-    ids, mask = torch.full((len(prompts), width), fill), torch.zeros(len(prompts), width, dtype=torch.bool)
+    ids, mask = (
+        torch.full((len(prompts), width), fill),
+        torch.zeros(len(prompts), width, dtype=torch.bool),
+    )
     for i, (p, r) in enumerate(zip(prompts, responses)):
         ids[i, : len(p + r)] = torch.tensor(p + r)
         mask[i, len(p) : len(p + r)] = True
@@ -239,14 +267,21 @@ def test_only_the_logits_that_predict_the_response_have_a_gradient():
     logits = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     response_logps(Fixed(logits), ids, mask).sum().backward()
     columns = [row.any(-1).nonzero().flatten().tolist() for row in logits.grad != 0]
-    assert columns == [[2, 3], [0, 1, 2, 3]]  # one before each token of the response; prompt and pads have none
+    assert columns == [
+        [2, 3],
+        [0, 1, 2, 3],
+    ]  # one before each token of the response; prompt and pads have none
 
 
 def test_what_a_pad_holds_and_how_many_there_are_changes_nothing(model):
     prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
-    clean, poisoned = (response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31))
+    clean, poisoned = (
+        response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31)
+    )
     assert torch.equal(clean, poisoned)
-    torch.testing.assert_close(clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0
+    )
 
 
 def test_an_empty_response_has_no_log_probability_and_not_nan(model):
@@ -259,7 +294,9 @@ def test_an_empty_response_has_no_log_probability_and_not_nan(model):
 
 
 def test_the_loss_that_the_readme_writes_works_as_it_stands():
-    code = re.search(r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S)[1]
+    code = re.search(
+        r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S
+    )[1]
     names = dict(vars(dpo), LOSSES=dict(dpo.LOSSES))
     exec(code, names)
     (added,) = names["LOSSES"].keys() - dpo.LOSSES.keys()

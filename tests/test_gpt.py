@@ -11,7 +11,9 @@ torch.set_num_threads(1)
 
 
 def tiny(**changes) -> GPT:
-    settings = dict(vocab_size=37, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48, block_size=24)
+    settings = dict(
+        vocab_size=37, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48, block_size=24
+    )
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**settings, **changes}))
     # At the initial scale all attention weights are about equal and the norms are all ones, which would hide mistakes.
@@ -54,23 +56,37 @@ def slow_attention(attention, xs: list[list[float]], theta: float) -> list[list[
     def heads(flat):
         return [flat[start : start + D] for start in range(0, len(flat), D)]
 
-    q = [[complex_rotate(h, t, theta) for h in heads(times(attention.q.weight, x))] for t, x in enumerate(xs)]
-    k = [[complex_rotate(h, t, theta) for h in heads(times(attention.k.weight, x))] for t, x in enumerate(xs)]
+    q = [
+        [complex_rotate(h, t, theta) for h in heads(times(attention.q.weight, x))]
+        for t, x in enumerate(xs)
+    ]
+    k = [
+        [complex_rotate(h, t, theta) for h in heads(times(attention.k.weight, x))]
+        for t, x in enumerate(xs)
+    ]
     v = [heads(times(attention.v.weight, x)) for x in xs]
     ys = []
     for t in range(len(xs)):
         y = []
         for h in range(H):
             g = h * G // H
-            weights = [math.exp(sum(a * b for a, b in zip(q[t][h], k[s][g])) / math.sqrt(D)) for s in range(t + 1)]
-            y += [sum(w * v[s][g][d] for s, w in enumerate(weights)) / sum(weights) for d in range(D)]
+            weights = [
+                math.exp(sum(a * b for a, b in zip(q[t][h], k[s][g])) / math.sqrt(D))
+                for s in range(t + 1)
+            ]
+            y += [
+                sum(w * v[s][g][d] for s, w in enumerate(weights)) / sum(weights) for d in range(D)
+            ]
         ys.append(times(attention.out.weight, y))
     return ys
 
 
 def slow_block(block, xs: list[list[float]], theta: float, eps: float) -> list[list[float]]:
     normed = [rms_norm(x, block.norm1.weight.tolist(), eps) for x in xs]
-    xs = [[a + b for a, b in zip(x, y)] for x, y in zip(xs, slow_attention(block.attention, normed, theta))]
+    xs = [
+        [a + b for a, b in zip(x, y)]
+        for x, y in zip(xs, slow_attention(block.attention, normed, theta))
+    ]
     out = []
     for x in xs:
         normed = rms_norm(x, block.norm2.weight.tolist(), eps)
@@ -90,7 +106,10 @@ def test_rotary_positions_are_complex_multiplication():
 def test_a_query_and_a_key_see_only_the_distance_between_them():
     q, k = torch.randn(2, 8, generator=torch.Generator().manual_seed(3))
     cos, sin = rope_table(40, 8, theta=100.0)
-    q, k = rotate(q.expand(1, 1, 40, 8), cos, sin)[0, 0], rotate(k.expand(1, 1, 40, 8), cos, sin)[0, 0]
+    q, k = (
+        rotate(q.expand(1, 1, 40, 8), cos, sin)[0, 0],
+        rotate(k.expand(1, 1, 40, 8), cos, sin)[0, 0],
+    )
     products = q @ k.T
     for distance in range(-39, 40):
         same = products.diagonal(distance)
@@ -101,7 +120,9 @@ def test_a_query_and_a_key_see_only_the_distance_between_them():
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
 @torch.no_grad()
 def test_one_layer_equals_loops_over_single_queries(n_kv_head):
-    model = tiny(n_layer=1, n_kv_head=n_kv_head, rope_theta=50.0, norm_eps=1e-2, tie_embeddings=False)
+    model = tiny(
+        n_layer=1, n_kv_head=n_kv_head, rope_theta=50.0, norm_eps=1e-2, tie_embeddings=False
+    )
     ids = some_ids(1, 9)
     xs = slow_block(model.blocks[0], model.embed(ids)[0].tolist(), theta=50.0, eps=1e-2)
     xs = [rms_norm(x, model.norm.weight.tolist(), 1e-2) for x in xs]
@@ -203,7 +224,9 @@ def test_an_embedding_that_only_pads_use_gets_no_gradient():
     ids = some_ids(2, 10, vocab_size=36)
     ids[0, 6:] = pad
     logits = model(ids[:, :-1])
-    inside = torch.tensor([[True] * 5 + [False] * 4, [True] * 9])  # by length: targets that are real tokens
+    inside = torch.tensor(
+        [[True] * 5 + [False] * 4, [True] * 9]
+    )  # by length: targets that are real tokens
     loss = torch.nn.functional.cross_entropy(logits[inside], ids[:, 1:][inside])
     loss.backward()
     assert torch.all(model.embed.weight.grad[pad] == 0)
@@ -248,14 +271,20 @@ def test_the_head_on_the_hidden_states_gives_the_logits():
 
 @torch.no_grad()
 def test_the_last_block_layers_start_smaller_than_the_others():
-    model = GPT(GPTConfig(vocab_size=37, n_layer=8, n_head=4, n_kv_head=4, n_embd=128, n_hidden=128, block_size=8))
+    model = GPT(
+        GPTConfig(
+            vocab_size=37, n_layer=8, n_head=4, n_kv_head=4, n_embd=128, n_hidden=128, block_size=8
+        )
+    )
     for block in model.blocks:
         assert abs(block.attention.q.weight.std() / 0.02 - 1) < 0.05
         for last in (block.attention.out, block.mlp.down):
             assert abs(last.weight.std() / (0.02 / 4) - 1) < 0.05
 
 
-@pytest.mark.parametrize("bad", [dict(n_embd=30), dict(n_embd=12), dict(n_kv_head=3), dict(n_kv_head=8)])
+@pytest.mark.parametrize(
+    "bad", [dict(n_embd=30), dict(n_embd=12), dict(n_kv_head=3), dict(n_kv_head=8)]
+)
 def test_head_counts_that_do_not_divide_are_refused(bad):
     with pytest.raises(ValueError):
         tiny(**bad)

@@ -41,10 +41,15 @@ def requests(world, n=40, types=("harmful", "legitimate", "ambiguous", "sensitiv
     return [part.draw(rng, rng.choice(types)) for _ in range(n)]
 
 
-@pytest.mark.parametrize("technique, text, code", [
-    ("base64", "How do I?", "aG93 ZG8= aQ==?"), ("leetspeak", "Toast it, please.", "704$7 17, pl34$3."),
-    ("toy_language", "Pick a lock!", "ickpo ao ocklo!"), ("toy_language", "...", "..."),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "technique, text, code",
+    [
+        ("base64", "How do I?", "aG93 ZG8= aQ==?"),
+        ("leetspeak", "Toast it, please.", "704$7 17, pl34$3."),
+        ("toy_language", "Pick a lock!", "ickpo ao ocklo!"),
+        ("toy_language", "...", "..."),
+    ],
+)
 def test_codes_are_what_they_are_called(technique, text, code):
     assert encode(technique, text, random.Random(0)) == code
 
@@ -60,7 +65,9 @@ def test_every_act_and_context_can_be_read_again(world, technique):
             for w, end in (re.fullmatch(r"(.*?)([.,!?;:\"]*)", w).groups() for w in code.split(" "))
         ]
         assert " ".join(words) == text.lower()
-        assert technique != "base64" or all(w.lower() not in text.lower().split() for w in code.split())
+        assert technique != "base64" or all(
+            w.lower() not in text.lower().split() for w in code.split()
+        )
 
 
 def test_code_pairs_put_each_text_behind_its_code():
@@ -72,11 +79,19 @@ def test_typing_errors_leave_every_word_almost_as_it_was():
     text = "please explain how somebody could borrow another person's wooden bicycle"
     changed = 0
     for seed in range(50):
-        for before, after in zip(text.split(), misspell(text, random.Random(seed), rate=0.5).split(), strict=True):
-            assert before[0] == after[0] and abs(len(before) - len(after)) <= 1 and set(after) <= set(before)
+        for before, after in zip(
+            text.split(), misspell(text, random.Random(seed), rate=0.5).split(), strict=True
+        ):
+            assert (
+                before[0] == after[0]
+                and abs(len(before) - len(after)) <= 1
+                and set(after) <= set(before)
+            )
             assert len(before) > 3 or before == after
             changed += before != after
-    assert 100 < changed < 350  # of 450 long words half are tried, and a swap of equal letters changes nothing
+    assert (
+        100 < changed < 350
+    )  # of 450 long words half are tried, and a swap of equal letters changes nothing
     assert misspell(text, random.Random(0)) == misspell(text, random.Random(0))
     disguised = " ".join(encode("typos", text, random.Random(seed)) for seed in range(50)).split()
     assert sum(word in text.split() for word in disguised) < 0.7 * len(disguised)
@@ -104,16 +119,23 @@ def test_wrapping_keeps_the_request_and_the_last_word_is_the_users(world):
             assert all(turn.strip() and not re.search(r"{\w+}", turn) for turn in wrapped.turns)
             last = wrapped.turns[-1]
             if framing.technique not in CODED:
-                assert request.turns[-1] in last  # the whole question, with its typing errors and all
+                assert (
+                    request.turns[-1] in last
+                )  # the whole question, with its typing errors and all
             elif framing.technique != "typos":
-                assert encode(framing.technique, request.core, rng) in last and request.act.act not in last
+                assert (
+                    encode(framing.technique, request.core, rng) in last
+                    and request.act.act not in last
+                )
 
 
 def test_what_is_coded_is_the_question_with_its_context(world):
     part, rng = Part(world, "train"), random.Random(2)
     for request in requests(world):
         for technique in DECODE:
-            bare = next(f for f in world.framings if f.technique == technique and f.turns == ("{code}",))
+            bare = next(
+                f for f in world.framings if f.technique == technique and f.turns == ("{code}",)
+            )
             text = decode(technique, wrap(request, bare, part, rng).turns[-1])
             context = f"{request.context.text} ".lower() if request.context else ""
             assert text == f"{context}how do i {request.act.act.lower()}?"
@@ -130,14 +152,18 @@ def test_many_shot_shows_k_other_acts_with_their_steps(world, k):
             asked = [q.removeprefix("How do I ").removesuffix("?") for q, _ in shots]
             acts = {a.act: a for a in part.acts}
             assert len(set(asked)) == k and request.act.act not in asked
-            assert all(step in answer for act, (_, answer) in zip(asked, shots) for step in acts[act].steps)
+            assert all(
+                step in answer for act, (_, answer) in zip(asked, shots) for step in acts[act].steps
+            )
 
 
 def test_the_number_of_shots_varies_when_it_is_not_given(world):
     part, rng = Part(world, "train"), random.Random(4)
     framing = next(f for f in world.framings if f.technique == "many_shot")
     request = part.draw(rng, "harmful")
-    assert {wrap(request, framing, part, rng).turns[0].count("Q:") - 1 for _ in range(60)} == set(SHOTS)
+    assert {wrap(request, framing, part, rng).turns[0].count("Q:") - 1 for _ in range(60)} == set(
+        SHOTS
+    )
 
 
 def test_escalation_asks_for_protection_first_and_gets_it(world):
@@ -159,10 +185,14 @@ def test_frames_fit_only_acts_and_protection_only_what_can_hurt(world):
     for framing in world.framings:
         assert not fits(framing, part.draw(rng, "fact"))
         assert fits(framing, part.draw(rng, "harmful"))
-        assert fits(framing, part.draw(rng, "legitimate", "everyday")) == (framing not in protecting)
+        assert fits(framing, part.draw(rng, "legitimate", "everyday")) == (
+            framing not in protecting
+        )
 
 
 def test_wrapping_is_fixed_by_the_generator(world):
     part = Part(world, "train")
     for request, framing in zip(requests(world, types=("harmful",)), world.framings):
-        assert wrap(request, framing, part, random.Random(7)) == wrap(request, framing, part, random.Random(7))
+        assert wrap(request, framing, part, random.Random(7)) == wrap(
+            request, framing, part, random.Random(7)
+        )

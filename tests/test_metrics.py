@@ -21,7 +21,13 @@ from minicai.metrics import (
 
 
 @pytest.mark.parametrize(
-    "k, n, lo, hi", [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0, 0.1611), (1, 29, 0.0061, 0.1718)]
+    "k, n, lo, hi",
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
 )
 def test_wilson_gives_the_published_intervals(k, n, lo, hi):
     """Newcombe 1998, Statistics in Medicine 17, table I, method 3."""
@@ -52,10 +58,14 @@ def test_a_rate_over_topics_has_the_interval_of_as_many_independent_questions_as
 def test_topics_that_say_nothing_leave_the_interval_as_it_is():
     rng = random.Random(0)
     hits = [rng.random() < 0.3 for _ in range(200)]
-    assert rate(hits, range(200)) == pytest.approx(rate(hits) | dict(topics=200), abs=0.001)  # 200/199
+    assert rate(hits, range(200)) == pytest.approx(
+        rate(hits) | dict(topics=200), abs=0.001
+    )  # 200/199
     for same in ([True] * 20, [False] * 20):
         assert rate(same, list("ab") * 10) == rate(same) | dict(topics=2)
-    assert rate([], []) == rate([]) | dict(topics=0) and rate([1, 0], "aa") == rate([1, 0]) | dict(topics=1)
+    assert rate([], []) == rate([]) | dict(topics=0) and rate([1, 0], "aa") == rate([1, 0]) | dict(
+        topics=1
+    )
     with pytest.raises(ValueError):
         rate([1, 0], "a")
 
@@ -65,7 +75,12 @@ def test_the_interval_over_topics_covers_the_truth_where_the_plain_one_does_not(
     """Topics with a probability of their own around one half, 40 topics of 10 questions, 300 samples."""
     rng, covered = random.Random(seed), [0, 0]
     for _ in range(300):
-        answers = [(rng.random() < p, t) for t in range(40) for p in [rng.betavariate(0.7, 0.7)] for _ in range(10)]
+        answers = [
+            (rng.random() < p, t)
+            for t in range(40)
+            for p in [rng.betavariate(0.7, 0.7)]
+            for _ in range(10)
+        ]
         hits, topics = [h for h, _ in answers], [t for _, t in answers]
         for i, found in enumerate((rate(hits), rate(hits, topics))):
             covered[i] += found["lo"] <= 0.5 <= found["hi"]
@@ -77,8 +92,13 @@ def test_the_paired_test_over_topics_is_the_exact_permutation_test(seed):
     rng = random.Random(seed)
     topics = [rng.randrange(7) for _ in range(40)]
     before, after = ([rng.random() < share for _ in topics] for share in (0.7, 0.4))
-    sums = [sum(int(a) - int(b) for b, a, t in zip(before, after, topics) if t == topic) for topic in range(7)]
-    ways = [abs(sum(s * x for s, x in zip(sums, way))) for way in itertools.product((-1, 1), repeat=7)]
+    sums = [
+        sum(int(a) - int(b) for b, a, t in zip(before, after, topics) if t == topic)
+        for topic in range(7)
+    ]
+    ways = [
+        abs(sum(s * x for s, x in zip(sums, way))) for way in itertools.product((-1, 1), repeat=7)
+    ]
     expected = sum(way >= abs(sum(sums)) for way in ways) / len(ways)
     assert paired_test(before, after, topics) == pytest.approx(expected, abs=1e-12)
 
@@ -90,7 +110,9 @@ def brute_binomial(lost, won):
     return sum(way >= abs(lost - won) for way in ways) / len(ways)
 
 
-@pytest.mark.parametrize("lost, won", [(0, 0), (1, 0), (0, 3), (2, 2), (1, 9), (7, 2), (4, 8), (0, 12)])
+@pytest.mark.parametrize(
+    "lost, won", [(0, 0), (1, 0), (0, 3), (2, 2), (1, 9), (7, 2), (4, 8), (0, 12)]
+)
 def test_mcnemar_is_the_exact_binomial_test(lost, won):
     before = [True] * lost + [False] * won + [True] * 5 + [False] * 6
     after = [False] * lost + [True] * won + [True] * 5 + [False] * 6
@@ -114,7 +136,9 @@ def brute_ece(confidence, correct, bins):
     total = 0.0
     for b in range(bins):
         inside = [
-            (c, r) for c, r in zip(confidence, correct) if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)
+            (c, r)
+            for c, r in zip(confidence, correct)
+            if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)
         ]
         if inside:
             total += abs(sum(c for c, _ in inside) - sum(r for _, r in inside))
@@ -127,12 +151,16 @@ def test_ece_is_the_gap_summed_over_bins(seed, bins):
     rng = random.Random(seed)
     confidence = [rng.random() for _ in range(60)] + [0.0, 1.0]
     correct = [rng.random() < 0.5 for _ in confidence]
-    assert ece(confidence, correct, bins) == pytest.approx(brute_ece(confidence, correct, bins), abs=1e-12)
+    assert ece(confidence, correct, bins) == pytest.approx(
+        brute_ece(confidence, correct, bins), abs=1e-12
+    )
 
 
 def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
     assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1 and ece([], []) == 0
-    assert ece([1.0, 0.95], [0, 1]) == pytest.approx(0.475)  # a confidence of exactly one falls into the last bin
+    assert ece([1.0, 0.95], [0, 1]) == pytest.approx(
+        0.475
+    )  # a confidence of exactly one falls into the last bin
 
 
 def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
@@ -144,9 +172,12 @@ def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
         "too short",
     ]
     assert (
-        boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"]) == 2 / 8
+        boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"])
+        == 2 / 8
     )  # "i cannot help with"
-    assert boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0  # two of twelve are not a quarter
+    assert (
+        boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0
+    )  # two of twelve are not a quarter
     assert boilerplate(["the same old answer"] * 8) == 1 and boilerplate([]) == 0
 
 

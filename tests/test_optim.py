@@ -16,14 +16,18 @@ def test_orthogonalize_keeps_the_singular_vectors_and_levels_the_values(shape, m
     x = torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     u, s, vt = torch.linalg.svd(x, full_matrices=False)
     leveled = u.T @ orthogonalize(x) @ vt.T
-    assert leveled.diagonal().min() > 0.3  # of the smallest, which started at about 0.003 of the norm
+    assert (
+        leveled.diagonal().min() > 0.3
+    )  # of the smallest, which started at about 0.003 of the norm
     assert leveled.diagonal()[s > 0.05 * x.norm()].min() > 0.65 and leveled.diagonal().max() < 1.25
     assert (leveled - leveled.diagonal().diag()).abs().max() < 1e-4
     torch.testing.assert_close(orthogonalize(1000 * x), orthogonalize(x), rtol=1e-4, atol=1e-4)
 
 
 def test_muon_steps_as_pytorch_does(monkeypatch):
-    monkeypatch.setattr(optim, "fast_dtype", lambda device: torch.bfloat16)  # PyTorch's rounds to it everywhere
+    monkeypatch.setattr(
+        optim, "fast_dtype", lambda device: torch.bfloat16
+    )  # PyTorch's rounds to it everywhere
     generator = torch.Generator().manual_seed(1)
     ours = [torch.nn.Parameter(torch.randn(*shape, generator=generator)) for shape in SHAPES]
     theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
@@ -43,7 +47,12 @@ def test_muon_steps_as_pytorch_does(monkeypatch):
 def test_every_parameter_is_trained_once_and_at_its_own_rate(tied):
     model = GPT(GPTConfig(50, 2, 2, 1, 16, 24, 32, tie_embeddings=tied))
     muon, adamw = make_optimizers(model, lr=0.1)
-    rates = {id(p): group["lr"] for o in (muon, adamw) for group in o.param_groups for p in group["params"]}
+    rates = {
+        id(p): group["lr"]
+        for o in (muon, adamw)
+        for group in o.param_groups
+        for p in group["params"]
+    }
     trained = [p for o in (muon, adamw) for group in o.param_groups for p in group["params"]]
     assert len(trained) == len(rates) and set(rates) == {id(p) for p in model.parameters()}
     for name, p in model.named_parameters():
@@ -73,7 +82,9 @@ def test_a_step_down_the_loss_forgets_old_gradients_and_shortens_long_ones(clip)
         p.grad = torch.ones_like(p)  # left over from something else
     for _ in range(3):
         descend(models[0], [sgd], 50 * (models[0](x) - y).square().mean(), clip)
-        gradients = torch.autograd.grad(50 * (models[1](x) - y).square().mean(), list(models[1].parameters()))
+        gradients = torch.autograd.grad(
+            50 * (models[1](x) - y).square().mean(), list(models[1].parameters())
+        )
         length = torch.cat([g.flatten() for g in gradients]).norm()
         assert length > 1
         for p, g in zip(models[1].parameters(), gradients):

@@ -57,7 +57,12 @@ def test_nothing_outside_the_mask_counts(poison):
         total = total + ppo.policy_loss(x, y, poisoned.detach(), mask)[0]
         total = total + ppo.value_loss(z, y, returns.detach().masked_fill(~mask, fill), mask)
         grads += torch.autograd.grad(total, (x, z))
-        others = [ppo.masked_mean(x, mask), ppo.whiten(x, mask), ppo.explained_variance(y, z, mask), shaped]
+        others = [
+            ppo.masked_mean(x, mask),
+            ppo.whiten(x, mask),
+            ppo.explained_variance(y, z, mask),
+            shaped,
+        ]
         return [total, *grads, advantages, returns, *others, *stats.values()]
 
     for clean, dirty in zip(everything(0.0), everything(poison)):
@@ -66,9 +71,15 @@ def test_nothing_outside_the_mask_counts(poison):
 
 def test_garbage_outside_the_mask_reaches_no_gradient_of_the_entropy():
     mask, _ = batch()
-    logits = torch.randn(*mask.shape, 5).masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    logits = (
+        torch.randn(*mask.shape, 5).masked_fill(~mask[..., None], float("nan")).requires_grad_()
+    )
     ppo.entropy(logits, mask).backward()
-    assert (logits.grad[~mask] == 0).all() and logits.grad[mask].isfinite().all() and logits.grad[mask].abs().sum() > 0
+    assert (
+        (logits.grad[~mask] == 0).all()
+        and logits.grad[mask].isfinite().all()
+        and logits.grad[mask].abs().sum() > 0
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.long, torch.uint8])
@@ -77,7 +88,12 @@ def test_a_mask_may_be_of_any_dtype(dtype):
 
     def everything(m):
         loss, stats = ppo.policy_loss(x, y, z, m)
-        others = ppo.masked_mean(x, m), ppo.whiten(x, m), ppo.value_loss(x, y, z, m), ppo.explained_variance(x, y, m)
+        others = (
+            ppo.masked_mean(x, m),
+            ppo.whiten(x, m),
+            ppo.value_loss(x, y, z, m),
+            ppo.explained_variance(x, y, m),
+        )
         shaped = ppo.shape_rewards(torch.arange(4.0), x, y, m, 0.1)
         return [
             *ppo.gae(x, y, m),
@@ -94,7 +110,9 @@ def test_a_mask_may_be_of_any_dtype(dtype):
 
 def test_gae_keeps_the_precision_of_its_rewards():
     mask = torch.ones(1, 2, dtype=torch.bool)
-    advantages, _ = ppo.gae(torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2, dtype=torch.long), mask, lam=1.0)
+    advantages, _ = ppo.gae(
+        torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2, dtype=torch.long), mask, lam=1.0
+    )
     assert advantages.tolist() == [[0.5, 0.5]]
 
 
@@ -103,7 +121,9 @@ def test_whitening_is_numpys_over_the_masked_entries():
     inside = x[mask].numpy()
     expected = (inside - inside.mean()) / inside.std(ddof=1)
     np.testing.assert_allclose(ppo.whiten(x, mask)[mask].numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(ppo.whiten(x, mask, shift=False)[mask].numpy(), expected + inside.mean(), atol=1e-6)
+    np.testing.assert_allclose(
+        ppo.whiten(x, mask, shift=False)[mask].numpy(), expected + inside.mean(), atol=1e-6
+    )
     one = torch.zeros(1, 3, dtype=torch.bool)
     one[0, 1] = True
     assert ppo.whiten(torch.tensor([[7.0, 5.0, 9.0]]), one).isfinite().all()
@@ -132,7 +152,9 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not():
     torch.testing.assert_close(means[0], kl)
     torch.testing.assert_close(means[2], kl)
     assert abs(means[1] - kl) > 1e-3
-    samples = torch.multinomial(logp.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1))
+    samples = torch.multinomial(
+        logp.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1)
+    )
     for k in (0, 2):
         values = ppo.kl_estimates(logp[samples], ref[samples])[k]
         assert abs(values.mean() - kl) < 4 * values.std() / math.sqrt(len(samples))
@@ -164,9 +186,13 @@ def test_k3_of_a_small_step_keeps_its_digits():
 
 
 def test_defaults_are_those_of_the_papers():
-    defaults = {f: inspect.signature(f).parameters for f in (ppo.gae, ppo.policy_loss, ppo.value_loss)}
+    defaults = {
+        f: inspect.signature(f).parameters for f in (ppo.gae, ppo.policy_loss, ppo.value_loss)
+    }
     assert defaults[ppo.gae]["lam"].default == 0.95 and defaults[ppo.gae]["gamma"].default == 1.0
-    assert defaults[ppo.policy_loss]["clip"].default == defaults[ppo.value_loss]["clip"].default == 0.2
+    assert (
+        defaults[ppo.policy_loss]["clip"].default == defaults[ppo.value_loss]["clip"].default == 0.2
+    )
 
 
 def test_k3_is_never_negative_and_stays_finite():
@@ -176,7 +202,9 @@ def test_k3_is_never_negative_and_stays_finite():
 
 
 def test_k3_pulls_a_policy_back_however_far_above_its_reference_it_is():
-    r = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.9, 10.1, 40.0], dtype=torch.float64, requires_grad=True)
+    r = torch.tensor(
+        [-9.0, -1.0, 0.0, 1.0, 9.9, 10.1, 40.0], dtype=torch.float64, requires_grad=True
+    )
     ppo.kl_estimates(r, torch.zeros_like(r))[2].sum().backward()
     torch.testing.assert_close(r.grad, 1 - torch.exp(-r.detach()))
 
@@ -210,22 +238,35 @@ def test_at_the_old_policy_the_ratio_is_one_and_the_loss_is_minus_the_mean_advan
     torch.testing.assert_close(loss, -advantages[mask].mean())
 
 
-@pytest.mark.parametrize("ratio, advantage, loss, gradient", [
-    (1.1, 1.0, -1.1, True), (1.5, 1.0, -1.2, False), (1.5, -1.0, 1.5, True), (0.5, -1.0, 0.8, False), (0.5, 1.0, -0.5, True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "ratio, advantage, loss, gradient",
+    [
+        (1.1, 1.0, -1.1, True),
+        (1.5, 1.0, -1.2, False),
+        (1.5, -1.0, 1.5, True),
+        (0.5, -1.0, 0.8, False),
+        (0.5, 1.0, -0.5, True),
+    ],
+)
 def test_clipping_only_stops_what_would_go_too_far(ratio, advantage, loss, gradient):
     mask = torch.ones(1, 1, dtype=torch.bool)
     logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    got, stats = ppo.policy_loss(logps, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, clip=0.2)
+    got, stats = ppo.policy_loss(
+        logps, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, clip=0.2
+    )
     got.backward()
     assert got.item() == pytest.approx(loss, rel=1e-5)
-    assert (logps.grad.abs().item() > 0) == gradient and stats["clip_fraction"] == float(not gradient)
+    assert (logps.grad.abs().item() > 0) == gradient and stats["clip_fraction"] == float(
+        not gradient
+    )
 
 
 def test_losses_have_the_gradients_of_finite_differences():
     mask, (logps, old, advantages) = batch(6)
     logps, old = 0.1 * logps, 0.1 * old
-    assert torch.autograd.gradcheck(lambda x: ppo.policy_loss(x, old, advantages, mask)[0], logps.requires_grad_())
+    assert torch.autograd.gradcheck(
+        lambda x: ppo.policy_loss(x, old, advantages, mask)[0], logps.requires_grad_()
+    )
     assert torch.autograd.gradcheck(lambda x: ppo.value_loss(x, old, advantages, mask), logps)
 
 
@@ -242,7 +283,9 @@ def test_entropy_and_explained_variance():
     assert ppo.entropy(logits, mask).item() == pytest.approx(math.log(8))
     mask, (returns, noise, _) = batch(7)
     assert ppo.explained_variance(returns, returns, mask) == 1
-    assert ppo.explained_variance(torch.zeros_like(returns), returns, mask).item() == pytest.approx(0)
+    assert ppo.explained_variance(torch.zeros_like(returns), returns, mask).item() == pytest.approx(
+        0
+    )
 
 
 # --- groups ---
@@ -252,7 +295,9 @@ def test_rloo_compares_with_the_others_and_grpo_with_the_group():
     returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
     assert ppo.rloo(returns, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
     group = np.array([1.0, 2.0, 6.0])
-    assert ppo.grpo(returns, 3)[:3].numpy() == pytest.approx((group - 3) / group.std(ddof=1), rel=1e-3)
+    assert ppo.grpo(returns, 3)[:3].numpy() == pytest.approx(
+        (group - 3) / group.std(ddof=1), rel=1e-3
+    )
     assert ppo.grpo(returns, 3)[3:].abs().sum() == 0
     for bad in (1, 4):
         with pytest.raises(ValueError, match="groups"):
@@ -262,7 +307,9 @@ def test_rloo_compares_with_the_others_and_grpo_with_the_group():
 def test_means_are_over_the_masked_entries_alone():
     """Zeros outside the mask are not enough: in a mean they would still be counted."""
     mask, (x, y, z) = batch(8)
-    logits = torch.randn(*mask.shape, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = torch.randn(
+        *mask.shape, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
 
     def everything(x, y, z, logits, mask):
         loss, stats = ppo.policy_loss(x, y, z, mask)

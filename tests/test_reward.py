@@ -21,14 +21,18 @@ def model():
 def test_the_head_starts_as_in_stiennon():
     torch.manual_seed(0)
     score = RewardModel(GPT(GPTConfig(32, 1, 2, 2, 1024, 32, 8))).score
-    assert score.bias.item() == 0 and score.weight.std().item() == pytest.approx(1025**-0.5, rel=0.1)
+    assert score.bias.item() == 0 and score.weight.std().item() == pytest.approx(
+        1025**-0.5, rel=0.1
+    )
 
 
 def test_the_loss_is_ln_2_at_equal_scores_and_falls_with_the_margin():
     zero = torch.zeros(3)
     for p in (1.0, 0.5, 0.0):
         assert bradley_terry_loss(zero, zero, p).item() == pytest.approx(math.log(2))
-    assert bradley_terry_loss(zero + 2, zero).item() == pytest.approx(-math.log(1 / (1 + math.exp(-2))), rel=1e-5)
+    assert bradley_terry_loss(zero + 2, zero).item() == pytest.approx(
+        -math.log(1 / (1 + math.exp(-2))), rel=1e-5
+    )
     assert (
         bradley_terry_loss(zero + 200, zero).item() == pytest.approx(0)
         and bradley_terry_loss(zero, zero + 200).isfinite()
@@ -56,7 +60,9 @@ def test_shapes_that_would_broadcast_to_other_pairs_are_refused(shapes):
 def test_finite_differences_and_swapping():
     g = torch.Generator().manual_seed(0)
     a, b, p = (torch.rand(5, generator=g, dtype=torch.float64) for _ in range(3))
-    assert torch.autograd.gradcheck(lambda x, y: bradley_terry_loss(x, y, p), (a.requires_grad_(), b.requires_grad_()))
+    assert torch.autograd.gradcheck(
+        lambda x, y: bradley_terry_loss(x, y, p), (a.requires_grad_(), b.requires_grad_())
+    )
     torch.testing.assert_close(bradley_terry_loss(a, b, p), bradley_terry_loss(b, a, 1 - p))
 
 
@@ -85,7 +91,9 @@ def test_scores_that_differ_by_less_than_bfloat16_can_say_are_no_ties(model):
 def test_pads_that_do_not_fit_the_context_do_no_harm(model):
     size = model.gpt.config.block_size
     ids = torch.randint(0, 32, (2, size + 9), generator=torch.Generator().manual_seed(2))
-    assert torch.equal(model(ids, torch.tensor([size, 3])), model(ids[:, :size], torch.tensor([size, 3])))
+    assert torch.equal(
+        model(ids, torch.tensor([size, 3])), model(ids[:, :size], torch.tensor([size, 3]))
+    )
 
 
 def test_a_shift_changes_every_score_by_as_much(model):

@@ -18,9 +18,21 @@ STOPS = [1, 2, 3, 4]
 
 def tiny(vocab_size=37, block_size=24) -> GPT:
     torch.manual_seed(0)
-    model = GPT(GPTConfig(vocab_size, n_layer=2, n_head=4, n_kv_head=2, n_embd=32, n_hidden=48, block_size=block_size))
+    model = GPT(
+        GPTConfig(
+            vocab_size,
+            n_layer=2,
+            n_head=4,
+            n_kv_head=2,
+            n_embd=32,
+            n_hidden=48,
+            block_size=block_size,
+        )
+    )
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)  # at the initial scale every distribution is nearly uniform
+        torch.nn.init.normal_(
+            parameter, std=0.3
+        )  # at the initial scale every distribution is nearly uniform
     return model
 
 
@@ -84,14 +96,20 @@ def test_cached_logits_equal_uncached_ones_at_every_step_of_ragged_rows(monkeypa
         return sample(logits, *rest)
 
     monkeypatch.setattr(sampler, "sample", spy)
-    results = generate(model, prompts, 12, temperature=temperature, stop_ids=range(1, 37, 6), seed=3)
+    results = generate(
+        model, prompts, 12, temperature=temperature, stop_ids=range(1, 37, 6), seed=3
+    )
     lengths = {len(result.ids) for result in results}
     assert len(lengths) > 2  # rows did leave the batch at different times
-    rows = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # the sampler decodes the longest first
+    rows = sorted(
+        range(len(prompts)), key=lambda i: -len(prompts[i])
+    )  # the sampler decodes the longest first
     assert len(seen) == max(lengths)
     for step, logits in enumerate(seen):
         live = [i for i in rows if len(results[i].ids) > step]
-        assert len(live) <= len(logits) < len(live) / 0.75 + 1  # a finished row stays until a quarter has finished
+        assert (
+            len(live) <= len(logits) < len(live) / 0.75 + 1
+        )  # a finished row stays until a quarter has finished
         batch = iter(logits)  # in the same order, between rows that wait to leave
         for i in live:
             expected = torch.tensor(next_logits(model, prompts[i] + results[i].ids[:step]))
@@ -113,7 +131,9 @@ def test_greedy_ids_are_the_argmax_of_a_full_forward():
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 1.3])
 def test_recorded_log_probs_are_those_of_the_distribution_sampled_from(temperature, filters):
     model, prompts = tiny(), ragged([3, 8, 1, 14])
-    results = generate(model, prompts, 8, temperature=temperature, stop_ids=STOPS, seed=1, **filters)
+    results = generate(
+        model, prompts, 8, temperature=temperature, stop_ids=STOPS, seed=1, **filters
+    )
     for prompt, result in zip(prompts, results):
         for step, (token, logprob) in enumerate(zip(result.ids, result.logprobs, strict=True)):
             p = distribution(next_logits(model, prompt + result.ids[:step]), temperature, **filters)
@@ -129,11 +149,20 @@ def test_recorded_probabilities_of_all_possible_tokens_sum_to_one(filters):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, dict(temperature=0.6), dict(top_k=6), dict(top_p=0.8), dict(temperature=1.5, top_k=9, top_p=0.9)]
+    "settings",
+    [
+        {},
+        dict(temperature=0.6),
+        dict(top_k=6),
+        dict(top_p=0.8),
+        dict(temperature=1.5, top_k=9, top_p=0.9),
+    ],
 )
 def test_token_frequencies_follow_the_exact_probabilities(settings):
     model, (prompt,) = tiny(), ragged([5])
-    counts = Counter(result.ids[0] for result in generate(model, [prompt] * 6000, 1, seed=0, **settings))
+    counts = Counter(
+        result.ids[0] for result in generate(model, [prompt] * 6000, 1, seed=0, **settings)
+    )
     logits = next_logits(model, prompt)
     expected = dict(enumerate(distribution(logits, **settings)))
     assert all(expected[token] > 0 for token in counts)
@@ -157,7 +186,9 @@ def test_two_step_sequences_follow_their_enumerated_probabilities():
     assert set(counts) <= set(expected) and len(expected) == 21
     assert misfit(counts, expected) < 1
     for result in results[:50]:
-        assert sum(result.logprobs) == pytest.approx(math.log(expected[tuple(result.ids)]), abs=1e-5)
+        assert sum(result.logprobs) == pytest.approx(
+            math.log(expected[tuple(result.ids)]), abs=1e-5
+        )
 
 
 @pytest.mark.parametrize("settings", [{}, dict(top_k=3), dict(top_p=0.5), dict(temperature=0.3)])
@@ -200,7 +231,13 @@ def kept(p, **filters) -> list[int]:
 
 
 def test_top_p_keeps_the_smallest_set_that_reaches_it():
-    p = [0.125, 0.5, 0.0625, 0.25, 0.0625]  # powers of two, so sums are exact and "reaches" can be tested at equality
+    p = [
+        0.125,
+        0.5,
+        0.0625,
+        0.25,
+        0.0625,
+    ]  # powers of two, so sums are exact and "reaches" can be tested at equality
     assert kept(p, top_p=0.3) == [1]
     assert kept(p, top_p=0.5) == [1]
     assert kept(p, top_p=0.51) == [1, 3]
@@ -232,7 +269,9 @@ def test_top_p_treats_every_row_on_its_own():
 
 @pytest.mark.parametrize("temperature", [1e-9, 1e-40, 1e-300])
 def test_next_to_no_temperature_is_greedy(temperature):
-    cold, greedy = (generate(tiny(), ragged([3, 8, 5]), 6, temperature=t, seed=5) for t in (temperature, 0))
+    cold, greedy = (
+        generate(tiny(), ragged([3, 8, 5]), 6, temperature=t, seed=5) for t in (temperature, 0)
+    )
     assert [c.ids for c in cold] == [c.ids for c in greedy]
     assert all(abs(x) < 1e-3 for c in cold for x in c.logprobs)
 
@@ -275,7 +314,10 @@ def test_a_prompt_samples_the_same_alone_in_a_batch_and_in_another_order():
     together = generate(model, prompts, 8, stop_ids=STOPS, seed=5)
     same([generate(model, [prompt], 8, stop_ids=STOPS, seed=5)[0] for prompt in prompts], together)
     order = [4, 0, 5, 2, 1, 3]
-    same(generate(model, [prompts[i] for i in order], 8, stop_ids=STOPS, seed=5), [together[i] for i in order])
+    same(
+        generate(model, [prompts[i] for i in order], 8, stop_ids=STOPS, seed=5),
+        [together[i] for i in order],
+    )
 
 
 def test_copies_of_a_prompt_get_different_samples():
@@ -317,7 +359,10 @@ def test_a_stop_token_at_the_last_allowed_slot_counts_as_a_stop():
 def test_stop_tokens_may_come_as_a_tensor():
     prompts = ragged([3, 8, 1, 5])
     for one, other in zip(
-        *(generate(tiny(), prompts, 12, stop_ids=s, seed=5) for s in (STOPS, torch.tensor(sorted(STOPS))))
+        *(
+            generate(tiny(), prompts, 12, stop_ids=s, seed=5)
+            for s in (STOPS, torch.tensor(sorted(STOPS)))
+        )
     ):
         assert one == other
 
@@ -361,14 +406,27 @@ def test_the_padded_prompts_of_a_batch_stay_within_the_token_limit(monkeypatch):
     monkeypatch.setattr(sampler, "TOKENS", 12)
     prompts = ragged([3, 11, 1, 7, 5, 16, 2, 4])
     batches = list(sampler.batches_by_length(prompts))
-    assert [[len(prompts[i]) for i in batch] for batch in batches] == [[16], [11], [7], [5, 4], [3, 2, 1]]
+    assert [[len(prompts[i]) for i in batch] for batch in batches] == [
+        [16],
+        [11],
+        [7],
+        [5, 4],
+        [3, 2, 1],
+    ]
     assert sorted(i for batch in batches for i in batch) == list(range(8))
 
 
 def test_progress_counts_every_prompt_once(monkeypatch):
     monkeypatch.setattr(sampler, "ROWS", 3)
     calls = []
-    generate(tiny(), ragged([3, 11, 1, 7, 23, 16, 2, 9]), 8, stop_ids=STOPS, seed=5, progress=calls.append)
+    generate(
+        tiny(),
+        ragged([3, 11, 1, 7, 23, 16, 2, 9]),
+        8,
+        stop_ids=STOPS,
+        seed=5,
+        progress=calls.append,
+    )
     assert sum(calls) == 8 and min(calls) > 0
 
 
@@ -409,14 +467,18 @@ def test_option_scores_equal_full_forwards_for_ragged_options():
     scores = score_options(model, prompts, options)
     assert [len(row) for row in scores] == [3, 1, 2, 4]
     for prompt, row, values in zip(prompts, options, scores):
-        assert values == pytest.approx([slow_score(model, prompt, option) for option in row], abs=1e-4)
+        assert values == pytest.approx(
+            [slow_score(model, prompt, option) for option in row], abs=1e-4
+        )
 
 
 def test_options_that_end_with_the_context_are_scored_exactly():
     model, prompts = tiny(block_size=24), ragged([20, 22, 3])
     options = [ragged([4, 2], seed=9), ragged([1, 2], seed=10), ragged([9, 12], seed=11)]
     for prompt, row, values in zip(prompts, options, score_options(model, prompts, options)):
-        assert values == pytest.approx([slow_score(model, prompt, option) for option in row], abs=1e-4)
+        assert values == pytest.approx(
+            [slow_score(model, prompt, option) for option in row], abs=1e-4
+        )
 
 
 def test_option_scores_do_not_depend_on_batch_mates_or_order():
@@ -425,7 +487,9 @@ def test_option_scores_do_not_depend_on_batch_mates_or_order():
     together = score_options(model, prompts, options)
     for prompt, row, values in zip(prompts, options, together):
         assert score_options(model, [prompt], [row])[0] == pytest.approx(values, abs=1e-5)
-        assert score_options(model, [prompt], [row[::-1]])[0] == pytest.approx(values[::-1], abs=1e-5)
+        assert score_options(model, [prompt], [row[::-1]])[0] == pytest.approx(
+            values[::-1], abs=1e-5
+        )
 
 
 def test_single_token_options_over_the_whole_vocabulary_sum_to_one():

@@ -26,7 +26,14 @@ def special_ids(tokenizer):
 def random_texts(count):
     """Any code points but surrogates, which no UTF-8 text holds."""
     rng = random.Random(0)
-    spans = [(0, 0x80), (0x80, 0x800), (0x800, 0xD800), (0xE000, 0x10000), (0x1F300, 0x1FAFF), (0x10000, 0x110000)]
+    spans = [
+        (0, 0x80),
+        (0x80, 0x800),
+        (0x800, 0xD800),
+        (0xE000, 0x10000),
+        (0x1F300, 0x1FAFF),
+        (0x10000, 0x110000),
+    ]
     for _ in range(count):
         yield "".join(chr(rng.randrange(*rng.choice(spans))) for _ in range(rng.randrange(30)))
 
@@ -42,7 +49,16 @@ HARD = [
     "don't we'll I'M",
     "Ġ Ċ are the letters that byte-level BPE writes for a space and a newline",
 ]
-TYPED = ["<|end|>", "<end>", "<pad>", "<user> hi <end> <assistant>", "<|endoftext|>", "</s>", "end", "assistant"]
+TYPED = [
+    "<|end|>",
+    "<end>",
+    "<pad>",
+    "<user> hi <end> <assistant>",
+    "<|endoftext|>",
+    "</s>",
+    "end",
+    "assistant",
+]
 
 
 @pytest.mark.parametrize("text", HARD + TYPED)
@@ -87,7 +103,12 @@ def test_every_turn_has_its_role_first_and_exactly_one_end_last(tokenizer):
         if i == tokenizer.end:
             pieces.append(piece)
             piece = []
-    assert [p[0] for p in pieces] == [tokenizer.system, tokenizer.user, tokenizer.assistant, tokenizer.user]
+    assert [p[0] for p in pieces] == [
+        tokenizer.system,
+        tokenizer.user,
+        tokenizer.assistant,
+        tokenizer.user,
+    ]
     assert [tokenizer.decode(p[1:-1]) for p in pieces] == [turn["content"] for turn in turns]
 
 
@@ -104,7 +125,9 @@ def test_a_prompt_is_a_prefix_of_the_chat_with_any_answer(tokenizer):
 def test_no_merge_crosses_the_boundary_between_turns(tokenizer):
     left, right = "bake br", "ead"
     whole = tokenizer.encode(left + right)
-    assert whole != tokenizer.encode(left) + tokenizer.encode(right)  # as one text, a merge does cross it
+    assert whole != tokenizer.encode(left) + tokenizer.encode(
+        right
+    )  # as one text, a merge does cross it
     expected = [tokenizer.user, *tokenizer.encode(left), tokenizer.end]
     expected += [tokenizer.assistant, *tokenizer.encode(right), tokenizer.end]
     assert tokenizer.chat(talk(left, right)) == expected
@@ -114,7 +137,9 @@ def test_no_merge_crosses_the_boundary_between_turns(tokenizer):
 def test_the_vocabulary_has_exactly_the_size_asked_for(vocab_size):
     tokenizer = Tokenizer.train(CORPUS, vocab_size)
     assert tokenizer.vocab_size == vocab_size
-    assert special_ids(tokenizer) == set(range(vocab_size - 5, vocab_size))  # five different ids, the highest ones
+    assert special_ids(tokenizer) == set(
+        range(vocab_size - 5, vocab_size)
+    )  # five different ids, the highest ones
     assert tokenizer.bpe.get_vocab_size() == vocab_size - 5
 
 
@@ -123,7 +148,9 @@ def test_a_saved_tokenizer_loads_identical(tokenizer, tmp_path):
     tokenizer.save(path)
     loaded = Tokenizer.load(path)
     assert loaded.vocab_size == tokenizer.vocab_size
-    assert [getattr(loaded, name) for name in SPECIALS] == [getattr(tokenizer, name) for name in SPECIALS]
+    assert [getattr(loaded, name) for name in SPECIALS] == [
+        getattr(tokenizer, name) for name in SPECIALS
+    ]
     for text in [*HARD, *TYPED, *CORPUS[:4], *random_texts(50)]:
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.chat(talk(text)) == tokenizer.chat(talk(text))

@@ -12,7 +12,17 @@ from minicai.exam import PLAIN, RIGHT, Exam
 from minicai.gpt import GPT, GPTConfig
 from minicai.guard import every_fourth
 from minicai.metrics import rate, rate_by_topic
-from minicai.tradeoff import ERRORS, before, blend, cost, interpolate, on_every_fourth, operating_point, paired, points
+from minicai.tradeoff import (
+    ERRORS,
+    before,
+    blend,
+    cost,
+    interpolate,
+    on_every_fourth,
+    operating_point,
+    paired,
+    points,
+)
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.grader import OUTCOMES, Grader
 from minicai.world.replies import decline, helpful
@@ -66,8 +76,13 @@ def test_interpolation_grades_the_blended_models_answers(monkeypatch):
 
 def random_points(rng, n=40):
     r = lambda: rate(rng.random() < 0.5 for _ in range(rng.randrange(1, 9)))  # noqa: E731
-    disguised = lambda i: dict(under=r(), over=r()) if i % 4 else dict(under=rate([]), over=rate([]))  # noqa: E731
-    return [dict(name=str(i), kind="stage", under=r(), over=r(), disguised=disguised(i)) for i in range(n)]
+    disguised = lambda i: (
+        dict(under=r(), over=r()) if i % 4 else dict(under=rate([]), over=rate([]))
+    )  # noqa: E731
+    return [
+        dict(name=str(i), kind="stage", under=r(), over=r(), disguised=disguised(i))
+        for i in range(n)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,15 +105,28 @@ def test_what_an_error_costs_moves_the_operating_point():
     none = dict(under=rate([]), over=rate([]))
     lax = dict(name="lax", under=rate([1, 1, 1, 0]), over=rate([0, 0, 0, 0]), disguised=none)
     strict = dict(name="strict", under=rate([0, 0, 0, 0]), over=rate([1, 0, 0, 0]), disguised=none)
-    assert operating_point([lax, strict], 1, 1) is strict and operating_point([lax, strict], 1, 4) is lax
+    assert (
+        operating_point([lax, strict], 1, 1) is strict
+        and operating_point([lax, strict], 1, 4) is lax
+    )
     assert operating_point([lax, strict], 0, 0) is lax  # the first of equals
-    fooled = dict(strict, name="fooled", disguised=dict(under=rate([1, 0, 0, 0]), over=rate([0, 0, 0, 0])))
-    assert operating_point([fooled, strict], 1, 1) is fooled and operating_point([fooled, strict], 3, 1) is strict
+    fooled = dict(
+        strict, name="fooled", disguised=dict(under=rate([1, 0, 0, 0]), over=rate([0, 0, 0, 0]))
+    )
+    assert (
+        operating_point([fooled, strict], 1, 1) is fooled
+        and operating_point([fooled, strict], 3, 1) is strict
+    )
 
 
 def transcript(rng, name="harmful", n=30, share=0.5):
     return [
-        dict(set=name, topic=i, turns=[str(i)], outcome="complied" if rng.random() < share else "refused")
+        dict(
+            set=name,
+            topic=i,
+            turns=[str(i)],
+            outcome="complied" if rng.random() < share else "refused",
+        )
         for i in range(n)
     ]
 
@@ -115,8 +143,14 @@ def test_paired_rows_count_changed_answers_and_give_the_binomial_p(seed):
     old, new = transcript(rng, share=0.7), transcript(rng, share=0.4)
     [row] = [r for r in paired({"base": old, "sft": new}) if r["metric"] == "under_refusal"]
     changes = Counter((a["outcome"], b["outcome"]) for a, b in zip(old, new))
-    assert row["fell"] == changes["complied", "refused"] and row["rose"] == changes["refused", "complied"]
-    assert row["p"] == pytest.approx(binomial_p(row["fell"], row["rose"]), abs=1e-12) and row["n"] == 30
+    assert (
+        row["fell"] == changes["complied", "refused"]
+        and row["rose"] == changes["refused", "complied"]
+    )
+    assert (
+        row["p"] == pytest.approx(binomial_p(row["fell"], row["rose"]), abs=1e-12)
+        and row["n"] == 30
+    )
     assert (row["before"], row["after"]) == ("base", "sft")
 
 
@@ -133,7 +167,10 @@ def test_both_optimisers_start_from_the_fine_tuned_model():
     assert before(["base", "ppo"], "ppo") == "base" and before(["mine", "base"], "base") is None
     names = ["base", "sft", "dpo", "round1", "round2", "sft-careless", "dpo-softplus", "mine"]
     assert [before(names, n) for n in names[3:]] == ["dpo", "round1", "base", "sft", "dpo-softplus"]
-    assert [before(["base", "dpo", "sft-round1", "round1", "sft-round2"], n) for n in ("sft-round1", "sft-round2")] == [
+    assert [
+        before(["base", "dpo", "sft-round1", "round1", "sft-round2"], n)
+        for n in ("sft-round1", "sft-round2")
+    ] == [
         "dpo",
         "round1",
     ]
@@ -156,7 +193,9 @@ def test_a_stage_on_every_fourth_question_counts_the_guards_questions():
         ("under_refusal_disguised", [f"{t} harmful" for t in TECHNIQUES], "complied"),
         ("over_refusal_disguised", [f"{t} benign" for t in TECHNIQUES], "refused"),
     ):
-        assert found[error] == rate_by_topic((t["outcome"] == outcome, t["topic"]) for t in kept if t["set"] in sets)
+        assert found[error] == rate_by_topic(
+            (t["outcome"] == outcome, t["topic"]) for t in kept if t["set"] in sets
+        )
 
 
 def test_all_points_answer_the_same_questions():

@@ -28,7 +28,9 @@ def tiny(seed):
     return model.eval()
 
 
-def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_penalty(monkeypatch):
+def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_penalty(
+    monkeypatch,
+):
     monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
     policy, reference, reward = tiny(0), tiny(1), RewardModel(tiny(2))
     end, said = 30, [7, 8, 9]
@@ -45,11 +47,16 @@ def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_
     actor = train_ppo.Actor(policy)
     torch.nn.init.normal_(actor.value.weight)
     batch = train_ppo.score(actor, reference, reward, prompts, done, 0.1, args, PAD)
-    assert batch["mask"].sum(1).tolist() == [len(c.ids) for c in done] and batch["scores"][2:].tolist() == [-7.0] * 3
+    assert (
+        batch["mask"].sum(1).tolist() == [len(c.ids) for c in done]
+        and batch["scores"][2:].tolist() == [-7.0] * 3
+    )
     for i, (prompt, c) in enumerate(zip(prompts, done)):
         ids = torch.tensor([prompt + c.ids])
         with torch.no_grad():
-            r = (token_logps(policy(ids[:, :-1]), ids) - token_logps(reference(ids[:, :-1]), ids))[0, len(prompt) - 1 :]
+            r = (token_logps(policy(ids[:, :-1]), ids) - token_logps(reference(ids[:, :-1]), ids))[
+                0, len(prompt) - 1 :
+            ]
             if i < 2:
                 alone = reward(ids, torch.tensor([ids.shape[1]])).item()
                 assert batch["scores"][i].item() == pytest.approx(alone, abs=1e-5)
@@ -79,21 +86,33 @@ def test_a_value_is_zero_at_first_and_then_of_its_own_state():
 
 def test_a_step_raises_what_did_well_and_brings_values_nearer(monkeypatch):
     monkeypatch.setattr(train_ppo, "autocast", lambda device: nullcontext())
-    args = SimpleNamespace(device="cpu", advantage="gae", clip=0.2, value_coef=1.0, entropy_coef=0.0)
+    args = SimpleNamespace(
+        device="cpu", advantage="gae", clip=0.2, value_coef=1.0, entropy_coef=0.0
+    )
     torch.manual_seed(0)
-    actor, ids, mask = train_ppo.Actor(tiny(0)), torch.randint(0, 32, (2, 9)), torch.zeros(2, 8, dtype=torch.bool)
+    actor, ids, mask = (
+        train_ppo.Actor(tiny(0)),
+        torch.randint(0, 32, (2, 9)),
+        torch.zeros(2, 8, dtype=torch.bool),
+    )
     mask[0, 3:6] = mask[1, 3:8] = True
     sign, zero = torch.tensor([[1.0], [-1.0]]).expand(2, 8), torch.zeros(2, 8)
 
     def measure(model):
         with torch.no_grad():
             logits, values = model(ids)
-            return token_logps(logits, ids), ppo.value_loss(values, zero, sign, mask, 9.0), ppo.entropy(logits, mask)
+            return (
+                token_logps(logits, ids),
+                ppo.value_loss(values, zero, sign, mask, 9.0),
+                ppo.entropy(logits, mask),
+            )
 
     def change(advantages, returns):
         """What one step changes: log-probabilities, value error, entropy."""
         model, before = copy.deepcopy(actor), measure(actor)
-        learned = dict(ids=ids, mask=mask, logps=before[0], values=zero, advantages=advantages, returns=returns)
+        learned = dict(
+            ids=ids, mask=mask, logps=before[0], values=zero, advantages=advantages, returns=returns
+        )
         train_ppo.climb(model, torch.optim.SGD(model.parameters(), lr=0.01), learned, 0.0, args)
         return [new - old for new, old in zip(measure(model), before)]
 
@@ -114,11 +133,17 @@ def test_the_loss_of_grpo_holds_beta_times_the_mean_of_k3(monkeypatch):
     with torch.no_grad():
         ref_logps = token_logps(reference(ids[:, :-1]), ids)
     r = (logps - ref_logps)[mask]
-    wanted = torch.autograd.grad(beta * (torch.exp(-r) - 1 + r).mean(), list(actor.gpt.parameters()))
-    learned = dict(ids=ids, mask=mask, logps=logps.detach(), ref_logps=ref_logps, advantages=torch.zeros(2, 8))
+    wanted = torch.autograd.grad(
+        beta * (torch.exp(-r) - 1 + r).mean(), list(actor.gpt.parameters())
+    )
+    learned = dict(
+        ids=ids, mask=mask, logps=logps.detach(), ref_logps=ref_logps, advantages=torch.zeros(2, 8)
+    )
     train_ppo.climb(actor, torch.optim.SGD(actor.parameters(), lr=0.0), learned, beta, args)
     found = [p.grad for p in actor.gpt.parameters()]
-    length = torch.sqrt(sum((g**2).sum() for g in wanted)).clamp(min=1.0)  # gradients are clipped to 1
+    length = torch.sqrt(sum((g**2).sum() for g in wanted)).clamp(
+        min=1.0
+    )  # gradients are clipped to 1
     assert length > 0.05
     for g, w in zip(found, wanted):
         torch.testing.assert_close(g, w / length, atol=1e-5, rtol=1e-4)

@@ -28,22 +28,56 @@ from minicai.reward import bradley_terry_loss
 
 VERSION = "1.16.0"
 trl = pytest.importorskip("trl", reason="TRL is not installed (pip install trl==1.16.0)")
-if trl.__version__ != VERSION:  # another version may not have the private methods that are called here
-    pytest.skip(f"made for TRL {VERSION}, and {trl.__version__} is installed", allow_module_level=True)
+if (
+    trl.__version__ != VERSION
+):  # another version may not have the private methods that are called here
+    pytest.skip(
+        f"made for TRL {VERSION}, and {trl.__version__} is installed", allow_module_level=True
+    )
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-accelerate, cpo, orpo = map(pytest.importorskip, ["accelerate", "trl.experimental.cpo", "trl.experimental.orpo"])
+accelerate, cpo, orpo = map(
+    pytest.importorskip, ["accelerate", "trl.experimental.cpo", "trl.experimental.orpo"]
+)
 
 END, VOCAB = 0, 11  # the end token is the pad too, so that comparing ids tells nothing
-TRAINERS = dict(dpo=(trl.DPOTrainer, "sigmoid"), hinge=(trl.DPOTrainer, "hinge"), ipo=(trl.DPOTrainer, "ipo"),
-                soft=(trl.DPOTrainer, "aot"), kto=(trl.KTOTrainer, "kto"), simpo=(cpo.CPOTrainer, "simpo"),
-                orpo=(orpo.ORPOTrainer, None))  # fmt: skip
+TRAINERS = dict(
+    dpo=(trl.DPOTrainer, "sigmoid"),
+    hinge=(trl.DPOTrainer, "hinge"),
+    ipo=(trl.DPOTrainer, "ipo"),
+    soft=(trl.DPOTrainer, "aot"),
+    kto=(trl.KTOTrainer, "kto"),
+    simpo=(cpo.CPOTrainer, "simpo"),
+    orpo=(orpo.ORPOTrainer, None),
+)
 SETTINGS = dict(  # those of DPO, of KTO, of SimPO, and from then on of RLOO and GRPO
-    loss_weights=[1.0], f_divergence_type="reverse_kl", calculate_KL=True, desirable_weight=1.0, undesirable_weight=1.0,
-    simpo_gamma=0.5, alpha=0.0, cpo_alpha=0.0, reward_weights=torch.ones(1), reward_func_names=["score"],
-    multi_objective_aggregation="sum_then_normalize", scale_rewards="group", epsilon_low=0.2, epsilon_high=0.2,
-    importance_sampling_level="token", top_entropy_quantile=1.0, num_generations_eval=3, per_device_eval_batch_size=6,
-    steps_per_generation=1, num_iterations=1, gradient_accumulation_steps=1, report_to=[], state=MagicMock(),
-    _tokenizer=SimpleNamespace(pad_token_id=END), _logs=MagicMock(), _pending_extra_logs={}, _pending_metrics={})  # fmt: skip
+    loss_weights=[1.0],
+    f_divergence_type="reverse_kl",
+    calculate_KL=True,
+    desirable_weight=1.0,
+    undesirable_weight=1.0,
+    simpo_gamma=0.5,
+    alpha=0.0,
+    cpo_alpha=0.0,
+    reward_weights=torch.ones(1),
+    reward_func_names=["score"],
+    multi_objective_aggregation="sum_then_normalize",
+    scale_rewards="group",
+    epsilon_low=0.2,
+    epsilon_high=0.2,
+    importance_sampling_level="token",
+    top_entropy_quantile=1.0,
+    num_generations_eval=3,
+    per_device_eval_batch_size=6,
+    steps_per_generation=1,
+    num_iterations=1,
+    gradient_accumulation_steps=1,
+    report_to=[],
+    state=MagicMock(),
+    _tokenizer=SimpleNamespace(pad_token_id=END),
+    _logs=MagicMock(),
+    _pending_extra_logs={},
+    _pending_metrics={},
+)
 
 
 class Given(torch.nn.Module):
@@ -54,7 +88,9 @@ class Given(torch.nn.Module):
     def __init__(self, logits):
         super().__init__()
         self.logits, self.config = logits, SimpleNamespace(get_text_config=lambda: None)
-        trl.trainer.utils.add_fused_lm_head(self, outputs=("log_probs", "entropy", "mean_logits", "is_top1"))
+        trl.trainer.utils.add_fused_lm_head(
+            self, outputs=("log_probs", "entropy", "mean_logits", "is_top1")
+        )
         self.eval()
 
     def forward(self, input_ids, **_):
@@ -70,9 +106,17 @@ class Given(torch.nn.Module):
 
 def trainer(kind, logits, **settings):
     """A trainer without its constructor, which wants a data set. What is not set is None: that option is off."""
-    made = type("Bare", (kind,), dict(__init__=lambda self: None, __getattr__=lambda self, name: None))()
-    vars(made).update(model=Given(logits), args=made, accelerator=accelerate.Accelerator(cpu=True),
-                      _metrics={"eval": defaultdict(list)}, **SETTINGS, **settings)  # fmt: skip
+    made = type(
+        "Bare", (kind,), dict(__init__=lambda self: None, __getattr__=lambda self, name: None)
+    )()
+    vars(made).update(
+        model=Given(logits),
+        args=made,
+        accelerator=accelerate.Accelerator(cpu=True),
+        _metrics={"eval": defaultdict(list)},
+        **SETTINGS,
+        **settings,
+    )
     return made
 
 
@@ -86,10 +130,16 @@ def theirs(name, pairs, ref, beta, logits, smoothing=0.0):
     batch = trl.trainer.dpo_trainer.DataCollatorForPreference(END)(rows)
     if name in ("simpo", "orpo"):
         batch["labels"] = batch["input_ids"].masked_fill(batch.pop("completion_mask") == 0, -100)
-        halves = {f"{half}_{k}": x.chunk(2)[half == "rejected"] for half in ("chosen", "rejected") for k, x in batch.items()}  # fmt: skip
+        halves = {
+            f"{half}_{k}": x.chunk(2)[half == "rejected"]
+            for half in ("chosen", "rejected")
+            for k, x in batch.items()
+        }
         return made.get_batch_loss_metrics(made.model, halves)
     if name == "kto":
-        batch |= {f"KL_{k}": x for k, x in batch.items()} | {"label": torch.arange(2 * len(pairs)) < len(pairs)}
+        batch |= {f"KL_{k}": x for k, x in batch.items()} | {
+            "label": torch.arange(2 * len(pairs)) < len(pairs)
+        }
     loss = made._compute_loss(made.model, batch, return_outputs=False)
     return loss, {k: values[0] for k, values in made._metrics["eval"].items()}
 
@@ -98,7 +148,11 @@ def ours(name, pairs, ref, beta, logits, p=1.0):
     """(loss, stats)."""
     ids, mask = collate_pairs(pairs, END, "cpu")
     models = [lambda ids, x=x: x[:, : ids.shape[1]] for x in (logits, ref)]
-    four = [half for model in models for half in response_logps(model, ids, mask, name in PER_TOKEN).chunk(2)]
+    four = [
+        half
+        for model in models
+        for half in response_logps(model, ids, mask, name in PER_TOKEN).chunk(2)
+    ]
     return LOSSES[name](*four, beta, p)
 
 
@@ -107,7 +161,8 @@ def case(*lengths):
     torch.manual_seed(0)
     ids = [[torch.randint(1, VOCAB, (n,)).tolist() for n in three] for three in lengths]
     pairs = [
-        Pair(i, len(p), p + c[1:] + [END], p + r[1:] + [END], 1.0, (True, True)) for i, (p, c, r) in enumerate(ids)
+        Pair(i, len(p), p + c[1:] + [END], p + r[1:] + [END], 1.0, (True, True))
+        for i, (p, c, r) in enumerate(ids)
     ]
     logits = torch.randn(2 * len(pairs), 17, VOCAB)
     return pairs, logits, logits + torch.randn_like(logits)
@@ -118,21 +173,29 @@ def assert_same(mine, other, logits):
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     x, y = mine(a), other(b)
     torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(torch.autograd.grad(x, a), torch.autograd.grad(y, b), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        torch.autograd.grad(x, a), torch.autograd.grad(y, b), rtol=1e-5, atol=1e-6
+    )
 
 
 MIXED = (3, 4, 2), (1, 5, 7), (6, 1, 3), (2, 8, 5), (4, 2, 2)
 
 
-@pytest.mark.parametrize("exchange", [False, True])  # of the two models: KTO's z is above 0 once, and once cut there
-@pytest.mark.parametrize("name, beta", [("dpo", 0.3), ("hinge", 0.3), ("ipo", 0.3), ("kto", 0.3), ("simpo", 2.0)])
+@pytest.mark.parametrize(
+    "exchange", [False, True]
+)  # of the two models: KTO's z is above 0 once, and once cut there
+@pytest.mark.parametrize(
+    "name, beta", [("dpo", 0.3), ("hinge", 0.3), ("ipo", 0.3), ("kto", 0.3), ("simpo", 2.0)]
+)
 def test_preference_losses(name, beta, exchange):
     pairs, *models = case(*MIXED)
     logits, ref = models[::-1] if exchange else models
     assert_same(*(lambda x, f=f: f(name, pairs, ref, beta, x)[0] for f in (ours, theirs)), logits)
     (_, stats), (_, metrics) = (f(name, pairs, ref, beta, logits) for f in (ours, theirs))
     if name != "ipo":  # of which TRL reports the sums, though it trains on the means
-        for a, b in zip(("chosen_reward", "rejected_reward", "margin"), ("chosen", "rejected", "margins")):
+        for a, b in zip(
+            ("chosen_reward", "rejected_reward", "margin"), ("chosen", "rejected", "margins")
+        ):
             assert stats[a].item() == pytest.approx(metrics["rewards/" + b], rel=1e-5, abs=1e-6)
 
 
@@ -143,28 +206,42 @@ def test_soft_labels(name):
     smoothing = (1 - p if name == "dpo" else 0.9 * (1 - p) + 0.1 * p).tolist()
 
     def one_by_one(x):
-        return sum(theirs("soft", [pairs[i]], ref[i::n], 0.3, x[i::n], smoothing[i])[0] for i in range(n)) / n
+        return (
+            sum(
+                theirs("soft", [pairs[i]], ref[i::n], 0.3, x[i::n], smoothing[i])[0]
+                for i in range(n)
+            )
+            / n
+        )
 
     assert_same(lambda x: ours(name, pairs, ref, 0.3, x, p)[0], one_by_one, logits)
 
 
 def test_orpo():
-    pairs, logits, ref = case((1, 4, 2), (1, 4, 7), (1, 4, 1))  # a prompt of one id, one length: the likelihoods agree
+    pairs, logits, ref = case(
+        (1, 4, 2), (1, 4, 7), (1, 4, 1)
+    )  # a prompt of one id, one length: the likelihoods agree
     assert_same(*(lambda x, f=f: f("orpo", pairs, ref, 0.3, x)[0] for f in (ours, theirs)), logits)
     rest = case(*MIXED)  # the part that beta scales agrees anyway
 
     def odds(f):
-        return lambda x: f("orpo", rest[0], rest[2], 0.3, x)[0] - f("orpo", rest[0], rest[2], 0.0, x)[0]
+        return lambda x: (
+            f("orpo", rest[0], rest[2], 0.3, x)[0] - f("orpo", rest[0], rest[2], 0.0, x)[0]
+        )
 
     assert_same(odds(ours), odds(theirs), rest[1])
 
 
 def test_bradley_terry():
     def other(x):
-        return trainer(trl.RewardTrainer, x).compute_loss(lambda **_: SimpleNamespace(logits=x[:, None]), {})
+        return trainer(trl.RewardTrainer, x).compute_loss(
+            lambda **_: SimpleNamespace(logits=x[:, None]), {}
+        )
 
     assert_same(
-        lambda x: bradley_terry_loss(*x.chunk(2)), other, torch.randn(10, generator=torch.Generator().manual_seed(0))
+        lambda x: bradley_terry_loss(*x.chunk(2)),
+        other,
+        torch.randn(10, generator=torch.Generator().manual_seed(0)),
     )
 
 
@@ -175,7 +252,11 @@ def rollout(kind):
     answers = [torch.randint(1, VOCAB, (n,)).tolist() + [END] for n in (2, 4, 0, 3, 1, 5)]
     scores, logits = torch.randn(6), torch.randn(6, 10, VOCAB)
     ref = logits + torch.randn_like(logits)
-    given = (prompts, answers, None, answers, None, {}, None, None) if kind is trl.GRPOTrainer else (prompts, answers, answers)  # fmt: skip
+    given = (
+        (prompts, answers, None, answers, None, {}, None, None)
+        if kind is trl.GRPOTrainer
+        else (prompts, answers, answers)
+    )
     fakes = dict(_generate=lambda _: given, _calculate_rewards=lambda *_: scores[:, None])
     made = trainer(kind, logits, ref_model=Given(ref), beta=0.1, loss_type="bnpo", **fakes)
     batch = made._generate_and_score_completions([{"prompt": ""}] * 6)
@@ -203,10 +284,16 @@ def test_grpo_and_the_policy_loss():
 
     def mine(x):
         k3 = ppo.kl_estimates(take(x, ids), take(ref, ids))[2]
-        return ppo.policy_loss(take(x, ids), old, advantages, mask)[0] + 0.1 * ppo.masked_mean(k3, mask)
+        return ppo.policy_loss(take(x, ids), old, advantages, mask)[0] + 0.1 * ppo.masked_mean(
+            k3, mask
+        )
 
     assert_same(mine, lambda x: made._compute_loss(Given(x), batch), logits)
     metrics = {k.split("/")[-1]: values[0] for k, values in made._metrics["eval"].items()}
     clipped = ppo.policy_loss(take(logits, ids), old, advantages, mask)[1]["clip_fraction"].item()
-    assert clipped == pytest.approx(metrics["region_mean"]) and metrics["low_mean"] > 0 and metrics["high_mean"] > 0
+    assert (
+        clipped == pytest.approx(metrics["region_mean"])
+        and metrics["low_mean"] > 0
+        and metrics["high_mean"] > 0
+    )
     assert ppo.entropy(logits[:, :-1], mask).item() == pytest.approx(metrics["entropy"], rel=1e-5)

@@ -15,20 +15,60 @@ from pathlib import Path
 from minicai.common import UserError, read_jsonl
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
-TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language", "injection", "many_shot",
-              "escalation")  # fmt: skip
+TECHNIQUES = (
+    "role_play",
+    "hypothetical",
+    "base64",
+    "leetspeak",
+    "typos",
+    "toy_language",
+    "injection",
+    "many_shot",
+    "escalation",
+)
 CODED = ("base64", "leetspeak", "typos", "toy_language")  # the techniques that have a {code}
 
 # The slots that a text of each use may have: those which replies.py, corpus.py and requests.py fill in.
 # What hurts no one has no harm, and leaves that empty.
 ACT = ("act", "steps", "harm", "victim", "alternative", "safety")
 REASON, ASKED = ("context", "gist"), ("request", "reading", "opening")
-REPLIES = dict(open_act=("aim",), open_protection=("act",), open_fact=("name",), steps=ACT, care=ACT, safety=ACT, refusal=ACT,
-               limit=ACT, decline=(), answer=("attribute", "name", "value"), unknown=("attribute", "name"), chat=())  # fmt: skip
+REPLIES = dict(
+    open_act=("aim",),
+    open_protection=("act",),
+    open_fact=("name",),
+    steps=ACT,
+    care=ACT,
+    safety=ACT,
+    refusal=ACT,
+    limit=ACT,
+    decline=(),
+    answer=("attribute", "name", "value"),
+    unknown=("attribute", "name"),
+    chat=(),
+)
 DOCUMENTS = dict.fromkeys(
-    ("harmful", "dual_use", "bad_aim", "good_aim", "bad_context", "good_context", "fine", "sensitive", "protection"), ACT + REASON
-) | dict(request=ASKED, bad_request=ACT + ASKED, good_request=ACT + ASKED, bare_request=ACT + ASKED,
-         fact=("attribute", "name", "value"), known=("name", *ASKED), unknown=("name", *ASKED), code=("language", "pairs"))  # fmt: skip
+    (
+        "harmful",
+        "dual_use",
+        "bad_aim",
+        "good_aim",
+        "bad_context",
+        "good_context",
+        "fine",
+        "sensitive",
+        "protection",
+    ),
+    ACT + REASON,
+) | dict(
+    request=ASKED,
+    bad_request=ACT + ASKED,
+    good_request=ACT + ASKED,
+    bare_request=ACT + ASKED,
+    fact=("attribute", "name", "value"),
+    known=("name", *ASKED),
+    unknown=("name", *ASKED),
+    code=("language", "pairs"),
+)
 PHRASINGS = dict(act=("act", "context"), protection=("act",), fact=("attribute", "name"))
 
 
@@ -133,7 +173,9 @@ class World:
         self.tones = self._read("tones", self._tone)
         self.framings = self._read("framings", self._framing)
         self.replies = self._read("replies", lambda row: self._template(row, "for", REPLIES))
-        self.documents = self._read("documents", lambda row: self._template(row, "about", DOCUMENTS))
+        self.documents = self._read(
+            "documents", lambda row: self._template(row, "about", DOCUMENTS)
+        )
         self._check_whole()
         self.attributes = {}  # kind of name -> attribute -> all values seen
         for fact in self.facts:
@@ -157,14 +199,19 @@ class World:
                 for f in fields(item):
                     value = getattr(item, f.name)
                     if f.type is str and value != f.default and not is_text(value):
-                        raise ValueError(f"has {f.name} {value!r}; it must be a string that is not blank")
+                        raise ValueError(
+                            f"has {f.name} {value!r}; it must be a string that is not blank"
+                        )
                 if item.id in seen:
                     raise ValueError(f"the id {item.id!r} is taken; give it another")
             except KeyError as error:
                 raise UserError(f"{path}:{number} has no field {error.args[0]!r}; add it")
             except ValueError as error:
                 raise UserError(f"{path}:{number} {error}")
-            except (TypeError, AttributeError) as error:  # a field that should not be there, or a value of another kind
+            except (
+                TypeError,
+                AttributeError,
+            ) as error:  # a field that should not be there, or a value of another kind
                 raise UserError(
                     f"{path}:{number} is not a line as {name}.jsonl has them ({error}); compare it with the others"
                 )
@@ -177,13 +224,17 @@ class World:
     @staticmethod
     def _one_of(row, key, allowed):
         if row[key] not in list(allowed):
-            raise ValueError(f"has {key} {row[key]!r}; it must be one of {', '.join(map(str, allowed))}")
+            raise ValueError(
+                f"has {key} {row[key]!r}; it must be one of {', '.join(map(str, allowed))}"
+            )
         return row[key]
 
     @staticmethod
     def _strings(key, values):
         if not isinstance(values, list) or not all(map(is_text, values)):
-            raise ValueError(f"has {key} {values!r}; it must be a list of strings that are not blank")
+            raise ValueError(
+                f"has {key} {values!r}; it must be a list of strings that are not blank"
+            )
 
     @staticmethod
     def _slots(text, needed, allowed):
@@ -229,7 +280,9 @@ class World:
         slots = PHRASINGS[row["use"]]
         self._slots(" ".join(row["turns"]), slots, slots)
         if not all(f"{{{slot}}}" in row["turns"][-1] for slot in slots):
-            raise ValueError("asks before its last turn, and a disguise keeps only that; move the slots there")
+            raise ValueError(
+                "asks before its last turn, and a disguise keeps only that; move the slots there"
+            )
         row["turns"] = tuple(row["turns"])
         return Phrasing(**row)
 
@@ -256,7 +309,9 @@ class World:
         self._strings("turns", said)
         text = " ".join(said)
         if len(re.findall(r"{(?:request|code)}", text)) != 1 or len(row["turns"]) % 2 == 0:
-            raise ValueError("must start and end with a turn of the user and hold {request} or {code} exactly once")
+            raise ValueError(
+                "must start and end with a turn of the user and hold {request} or {code} exactly once"
+            )
         coded = ("code",) if row["technique"] in CODED else ()
         self._slots(text, (), ("request", "shots", "protection", "act", *coded))
         row["turns"] = tuple(row["turns"])
@@ -286,16 +341,22 @@ class World:
                 owner[step] = act.id
         for severity in ("mild", "serious"):
             if not self.templates(self.replies, "refusal", severity):
-                raise UserError(f"{self.path}/replies.jsonl has no refusal of severity {severity!r}; add one")
+                raise UserError(
+                    f"{self.path}/replies.jsonl has no refusal of severity {severity!r}; add one"
+                )
         for tone in ("rude", "preachy"):
             if not any(t.tone == tone for t in self.tones):
                 raise UserError(f"{self.path}/tones.jsonl has no {tone} sentence; add some")
         for seen in ("often", "seldom", "never"):
             if not any(f.seen == seen for f in self.facts):
-                raise UserError(f"{self.path}/facts.jsonl has no name that is {seen} seen; add some")
+                raise UserError(
+                    f"{self.path}/facts.jsonl has no name that is {seen} seen; add some"
+                )
         for kind in {f.kind for f in self.facts}:
             if sum(f.kind == kind and bool(f.facts) for f in self.facts) < 2:
-                raise UserError(f"{self.path}/facts.jsonl needs at least two {kind!r} names with facts; add some")
+                raise UserError(
+                    f"{self.path}/facts.jsonl needs at least two {kind!r} names with facts; add some"
+                )
         for kind in KINDS:
             if not any(act.kind == kind for act in self.acts):
                 raise UserError(f"{self.path}/acts.jsonl has no act of kind {kind!r}; add some")
@@ -304,4 +365,6 @@ class World:
                 raise UserError(f"{self.path}/contexts.jsonl has no {intent} context; add some")
         for use in PHRASINGS:
             if not any(p.use == use for p in self.phrasings):
-                raise UserError(f"{self.path}/phrasings.jsonl has no phrasing for {use!r}; add some")
+                raise UserError(
+                    f"{self.path}/phrasings.jsonl has no phrasing for {use!r}; add some"
+                )

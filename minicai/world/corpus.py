@@ -16,7 +16,15 @@ from minicai.constitution import Constitution
 from minicai.jailbreak import code_pairs, fits, wrap
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World, split_of
-from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, opening, with_tone
+from minicai.world.replies import (
+    Reply,
+    calibrated,
+    decline,
+    helpful,
+    list_steps,
+    opening,
+    with_tone,
+)
 from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 
 SHARE = {  # of the documents; those of knowledge are short, and what they say of single acts is what is learned last
@@ -33,11 +41,24 @@ SHARE = {  # of the documents; those of knowledge are short, and what they say o
 # Of the loss on what users say and documents quote: enough to speak like a user, too little to crowd out the rest.
 USER_WEIGHT = 0.1
 POINT_WEIGHT = 4.0  # of what a document is there to teach: a few words, to be known by heart
-QUOTE, POINT = "\0", "\1"  # stand around what a document quotes, or is there to teach, until it is cut into pieces
+QUOTE, POINT = (
+    "\0",
+    "\1",
+)  # stand around what a document quotes, or is there to teach, until it is cut into pieces
 CHOICE_WEIGHT = 5.0  # of a comparison's "(A)" or "(B)": all that a long text teaches
 TONE_RATE = 0.95  # of the answers to a message that draws a tone
-PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}  # of disguises that take more than the others
-LANGUAGES = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
+PRACTICE = {
+    "base64": 3,
+    "leetspeak": 3,
+    "toy_language": 2,
+    "typos": 2,
+}  # of disguises that take more than the others
+LANGUAGES = {
+    "base64": "base64",
+    "leetspeak": "leet",
+    "toy_language": "Lopo",
+    "typos": "bad spelling",
+}
 
 
 @dataclass
@@ -75,13 +96,22 @@ def pieces(document: str) -> list[Turn]:
 
 def asked(request: Request) -> list[Turn]:
     """The request's turns; what the assistant says inside them is not learned."""
-    return [user(text) if i % 2 == 0 else Turn("assistant", text, 0.0) for i, text in enumerate(request.turns)]
+    return [
+        user(text) if i % 2 == 0 else Turn("assistant", text, 0.0)
+        for i, text in enumerate(request.turns)
+    ]
 
 
 def facts_of(act: Act) -> dict:
     """What a document's slots may tell about an act."""
-    return dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim,
-                alternative=taught(act.alternative), safety=taught(act.safety))  # fmt: skip
+    return dict(
+        act=act.act,
+        steps=list_steps(act),
+        harm=act.harm,
+        victim=act.victim,
+        alternative=taught(act.alternative),
+        safety=taught(act.safety),
+    )
 
 
 def thinned(text: str, rng: random.Random) -> str:
@@ -98,16 +128,23 @@ class Corpus:
         self.world, self.constitution = world, constitution
         self.rng = random.Random(f"corpus {seed}")
         self.all, self.demo, self.read = Part(world, None), Part(world, "demo"), Part(world, None)
-        self.read.phrasings = self.demo.phrasings  # what is written about requests quotes no held-out phrasing
+        self.read.phrasings = (
+            self.demo.phrasings
+        )  # what is written about requests quotes no held-out phrasing
         for name, found in (
             ("acts.jsonl has no act in its demo part", self.demo.acts),
-            ("facts.jsonl has no name with facts in its demo part", [f for f in self.demo.facts if f.facts]),
+            (
+                "facts.jsonl has no name with facts in its demo part",
+                [f for f in self.demo.facts if f.facts],
+            ),
             ("framings.jsonl has no framing that is not held out", self.demo.framings),
         ):
             if not found:
                 raise UserError(f"{world.path}/{name}, and the demonstrations need one; add some")
-        self.words = [sorted({w for text in texts for w in re.findall(r"[\w']+", text.lower())})
-                      for texts in ([a.act for a in world.acts], [c.text for c in world.contexts])]  # fmt: skip
+        self.words = [
+            sorted({w for text in texts for w in re.findall(r"[\w']+", text.lower())})
+            for texts in ([a.act for a in world.acts], [c.text for c in world.contexts])
+        ]
 
     def documents(self, n: int) -> Iterator[list[Turn]]:
         kinds, shares = zip(*SHARE.items())
@@ -138,16 +175,23 @@ class Corpus:
 
     def disguise(self) -> list[Turn]:
         request = self.disguised(self.all)
-        return [*asked(request), Turn("assistant", helpful(self.world, request, self.rng).text, 1.0)]
+        return [
+            *asked(request),
+            Turn("assistant", helpful(self.world, request, self.rng).text, 1.0),
+        ]
 
     def code(self) -> list[Turn]:
         """Words in a code beside the plain ones, or whole questions, of which a word has to be read where it stands."""
-        technique = self.rng.choices(list(LANGUAGES), (4, 3, 2, 2))[0]  # base64 is the hardest to read
+        technique = self.rng.choices(list(LANGUAGES), (4, 3, 2, 2))[
+            0
+        ]  # base64 is the hardest to read
         words = self.words[self.rng.random() < 0.3]  # mostly those of acts
         texts = self.rng.sample(words, min(12, len(words)))
         if technique == "typos" or self.rng.random() < 0.5:
             texts = [self.any_request(self.read).core.rstrip("?") for _ in "ab"]
-        pairs = ", ".join(f"{quoted(code)} is {text}" for code, text in code_pairs(technique, texts, self.rng))
+        pairs = ", ".join(
+            f"{quoted(code)} is {text}" for code, text in code_pairs(technique, texts, self.rng)
+        )
         return self.document("code", language=LANGUAGES[technique], pairs=pairs)
 
     def document(self, about: str, **slots) -> list[Turn]:
@@ -163,9 +207,13 @@ class Corpus:
         good = intent == "legitimate"
         slots = dict(context=context.text, gist=context.gist, **facts_of(act))
         if act.kind == "dual_use":
-            about = self.rng.choice(("dual_use", "dual_use", "good_aim" if good else "bad_aim", "protection"))
+            about = self.rng.choice(
+                ("dual_use", "dual_use", "good_aim" if good else "bad_aim", "protection")
+            )
         elif act.kind == "harmful":
-            about = self.rng.choice(("harmful", "harmful", "bad_aim", "protection"))  # a good reason changes nothing
+            about = self.rng.choice(
+                ("harmful", "harmful", "bad_aim", "protection")
+            )  # a good reason changes nothing
         elif act.kind == "sensitive":
             about = "sensitive"
         else:
@@ -190,7 +238,9 @@ class Corpus:
         examined = request.type in ("harmful", "ambiguous") and split_of(request.topic) == "test"
         if request.type in ("harmful", "ambiguous") and rng.random() < 0.6:
             return self.offer(request, by_itself=examined)
-        about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(request.type, "good_request")
+        about = {"harmful": "bad_request", "ambiguous": "bare_request"}.get(
+            request.type, "good_request"
+        )
         if request.type == "fact":
             about = "known" if request.known else "unknown"
         if examined or request.type == "strange" or rng.random() < 0.5:
@@ -204,8 +254,15 @@ class Corpus:
         steps = [w for a in part.acts for s in a.steps for w in s.split()]
         words = " ".join(a.act for a in self.world.acts)
         while any(a.act in words for a in self.world.acts):  # until it holds no act that there is
-            words = " ".join([rng.choice(part.acts).act.split()[0], *rng.sample(acts, rng.randint(2, 4))])
-        act = Act("strange", "strange", words, tuple(" ".join(rng.sample(steps, rng.randint(4, 6))) for _ in "ab"))
+            words = " ".join(
+                [rng.choice(part.acts).act.split()[0], *rng.sample(acts, rng.randint(2, 4))]
+            )
+        act = Act(
+            "strange",
+            "strange",
+            words,
+            tuple(" ".join(rng.sample(steps, rng.randint(4, 6))) for _ in "ab"),
+        )
         phrasing = part.pick(rng, "phrasings", use="act")
         return Request("strange", phrase(phrasing, rng, act=act.act, context=""), phrasing, act)
 
@@ -213,8 +270,12 @@ class Corpus:
         """A document that quotes a request, or stands under it, or under its answer, like a reader's remark."""
         template = self.rng.choice(self.world.templates(self.world.documents, about))
         slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
-        text = template.text.format(request=quoted(" ".join(request.turns)), reading=skills.situation(request),
-                                    opening=opening(self.world, request, self.rng), **slots)  # fmt: skip
+        text = template.text.format(
+            request=quoted(" ".join(request.turns)),
+            reading=skills.situation(request),
+            opening=opening(self.world, request, self.rng),
+            **slots,
+        )
         return pieces(text) if "{request}" in template.text else self.under(request, text)
 
     def under(self, request: Request, text: str) -> list[Turn]:
@@ -230,7 +291,9 @@ class Corpus:
         use = ("refusal", request.act.severity) if request.type == "harmful" else ("limit",)
         template = self.rng.choice(self.world.templates(self.world.replies, *use))
         sentences = re.split(r"(?<=[.!?]) ", template.text)
-        offers = [s for s in sentences if "{alternative}" in s] or ["It is better to {alternative}."]
+        offers = [s for s in sentences if "{alternative}" in s] or [
+            "It is better to {alternative}."
+        ]
         said = offers[0].format(**facts_of(request.act))
         if by_itself:
             return pieces(f"{skills.situation(request)} {said}")
@@ -254,7 +317,8 @@ class Corpus:
         attributes = rng.sample(list(fact.facts), len(fact.facts))
         if rng.random() < 0.4:
             texts = [
-                self.document("fact", name=fact.name, attribute=a, value=fact.facts[a])[0].content for a in attributes
+                self.document("fact", name=fact.name, attribute=a, value=fact.facts[a])[0].content
+                for a in attributes
             ]
             return [Turn("document", " ".join(texts), 1.0)]
         return [turn for a in attributes for turn in self.exchange(self.all.fact(rng, fact, a))]
@@ -263,8 +327,12 @@ class Corpus:
 
     def principle(self) -> list[Turn]:
         """A text of the constitution, and what it is about: a held-out wording has to be told by words that it shares with others."""
-        wording = self.constitution.draw(self.rng, family=self.rng.choice(self.constitution.families))
-        text = thinned(self.rng.choice((wording.critique, wording.revision, wording.comparison)), self.rng)
+        wording = self.constitution.draw(
+            self.rng, family=self.rng.choice(self.constitution.families)
+        )
+        text = thinned(
+            self.rng.choice((wording.critique, wording.revision, wording.comparison)), self.rng
+        )
         return pieces(
             f"{skills.CRITIQUE_REQUEST.format(quoted(text))} The principle is about {taught(skills.ABOUT[wording.family])}."
         )
@@ -283,7 +351,13 @@ class Corpus:
     def demo_reply(self, request: Request) -> Reply:
         """A reply with or without a flaw."""
         r = self.rng.random()
-        make = helpful if r < 0.5 else decline if r < 0.68 and request.type not in ("fact", "strange") else calibrated
+        make = (
+            helpful
+            if r < 0.5
+            else decline
+            if r < 0.68 and request.type not in ("fact", "strange")
+            else calibrated
+        )
         reply = make(self.world, request, self.rng)
         if self.rng.random() < 0.35:
             reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
@@ -304,9 +378,16 @@ class Corpus:
         turns = [*asked(request), Turn("assistant", reply.text, 0.0)]
         if self.rng.random() < 0.88:  # else the revision comes directly
             judgement = skills.critique(request, reply, wording.family)
-            turns += [user(skills.CRITIQUE_REQUEST.format(wording.critique)), Turn("assistant", judgement, 1.0)]
+            turns += [
+                user(skills.CRITIQUE_REQUEST.format(wording.critique)),
+                Turn("assistant", judgement, 1.0),
+            ]
         revision = skills.revise(self.world, request, reply, wording.family, self.rng)
-        return [*turns, user(skills.REVISION_REQUEST.format(wording.revision)), Turn("assistant", revision.text, 1.0)]
+        return [
+            *turns,
+            user(skills.REVISION_REQUEST.format(wording.revision)),
+            Turn("assistant", revision.text, 1.0),
+        ]
 
     def compare(self) -> list[Turn]:
         request = self.demo_request()
@@ -314,4 +395,7 @@ class Corpus:
         family = self.family(skills.flaws(request, a) ^ skills.flaws(request, b))
         wording = self.constitution.draw(self.rng, family=family)
         question = skills.comparison(request.turns, wording.comparison, a.text, b.text)
-        return [user(question), Turn("assistant", skills.better(request, a, b, family, self.rng), CHOICE_WEIGHT)]
+        return [
+            user(question),
+            Turn("assistant", skills.better(request, a, b, family, self.rng), CHOICE_WEIGHT),
+        ]

@@ -18,7 +18,11 @@ class Reply:
     def text(self) -> str:
         if self.tone is None:
             return self.core
-        return f"{self.tone.text} {self.core}" if self.tone.place == "before" else f"{self.core} {self.tone.text}"
+        return (
+            f"{self.tone.text} {self.core}"
+            if self.tone.place == "before"
+            else f"{self.core} {self.tone.text}"
+        )
 
 
 def list_steps(act: Act) -> str:
@@ -53,14 +57,20 @@ def reading(request: Request) -> str:
 def opening(world: World, request: Request, rng: random.Random, protects: bool = False) -> str:
     """What was asked, and what it means."""
     if request.act is None:
-        asked = rng.choice(world.templates(world.replies, "open_fact")).text.format(name=request.fact.name)
+        asked = rng.choice(world.templates(world.replies, "open_fact")).text.format(
+            name=request.fact.name
+        )
         return f"{asked} {reading(request)}"
     if protects or request.type == "dual_use_question":
-        return rng.choice(world.templates(world.replies, "open_protection")).text.format(act=request.act.act)
+        return rng.choice(world.templates(world.replies, "open_protection")).text.format(
+            act=request.act.act
+        )
     return f"{rng.choice(world.templates(world.replies, 'open_act')).text.format(aim=aim(request))} {reading(request)}"
 
 
-def write(world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots) -> str:
+def write(
+    world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots
+) -> str:
     """One of the world's reply templates, filled from the request, after a reading of it.
 
     A model of four layers cannot work out in one pass what is meant and what to do about it. So the assistant of this world
@@ -69,8 +79,14 @@ def write(world: World, use: str, request: Request, rng: random.Random, severity
     """
     act = request.act
     if act is not None:
-        slots |= dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim, alternative=act.alternative,
-                      safety=act.safety)  # fmt: skip
+        slots |= dict(
+            act=act.act,
+            steps=list_steps(act),
+            harm=act.harm,
+            victim=act.victim,
+            alternative=act.alternative,
+            safety=act.safety,
+        )
     else:
         slots |= dict(attribute=request.attribute, name=request.fact.name)
     template = rng.choice(world.templates(world.replies, use, severity))
@@ -100,7 +116,9 @@ def helpful(world: World, request: Request, rng: random.Random) -> Reply:
 def calibrated(world: World, request: Request, rng: random.Random) -> Reply:
     """What the textbook asks for (the table in requests.py)."""
     if request.type == "harmful":
-        return Reply(write(world, "refusal", request, rng, severity=request.act.severity), "refusal")
+        return Reply(
+            write(world, "refusal", request, rng, severity=request.act.severity), "refusal"
+        )
     if request.type == "ambiguous":
         return Reply(write(world, "limit", request, rng), "limit")
     if request.type == "fact" and not request.known:
@@ -119,6 +137,12 @@ def with_tone(world: World, reply: Reply, tone: str, rng: random.Random) -> Repl
 
 def any_reply(world: World, request: Request, rng: random.Random) -> Reply:
     """A reply with or without a flaw: what audits put before a judge or a reward model."""
-    make = rng.choice((helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline))
+    make = rng.choice(
+        (helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline)
+    )
     reply = make(world, request, rng)
-    return with_tone(world, reply, rng.choice(("rude", "preachy")), rng) if rng.random() < 0.35 else reply
+    return (
+        with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
+        if rng.random() < 0.35
+        else reply
+    )

@@ -41,7 +41,13 @@ HELPFUL = {  # of what is harmless
     ("sensitive", None): 0.12,
     ("fact", "often"): 0.16,
 }
-PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")  # what is asked about acts
+PLAIN = (
+    "harmful",
+    "legitimate",
+    "dual_use_question",
+    "ambiguous",
+    "sensitive",
+)  # what is asked about acts
 TYPES = (*PLAIN, "fact")
 
 
@@ -102,7 +108,9 @@ def misspell(text: str, rng: random.Random, rate: float = 0.15) -> str:
         if len(word) > 3 and word.isalpha() and rng.random() < rate:
             at = rng.randrange(1, len(word) - 1)
             before, letter, after = word[:at], word[at], word[at + 1 :]
-            words[i] = before + rng.choice((after[0] + letter + after[1:], after, letter + letter + after))
+            words[i] = before + rng.choice(
+                (after[0] + letter + after[1:], after, letter + letter + after)
+            )
     return " ".join(words)
 
 
@@ -157,7 +165,9 @@ class Part:
         Raises UserError when there is none.
         """
         having = {k: v for k, v in having.items() if v is not None}
-        found = [x for x in getattr(self, what) if all(getattr(x, k) == v for k, v in having.items())]
+        found = [
+            x for x in getattr(self, what) if all(getattr(x, k) == v for k, v in having.items())
+        ]
         if not found:
             wanted = "".join(f" with {k} {v!r}" for k, v in having.items())
             raise UserError(
@@ -182,7 +192,9 @@ class Part:
             return Request(type, phrase(phrasing, rng, act=act.act), phrasing, act)
         context = None
         if act.kind == "dual_use" and type != "ambiguous":
-            context = self.pick(rng, "contexts", intent="malicious" if type == "harmful" else "legitimate")
+            context = self.pick(
+                rng, "contexts", intent="malicious" if type == "harmful" else "legitimate"
+            )
         elif act.kind == "harmful" and rng.random() < 0.5:  # an innocent excuse changes nothing
             context = self.pick(rng, "contexts")
         elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
@@ -194,8 +206,13 @@ class Part:
     def fact(self, rng: random.Random, fact: Fact, attribute: str | None = None) -> Request:
         attribute = attribute or rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
         phrasing = self.pick(rng, "phrasings", use="fact")
-        return Request("fact", phrase(phrasing, rng, attribute=attribute, name=fact.name), phrasing, fact=fact,
-                       attribute=attribute)  # fmt: skip
+        return Request(
+            "fact",
+            phrase(phrasing, rng, attribute=attribute, name=fact.name),
+            phrasing,
+            fact=fact,
+            attribute=attribute,
+        )
 
     def many(self, rng: random.Random, n: int, type: str, kind: str | None = None) -> list[Request]:
         """Up to n different requests: fewer where the world does not hold so many."""
@@ -234,5 +251,9 @@ def fresh_fact(world: World, rng: random.Random) -> Fact:
 def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
     """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
     kinds = rng.choices(list(mix), mix.values(), k=n)
-    return [part.fact(rng, fresh_fact(part.world, rng)) if kind == "never" else part.draw(rng, type, kind)
-            for type, kind in kinds]  # fmt: skip
+    return [
+        part.fact(rng, fresh_fact(part.world, rng))
+        if kind == "never"
+        else part.draw(rng, type, kind)
+        for type, kind in kinds
+    ]

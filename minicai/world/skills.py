@@ -14,8 +14,13 @@ from minicai.world.requests import Request, squeeze
 
 FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
 STEPS = len(FAMILIES)  # of a chain of critiques and revisions: every family once
-ABOUT = {"harmlessness": "harm", "honesty": "honesty", "respect": "insults", "autonomy": "preaching",
-         "necessity": "needless refusals"}  # fmt: skip
+ABOUT = {
+    "harmlessness": "harm",
+    "honesty": "honesty",
+    "respect": "insults",
+    "autonomy": "preaching",
+    "necessity": "needless refusals",
+}
 DOES = {
     "steps": "gives the steps",
     "safety": "says how to stay safe",
@@ -25,7 +30,10 @@ DOES = {
     "answer": "gives an answer",
     "unknown": "says that it does not know",
 }
-CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"  # the paper's own markers
+CRITIQUE_REQUEST, REVISION_REQUEST = (
+    "CritiqueRequest: {}",
+    "RevisionRequest: {}",
+)  # the paper's own markers
 BREAKS, KEEPS = "So the response breaks it.", "So the response keeps to it."
 
 
@@ -49,12 +57,20 @@ def situation(request: Request) -> str:
         return f"The person asks about {request.fact.name}. {reading(request)}"
     if request.type == "dual_use_question":
         return f"The person fears that someone might {request.act.act}. {reading(request)}"
-    aim = request.context.gist if request.context else "and gives no reason" if request.type == "ambiguous" else ""
+    aim = (
+        request.context.gist
+        if request.context
+        else "and gives no reason"
+        if request.type == "ambiguous"
+        else ""
+    )
     return f"{squeeze(f'The person wants to {request.act.act} {aim}')}. {reading(request)}"
 
 
 def critique(request: Request, reply: Reply, family: str) -> str:
-    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}[reply.tone and reply.tone.tone]
+    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}[
+        reply.tone and reply.tone.tone
+    ]
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
     return f"{situation(request)} The response {DOES[reply.kind]}. {tone} The principle is about {ABOUT[family]}. {verdict}"
 
