@@ -1,13 +1,16 @@
-"""A Llama-shaped GPT: RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query attention, no biases.
+"""A Llama-shaped GPT: RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query
+attention, no biases.
 
-Dimensions: B batch, T time, S cache slots, C channels (n_embd), H query heads, G key/value heads, D head size, V vocabulary.
+Dimensions: B batch, T time, S cache slots, C channels (n_embd), H query heads, G key/value heads,
+D head size, V vocabulary.
 
-Left out on purpose: dropout (it would make the log-probabilities of reinforcement learning noisy), attention
-windows, mixtures of experts, parallelism over several devices.
+Left out on purpose: dropout (it would make the log-probabilities of reinforcement learning noisy),
+attention windows, mixtures of experts, parallelism over several devices.
 """
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +22,7 @@ class GPTConfig:
     vocab_size: int
     n_layer: int
     n_head: int
-    n_kv_head: (
-        int  # fewer than n_head: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)
-    )
+    n_kv_head: int  # below n_head: grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245)
     n_embd: int
     n_hidden: int  # width of the SwiGLU layer
     block_size: int  # the longest sequence, prompt and response together
@@ -43,8 +44,9 @@ class GPTConfig:
 class KVCache:
     """Keys and values of every layer for B rows of S slots each.
 
-    Slot s of a row holds position s of that row's own sequence, whatever the lengths of its neighbours. So a query at
-    position p may look at exactly the slots 0..p, and slots beyond a row's end hold leftovers that no query can see.
+    Slot s of a row holds position s of that row's own sequence, whatever the lengths of the other
+    rows. So a query at position p may look at the slots 0..p and no others. Slots beyond the end of
+    a row hold leftovers that no query can see.
     """
 
     def __init__(self, config: GPTConfig, rows: int, slots: int, device, dtype):
@@ -54,38 +56,43 @@ class KVCache:
         self.used = 0  # slots that any row has filled; attention reads no further
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Store k, v (B, G, T, D) at positions (B, T); return this layer's keys and values up to the last slot in use."""
-        rows = torch.arange(len(positions), device=positions.device)[
-            :, None
-        ]  # (B, 1), against positions (B, T)
-        # Two index tensors around a slice put the indexed axes first: the left side is (B, T, G, D).
+        """Store k, v (B, G, T, D) at positions (B, T).
+
+        Return everything in the used slots of this layer: keys and values (B, G, used, D).
+        """
+        rows = torch.arange(len(positions), device=positions.device)[:, None]  # (B, 1)
+        # Index tensors on both sides of a slice put the indexed axes first: (B, T, G, D).
         self.k[layer, rows, :, positions] = k.transpose(1, 2).to(self.k.dtype)
         self.v[layer, rows, :, positions] = v.transpose(1, 2).to(self.v.dtype)
         return self.k[layer, :, :, : self.used], self.v[layer, :, :, : self.used]
 
     def keep(self, rows: Tensor):
-        """Drop every row but these (a 1-D tensor of row numbers)."""
+        """Keep only these rows (a 1-D tensor of row numbers)."""
         self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
 def rope_table(positions: int, head_size: int, theta: float) -> Tensor:
-    """cos and sin of position x frequency: (2, positions, D/2). Su et al. 2021, arXiv 2104.09864, eq. 34."""
+    """cos and sin of position x frequency: (2, positions, D/2). Su et al. 2021 (RoPE), eq. 34."""
     frequency = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
     angle = torch.arange(positions).float()[:, None] * frequency
     return torch.stack([angle.cos(), angle.sin()])
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn each pair (x_i, x_{i+D/2}) of x (B, H, T, D) by its position's angle; the pairing is Llama's."""
+    """Turn each pair (x_i, x_{i+D/2}) of x (B, H, T, D) by the angle of its position.
+
+    This pairing is Hugging Face's. Meta's own Llama code pairs neighbours (x_2i, x_{2i+1}).
+    """
     a, b = x.chunk(2, dim=-1)
     return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """Scaled dot-product attention: q (B, H, T, D), k and v (B, G, S, D), mask (.., T, S) true where a query may look.
+    """Scaled dot-product attention of q (B, H, T, D) to k and v (B, G, S, D) -> (B, H, T, D).
 
-    Each key/value head serves H/G query heads that lie side by side, so their queries are the rows of one product.
-    For short sequences on a CPU this is 3 to 6 times as fast as PyTorch's fused kernel, which wins everywhere else.
+    mask (.., T, S) is true where a query may look. Each key/value head serves H/G query heads that
+    lie side by side, so their queries are the rows of one product. On a CPU with short sequences
+    this is 3 to 6 times as fast as PyTorch's fused kernel, which is faster everywhere else.
     """
     B, H, T, D = q.shape
     G, S = k.shape[1:3]
@@ -104,14 +111,14 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.n_embd, kv_width, bias=False)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, cos, sin, cache, layer, positions, mask):
+    def forward(self, x, cos, sin, mask, cached=None):
         B, T, C = x.shape
         q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, G, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        if cache is not None:
-            k, v = cache.write(layer, positions, k, v)  # (B, G, S, D)
+        if cached is not None:
+            k, v = cached(k, v)  # all keys and values so far, (B, G, S, D)
             q = q.to(k.dtype)
         if x.device.type == "cpu" and k.shape[2] <= 256:
             y = attend(q, k, v, mask)
@@ -141,13 +148,16 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, *where):
-        x = x + self.attention(self.norm1(x), *where)
+    def forward(self, x, cos, sin, mask, cached=None):
+        x = x + self.attention(self.norm1(x), cos, sin, mask, cached)
         return x + self.mlp(self.norm2(x))
 
 
 def token_logps(logits: Tensor, ids: Tensor) -> Tensor:
-    """log pi of ids[:, 1:], each given those before it, in float32: logits (B, T-1, V) of ids[:, :-1], ids (B, T) -> (B, T-1)."""
+    """log pi(ids[:, 1:]), each id given those before it, in float32: (B, T-1).
+
+    logits (B, T-1, V) are the model's output for ids[:, :-1]; ids (B, T).
+    """
     return logits.float().log_softmax(-1).gather(-1, ids[:, 1:, None]).squeeze(-1)
 
 
@@ -162,9 +172,8 @@ class GPT(nn.Module):
         table = rope_table(config.block_size, config.n_embd // config.n_head, config.rope_theta)
         self.register_buffer("rope", table, persistent=False)
         self.apply(self._init)
-        for block in (
-            self.blocks
-        ):  # GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller
+        # As in GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller.
+        for block in self.blocks:
             for last in (block.attention.out, block.mlp.down):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
         if config.tie_embeddings:
@@ -178,35 +187,34 @@ class GPT(nn.Module):
     def hidden(
         self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """ids (B, T) -> the last hidden states (B, T, C), after the final norm: what a head of any kind reads.
+        """ids (B, T) -> hidden states (B, T, C) after the final norm, which any kind of head reads.
 
-        In place of ids, (B, T, V) weights over the vocabulary: their embeddings are mixed, so that a gradient can be taken.
-        Without a cache, position t of a row sees positions 0..t, so padding on the right changes nothing before it. With a
-        cache, `positions` (B, T) says where each id stands in its own row; keys and values are written there.
+        In place of ids, float weights over the vocabulary (B, T, V) mix the embeddings, so that a
+        gradient with respect to them can be taken. Without a cache, position t of a row sees
+        positions 0..t, so padding on the right changes nothing before it. With a cache, `positions`
+        (B, T) says where each id stands in its own row; its keys and values are written there.
         Raises ValueError when a position lies beyond block_size.
         """
-        end = ids.shape[1] if positions is None else int(positions.max()) + 1
+        T = ids.shape[1]
+        end = T if positions is None else int(positions.max()) + 1
         if end > self.config.block_size:
             raise ValueError(f"{end} tokens do not fit the context of {self.config.block_size}")
         x = ids @ self.embed.weight if ids.is_floating_point() else self.embed(ids)
         if cache is None:
-            cos, sin = self.rope[:, : ids.shape[1]]  # (T, D/2)
-            mask = torch.ones(
-                ids.shape[1], ids.shape[1], dtype=torch.bool, device=ids.device
-            ).tril()  # (T, T)
+            cos, sin = self.rope[:, :T]  # (T, D/2)
+            mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
         else:
-            cos, sin = self.rope[:, positions].unsqueeze(
-                2
-            )  # (B, 1, T, D/2): the same angles for every head
+            cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, D/2), equal for all heads
             cache.used = max(cache.used, end)
             slots = torch.arange(cache.used, device=ids.device)
             mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
         for layer, block in enumerate(self.blocks):
-            x = block(x, cos, sin, cache, layer, positions, mask)
+            cached = partial(cache.write, layer, positions) if cache is not None else None
+            x = block(x, cos, sin, mask, cached)
         return self.norm(x)
 
     def forward(
         self, ids: Tensor, cache: KVCache | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """ids (B, T) -> logits (B, T, V); see `hidden`."""
+        """ids (B, T) -> logits (B, T, V). See `hidden` for the arguments and the error."""
         return self.head(self.hidden(ids, cache, positions))

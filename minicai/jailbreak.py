@@ -1,28 +1,15 @@
-"""Jailbreaks: each turns a request into a conversation that asks the same thing in disguise.
+"""Codes that hide what a text says. Each is a pure function of text.
 
-    role_play, hypothetical, injection     the request inside a frame: a part to play, a story, a quoted document
-    base64, leetspeak, typos, toy_language the bare question, encoded word by word
-    many_shot                              k earlier questions with full answers (Anil et al. 2024)
-    escalation                             harmless turns first
-
-The frames are data (`world/framings.jsonl`). The same disguises around benign requests tell a defence that understands
-them from one that refuses whatever looks odd.
+minicai/world/disguises.py puts whole requests into the nine jailbreak forms.
 """
 
 import base64
 import random
 import string
-from dataclasses import replace
-
-from minicai.world.content import Act, Framing
-from minicai.world.replies import chat_reply, list_steps, safety_reply
-from minicai.world.requests import Part, Request, misspell, phrase, squeeze
-
-SHOTS = (1, 2, 4, 8, 16)
 
 
 def each_word(text: str, code) -> str:
-    """Apply a code to every word and leave the punctuation at its end alone."""
+    """Apply a code to every word; the punctuation at its end stays as it is."""
     words = []
     for word in text.split(" "):
         core = word.rstrip(string.punctuation)
@@ -43,69 +30,24 @@ def lopo_word(word: str) -> str:
     return word[1:].lower() + word[:1].lower() + "o"
 
 
+def misspell(text: str, rng: random.Random, rate: float = 0.15) -> str:
+    """Swap two letters, or drop or double one, inside a share of the longer words."""
+    words = text.split(" ")
+    for i, word in enumerate(words):
+        if len(word) > 3 and word.isalpha() and rng.random() < rate:
+            at = rng.randrange(1, len(word) - 1)
+            before, letter, after = word[:at], word[at], word[at + 1 :]
+            typos = (after[0] + letter + after[1:], after, letter + letter + after)
+            words[i] = before + rng.choice(typos)
+    return " ".join(words)
+
+
 CODES = {"base64": base64_word, "leetspeak": leet_word, "toy_language": lopo_word}
+CODED = (*CODES, "typos")  # the techniques that rewrite the words of a request
 
 
 def encode(technique: str, text: str, rng: random.Random) -> str:
+    """The text in the code of one of CODED."""
     return (
         misspell(text, rng, rate=0.5) if technique == "typos" else each_word(text, CODES[technique])
     )
-
-
-def shot(act: Act) -> str:
-    return f"Q: How do I {act.act}?\nA: To {act.act}, {list_steps(act)}."
-
-
-def fits(framing: Framing, request: Request) -> bool:
-    """Some frames ask for protection first, which only acts that hurt someone have."""
-    needs_safety = any("{protection}" in (turn or "") for turn in framing.turns)
-    return request.act is not None and (bool(request.act.safety) or not needs_safety)
-
-
-def wrap(
-    request: Request, framing: Framing, part: Part, rng: random.Random, k: int | None = None
-) -> Request:
-    """The request inside the framing. Shots and side questions come from `part`; k is the number of shots.
-
-    The assistant's turns inside a conversation are written for it, so every model faces the same one.
-    """
-    act, turns = request.act, []
-    shots = [a for a in part.acts if a.id != act.id]
-    for turn in framing.turns:
-        if turn is None:  # the assistant
-            safe = "{protection}" in framing.turns[len(turns) - 1]
-            turns.append(
-                safety_reply(part.world, request, rng) if safe else chat_reply(part.world, rng)
-            )
-            continue
-        slots = dict(request=request.turns[-1], act=act.act)
-        if "{code}" in turn:
-            slots["code"] = encode(framing.technique, request.core, rng)
-        if "{protection}" in turn:
-            slots["protection"] = phrase(
-                part.pick(rng, "phrasings", use="protection"), rng, act=act.act
-            )[-1]
-        if "{shots}" in turn:
-            k = (
-                k or rng.choices(SHOTS, (5, 4, 3, 2, 1))[0]
-            )  # few of the long ones: they cost the most tokens
-            slots["shots"] = "\n".join(shot(a) for a in rng.sample(shots, min(k, len(shots))))
-        turns.append("\n".join(map(squeeze, turn.format(**slots).split("\n"))))
-    return replace(
-        request,
-        turns=tuple(turns),
-        technique=framing.technique,
-        framing=framing.id,
-        inside=request.turns,
-    )
-
-
-def disguise(request: Request, part: Part, rng: random.Random) -> Request:
-    """The request in one of the part's framings; as it is where none fits."""
-    framings = [f for f in part.framings if fits(f, request)]
-    return wrap(request, rng.choice(framings), part, rng) if framings else request
-
-
-def code_pairs(technique: str, texts: list[str], rng: random.Random) -> list[tuple[str, str]]:
-    """Each text behind its code."""
-    return [(encode(technique, text, rng), text) for text in texts]

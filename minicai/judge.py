@@ -1,45 +1,34 @@
-"""The AI judge: which of two answers keeps better to a principle? Bai et al. 2022 (arXiv 2212.08073), section 4.1.
+"""The AI judge: which of two answers keeps better to a principle? Bai et al. 2022, section 4.1.
 
-The judge is the base model, and there are two ways to ask it.
+The judge is the base model. There are two ways to ask it.
 
-`judge` is the paper's (label.py --judge direct). It reads the conversation, a principle and both answers, and what counts is how
-likely it is to say "(A)" and how likely to say "(B)". Both orders are scored, because a model may favour a place:
+`judge_directly` is the paper's first judge. It reads the conversation, a principle and both
+answers, and says "(A)" or "(B)". Both orders are scored, because a model may favour a place:
 
-    p(a is better) = [ P("(A)" | a first) + P("(B)" | b first) ] / 2,   with P normalised over the two options
+    p(a is better) = [ P("(A)" | a first) + P("(B)" | b first) ] / 2,  P normalised over the two
 
-`judge_by_critique` is what label.py uses unless told otherwise. It reasons first: it criticises each answer by itself, in the
-words of Stage 1, and what counts is how likely each critique is to end in "breaks it":
+`judge_by_critique` reasons first, like the paper's chain-of-thought judge. It critiques each answer
+alone, in the words of Stage 1. P(breaks) is how likely the critique is to end in BREAKS, not KEEPS:
 
     p(a is better) = [ 1 + P(b breaks the principle) - P(a breaks it) ] / 2
 
-The paper's chain-of-thought judge reads both answers and compares them in words; for a model of four layers that is too much at
-once (docs/log.md has both judges' accuracy).
+A model of four layers can reason about one answer at a time, so this judge is the default.
 """
 
 import math
-import random
 from dataclasses import dataclass
 
-from minicai.common import autocast
-from minicai.constitution import Constitution, Wording
-from minicai.critique import MAX_NEW_TOKENS, answer
-from minicai.data import TIE
+from minicai.answer import MAX_NEW_TOKENS, answer, option_scores
+from minicai.constitution import Wording
+from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, comparison_prompt
+from minicai.data import tied
 from minicai.gpt import GPT
-from minicai.metrics import by_length, ece, rate, rate_by_topic
-from minicai.sampler import score_options
 from minicai.tokenizer import Tokenizer, talk
-from minicai.world.content import World
-from minicai.world.replies import any_reply
-from minicai.world.requests import PLAIN, Part
-from minicai.world.skills import BREAKS, CRITIQUE_REQUEST, KEEPS, comparison, flaws
 
-OPTIONS = ("(A)", "(B)")
 LABELS = {  # from the judge's probability to the label that training sees
     "soft": lambda p: p,
-    "hard": lambda p: 0.5 if abs(p - 0.5) < TIE else float(p > 0.5),  # a tie stays one
-    "clamp": lambda p: min(
-        max(p, 0.4), 0.6
-    ),  # the paper's remedy for an overconfident judge that reasons first
+    "hard": lambda p: 0.5 if tied(p) else float(p > 0.5),
+    "clamp": lambda p: min(max(p, 0.4), 0.6),  # the paper's remedy for an overconfident judge
 }
 
 
@@ -49,7 +38,7 @@ class Verdict:
 
     a_first: float
     b_first: float
-    reasons: tuple = ()  # of a judge that reasons first: the critiques of a and of b, each with P(breaks the principle)
+    reasons: tuple = ()  # of judge_by_critique: (critique, P(breaks)) of a and of b
 
     @property
     def p(self) -> float:
@@ -61,12 +50,12 @@ class Verdict:
         return (self.a_first - 0.5) * (self.b_first - 0.5) > 0
 
 
-def prefer(first: float, second: float) -> float:
-    """Two log-probabilities, normalised over the two: the probability of the first."""
+def normalise(first: float, second: float) -> float:
+    """The probability of the first of two options, from their log-probabilities."""
     return 1 / (1 + math.exp(min(second - first, 700)))
 
 
-def judge(
+def judge_directly(
     model: GPT,
     tokenizer: Tokenizer,
     conversations: list[list[str]],
@@ -74,61 +63,61 @@ def judge(
     b: list[str],
     wordings: list[Wording],
 ) -> list[Verdict]:
-    """One verdict for each conversation with its two answers and its principle."""
-    options = [tokenizer.encode(o) + [tokenizer.end] for o in OPTIONS]
+    """One verdict for each conversation, its two answers and a principle."""
+    options = [[*tokenizer.encode(option), tokenizer.end] for option in OPTIONS]
     room = model.config.block_size - max(map(len, options))
     prompts = []
     for turns, one, other, wording in zip(conversations, a, b, wordings):
         for pair in ((one, other), (other, one)):
-            prompts.append(
-                tokenizer.prompt(talk(comparison(turns, wording.comparison, *pair)))[-room:]
-            )
-    scores = [prefer(*pair) for pair in score_options(model, prompts, [options] * len(prompts))]
-    return [Verdict(first, 1 - second) for first, second in zip(scores[::2], scores[1::2])]
+            question = comparison_prompt(turns, wording.comparison, *pair)
+            prompts.append(tokenizer.prompt(talk(question))[-room:])
+    scores = option_scores(model, prompts, [options] * len(prompts))
+    p_first = [normalise(*pair) for pair in scores]
+    return [Verdict(x, 1 - y) for x, y in zip(p_first[::2], p_first[1::2])]
 
 
-def criticised(
+def critiques_with_p(
     model: GPT,
     tokenizer: Tokenizer,
     conversations: list[list[str]],
     responses: list[str],
     wordings: list[Wording],
 ) -> list[tuple[str | None, float | None]]:
-    """The model's critique of each response, and how likely it then finds that the response breaks its principle.
+    """The model's greedy critique of each response, and P(it ends in BREAKS, not in KEEPS).
 
-    The critique is greedy; what counts is how likely its last sentence is to say that the principle is broken and not
-    kept. None where a critique comes to no verdict.
+    P is None where the critique comes to no verdict.
     """
-    asked = [
-        [*turns, text, CRITIQUE_REQUEST.format(w.critique)]
-        for turns, text, w in zip(conversations, responses, wordings)
+    dialogues = [
+        [*turns, response, CRITIQUE_REQUEST.format(wording.critique)]
+        for turns, response, wording in zip(conversations, responses, wordings)
     ]
-    critiques = answer(model, tokenizer, asked, 0.0, 0)
-    ends = [
-        next((e for e in (BREAKS, KEEPS) if (text or "").endswith(e)), None) for text in critiques
-    ]
-    usable = [i for i, end in enumerate(ends) if end]
-    prompts, options = (
-        [],
-        [[tokenizer.encode(e) for e in (f" {BREAKS}", f" {KEEPS}")]] * len(usable),
-    )
-    for i in usable:
-        before = critiques[i].removesuffix(ends[i]).rstrip()
-        prompts.append(
-            (tokenizer.prompt(talk(*asked[i])) + tokenizer.encode(before))[
-                -model.config.block_size + MAX_NEW_TOKENS :
-            ]
-        )
-    with autocast(model.embed.weight.device.type):
-        found = dict(
-            zip(usable, (prefer(*pair) for pair in score_options(model, prompts, options)))
-        )
-    return [(critique, found.get(i)) for i, critique in enumerate(critiques)]
+    critiques = answer(model, tokenizer, dialogues)
+    prompts, decided = [], []
+    for i, text in enumerate(critiques):
+        end = next((end for end in (BREAKS, KEEPS) if (text or "").endswith(end)), None)
+        if end:
+            reasons = tokenizer.encode(text.removesuffix(end).rstrip())
+            prompt = tokenizer.prompt(talk(*dialogues[i])) + reasons
+            prompts.append(prompt[-(model.config.block_size - MAX_NEW_TOKENS) :])
+            decided.append(i)
+    options = [tokenizer.encode(f" {BREAKS}"), tokenizer.encode(f" {KEEPS}")]
+    scores = option_scores(model, prompts, [options] * len(prompts))
+    p = dict(zip(decided, (normalise(*pair) for pair in scores)))
+    return [(text, p.get(i)) for i, text in enumerate(critiques)]
 
 
-def breaks(*asked) -> list[float | None]:
-    """P(breaks) alone, of what `criticised` takes."""
-    return [p for _, p in criticised(*asked)]
+def p_breaks(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    responses: list[str | None],
+    wordings: list[Wording],
+) -> list[float | None]:
+    """P(the response breaks the principle). None without a response, or without a verdict on it."""
+    given = [i for i, text in enumerate(responses) if text]
+    kept = ([column[i] for i in given] for column in (conversations, responses, wordings))
+    found = dict(zip(given, (p for _, p in critiques_with_p(model, tokenizer, *kept))))
+    return [found.get(i) for i in range(len(responses))]
 
 
 def judge_by_critique(
@@ -139,146 +128,23 @@ def judge_by_critique(
     b: list[str],
     wordings: list[Wording],
 ) -> list[Verdict | None]:
-    """Reason first, then judge: the chain-of-thought judge, in the words this model can reason in.
+    """One verdict for each pair. None where a critique comes to no verdict: drop and count those.
 
-    An answer is better when it keeps to the principle and the other breaks it; a coin decides where both do or neither
-    does. (The odds of one against the other alone would make 0.98 of 0.02 against 0.0004: a preference where the critic
-    has none.) None where a critique comes to no verdict: such a pair is dropped and counted. Neither answer stands first,
-    so both numbers of a verdict are the same.
+    The difference of the two probabilities is used and not their odds: 0.02 against 0.0004 is a
+    tie, because the judge finds no fault with either answer. Neither answer stands first, so both
+    numbers of a verdict are equal.
     """
-    twice = [*conversations, *conversations]
-    found = criticised(model, tokenizer, twice, [*a, *b], [*wordings, *wordings])
+    both = [*conversations, *conversations], [*a, *b], [*wordings, *wordings]
+    found = critiques_with_p(model, tokenizer, *both)
     verdicts = []
     for reasons in zip(found[: len(a)], found[len(a) :]):
         (_, a_breaks), (_, b_breaks) = reasons
         if a_breaks is None or b_breaks is None:
             verdicts.append(None)
-            continue
-        p = (1 + b_breaks - a_breaks) / 2
-        verdicts.append(Verdict(p, p, reasons))
+        else:
+            p = (1 + b_breaks - a_breaks) / 2
+            verdicts.append(Verdict(p, p, reasons))
     return verdicts
 
 
-# --- the audit: what the judge is worth, before anything is trained on its labels ---
-
-
-def known_pairs(
-    world: World,
-    constitution: Constitution,
-    n: int,
-    seed: int,
-    split: str = "test",
-    differ: bool = True,
-) -> list[tuple]:
-    """(request, a, b, wording) where exactly one of two replies breaks the principle: held-out acts, held-out wordings.
-
-    With differ=False pairs where both do or neither does, between which there is nothing to prefer.
-    """
-    rng, part, pairs = random.Random(f"judge {seed} {split}"), Part(world, split), []
-    test = split == "test"
-    families = constitution.audited(test)
-    while len(pairs) < n:
-        family = rng.choice(families)
-        type = "fact" if family == "honesty" else rng.choice(PLAIN)
-        request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
-        a, b = any_reply(world, request, rng), any_reply(world, request, rng)
-        if ((family in flaws(request, a)) != (family in flaws(request, b))) == differ:
-            pairs.append((request, a, b, constitution.draw(rng, test=test, family=family)))
-    return pairs
-
-
-def audit(
-    model: GPT,
-    tokenizer: Tokenizer,
-    world: World,
-    constitution: Constitution,
-    n: int,
-    seed: int,
-    split: str = "test",
-    cot: bool = False,
-) -> dict:
-    """Accuracy where the world says that the answers differ, false alarms where it says they do not, swap consistency,
-    calibration, and what needs no judge."""
-
-    def verdicts_on(pairs):
-        turns, a, b, wordings = zip(*((list(r.turns), x.text, y.text, w) for r, x, y, w in pairs))
-        return (judge_by_critique if cot else judge)(model, tokenizer, turns, a, b, wordings)
-
-    pairs = known_pairs(world, constitution, n, seed, split)
-    verdicts = verdicts_on(pairs)
-    alike = known_pairs(world, constitution, n, seed, split, differ=False)
-    kept = [(pair, v) for pair, v in zip(pairs, verdicts) if v is not None]
-    topics, families = [pair[0].topic for pair, _ in kept], [pair[3].family for pair, _ in kept]
-    a_wins = [w.family not in flaws(r, x) for (r, x, _, w), _ in kept]
-    right = [(v.p > 0.5) == truth for (_, v), truth in zip(kept, a_wins)]
-    one_order = [
-        (p > 0.5) == truth for (_, v), truth in zip(kept, a_wins) for p in (v.a_first, v.b_first)
-    ]
-    longer = [
-        (len(x.text) > len(y.text)) == truth for ((_, x, y, _), _), truth in zip(kept, a_wins)
-    ]
-    asked = list(zip(right, topics, families, kept))
-    return dict(
-        accuracy=rate(right, topics),
-        accuracy_by_family={
-            family: rate_by_topic((ok, topic) for ok, topic, f, _ in asked if f == family)
-            for family in constitution.families
-        },
-        one_order_accuracy=rate(one_order, [topic for topic in topics for _ in "ab"]),
-        swap_consistency=rate([v.consistent for _, v in kept], topics),
-        ece=round(ece([max(v.p, 1 - v.p) for _, v in kept], right), 4),
-        reliability=reliability([v.p for _, v in kept], a_wins, topics),
-        prefers_safe=rate_by_topic(
-            (ok, topic)
-            for ok, topic, f, (pair, _) in asked
-            if f == "harmlessness" and pair[0].type == "harmful"
-        ),
-        always_a=rate(a_wins, topics),
-        length_alone=rate(by_length(longer, families), topics),
-        false_alarms=rate_by_topic(
-            (abs(v.p - 0.5) >= TIE, pair[0].topic)
-            for pair, v in zip(alike, verdicts_on(alike))
-            if v is not None
-        ),
-        dropped=len(pairs) - len(kept),
-        cot=cot,
-    )
-
-
-def reliability(p: list[float], truth: list[bool], topics: list[str], bins: int = 10) -> list[dict]:
-    """Per bin of p(a is better): how often a was, the data of a reliability plot (Guo et al. 2017, fig. 1)."""
-    rows = []
-    for at in range(bins):
-        inside = [
-            (t, topic)
-            for q, t, topic in zip(p, truth, topics)
-            if min(int(q * bins), bins - 1) == at
-        ]
-        rows.append(dict(low=at / bins, high=(at + 1) / bins, **rate_by_topic(inside)))
-    return rows
-
-
-def print_audit(report: dict):
-    """The audit in a few lines, with a warning when the judge is no better than what needs no judge."""
-    percent = lambda r: f"{100 * r['rate']:.1f} %" if r["n"] else "none"  # noqa: E731
-    # A judge that critiques one answer at a time has no order to be swapped.
-    swap = (
-        ""
-        if report["cot"]
-        else f", same answer in both orders {percent(report['swap_consistency'])}"
-    )
-    print(
-        f"judge: right {percent(report['accuracy'])} (n {report['accuracy']['n']}){swap}, ECE {report['ece']:.3f}"
-    )
-    print(
-        f"       without a judge: always (A) {percent(report['always_a'])}, the length alone {percent(report['length_alone'])}"
-    )
-    print(
-        f"       prefers the safe answer to a harmful request {percent(report['prefers_safe'])} of the time"
-    )
-    print(
-        f"       sees a difference where there is none {percent(report['false_alarms'])} of the time"
-    )
-    best = max(report["always_a"]["rate"] or 0.0, report["length_alone"]["rate"] or 0.0)
-    if not report["accuracy"]["n"] or report["accuracy"]["lo"] <= best:
-        print("       WARNING: no better than that; its labels teach nothing")
+JUDGES = {"critique": judge_by_critique, "direct": judge_directly}

@@ -1,21 +1,24 @@
-"""Sampling with a KV cache: ragged prompts in one call, the randomness of each row its own.
+"""Sampling with a KV cache: prompts of any lengths in one call, each row with its own randomness.
 
-    completions = generate(model, prompts, max_new_tokens=64, temperature=1.0, stop_ids=[tokenizer.end], seed=0)
+    completions = generate(model, prompts, max_new_tokens=64, stop_ids=[tokenizer.end], seed=0)
 
-Prefill runs the prompts once and fills the cache; decode then feeds one token per row and step. Prompts are padded on the
-right and every row counts positions from its own start, so a pad's slot is overwritten by the first sampled token
-before anything can attend to it: there is no padding mask to get wrong. Finished rows leave the batch, by the quarter.
+Prefill runs the prompts once and fills the cache. Decode then feeds one token per row and step.
+Prompts are padded on the right, and every row counts positions from its own start. The k-th token
+that a row samples is written over its k-th pad, and a query looks at no slot beyond its own
+position. So no query ever sees a pad, and no padding mask is needed.
 
-A row's sample depends only on the seed, its prompt and how many copies of the prompt came before it, up to rounding, which depends
-on the shape of the batch: in bfloat16 it may turn a close choice between two tokens, in float32 hardly ever.
+A row's sample depends on the seed, its prompt, and how many copies of the prompt came before it. It
+does not depend on the other rows, except through rounding: in bfloat16 the shape of a batch can
+decide between two tokens that are almost equally likely.
 
-Dimensions: B rows, T prompt length, V vocabulary.
+Dimensions: B rows, T prompt length, K option length, V vocabulary.
 """
 
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +26,8 @@ from torch import Tensor
 
 from minicai.gpt import GPT, KVCache
 
-ROWS = 256  # prompts decoded together at most; the rest wait
-TOKENS = 16384  # and prompt tokens prefilled together at most, pads included
+ROWS = 256  # prompts that are decoded together at most; the others wait
+TOKENS = 16384  # prompt tokens that are prefilled together at most, pads included
 
 
 @dataclass
@@ -32,14 +35,15 @@ class Completion:
     ids: list[int]  # what was sampled, the stop token included
     logprobs: list[
         float
-    ]  # of each id, under the distribution it was sampled from (of the plain softmax when greedy)
-    stop_reason: str  # "stop": a stop token ended it; "length": it ran into max_new_tokens or the end of the context
+    ]  # of each id, under the distribution it was sampled from (greedy: softmax)
+    stop_reason: str  # "stop": a stop token; "length": max_new_tokens, or the end of the context
 
 
 def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Tensor:
-    """Set to -inf all but the top_k most likely tokens (and those as likely as the last of them), then all but the smallest set whose mass reaches top_p.
+    """Set logits (B, V) to -inf outside the top_k, then outside the nucleus of mass top_p.
 
-    logits (B, V). Nucleus sampling: Holtzman et al. 2019, arXiv 1904.09751. The most likely token always stays.
+    Tokens as likely as the k-th stay too. The nucleus is the smallest set of tokens whose mass
+    reaches top_p (Holtzman et al. 2019, arXiv 1904.09751); the most likely token is always in it.
     """
     if top_k is not None and top_k < logits.shape[-1]:
         kth = logits.topk(top_k, dim=-1).values[:, -1:]
@@ -52,44 +56,49 @@ def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Ten
     return logits
 
 
-def row_noise(prompts: list[list[int]], length: int, seed: int | None) -> Tensor:
-    """One uniform number per row and step, (rows, length), fixed by (seed, prompt, how often the prompt occurred before).
+def row_noise(prompts: list[list[int]], steps: int, seed: int | None) -> Tensor:
+    """One uniform number per row and step, (B, steps), fixed by (seed, prompt, copy of the prompt).
 
-    So a prompt's samples depend neither on its neighbours nor on the order, and a prompt listed twice gets two samples.
+    A prompt's samples depend neither on its neighbours nor on the order of the prompts.
     """
     if seed is None:
-        return torch.rand(len(prompts), length)
-    seen, noise = Counter(), torch.empty(len(prompts), length)
+        return torch.rand(len(prompts), steps)
+    seen, noise = Counter(), torch.empty(len(prompts), steps)
     for row, prompt in enumerate(prompts):
         key = f"{seed} {prompt} {seen[tuple(prompt)]}"
         seen[tuple(prompt)] += 1
         digest = hashlib.sha256(key.encode()).digest()
-        noise[row].uniform_(
-            generator=torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
-        )
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
+        noise[row].uniform_(generator=generator)
     return noise
 
 
-def sample(logits: Tensor, u: Tensor, temperature: float, top_k: int | None, top_p: float | None):
-    """logits (B, V) and uniform numbers u (B,) -> ids (B,) and their log-probabilities (B,), in float32.
+def sample(
+    logits: Tensor,
+    u: Tensor,
+    temperature: float,
+    top_k: int | None = None,
+    top_p: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """logits (B, V), uniform numbers u (B,) -> ids (B,), their log-probabilities (B,) in float32.
 
-    The token is where the cumulative distribution first exceeds u, which is an exact sample and needs one number a row.
+    The token is where the cumulative distribution first exceeds u: an exact sample from one number.
     """
     logits = logits.float()
     if temperature == 0:
         ids = logits.argmax(-1)
     else:
-        # Colder than this is greedy to the last digit, and in the end divides by zero.
+        # A lower temperature is greedy to the last digit, and would in the end divide by zero.
         logits = filter_logits(logits / max(temperature, 1e-6), top_k, top_p)
         cdf = logits.softmax(-1).cumsum(-1)
-        # Scaled by the last entry, because rounding leaves it beside 1; right=True passes over tokens of probability 0.
-        ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]), right=True).squeeze(-1)
+        # Scaled by the last entry, which rounding leaves beside 1; right=True skips probability 0.
+        ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(-1)
         ids = ids.clamp(max=logits.shape[-1] - 1)
     return ids, F.log_softmax(logits, -1).gather(-1, ids[:, None]).squeeze(-1)
 
 
 def pad_right(rows: list[list[int]], device) -> tuple[Tensor, Tensor]:
-    """Ragged id lists -> ids (B, T) padded with 0 on the right, and lengths (B,). What a pad holds never matters."""
+    """Lists of ids -> ids (B, T), padded with 0 on the right, and lengths (B,)."""
     lengths = torch.tensor([len(row) for row in rows])
     ids = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for i, row in enumerate(rows):
@@ -98,38 +107,41 @@ def pad_right(rows: list[list[int]], device) -> tuple[Tensor, Tensor]:
 
 
 def batches_by_length(prompts: list[list[int]]) -> Iterator[list[int]]:
-    """Numbers of prompts that run together: of like length, longest first, within ROWS and TOKENS."""
-    chunk = []
+    """Indices of prompts that run together: of similar length, within ROWS and TOKENS."""
+    batch = []
     for i in sorted(range(len(prompts)), key=lambda i: -len(prompts[i])):
-        if chunk and (len(chunk) == ROWS or (len(chunk) + 1) * len(prompts[chunk[0]]) > TOKENS):
-            yield chunk
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield chunk
+        if batch and (len(batch) == ROWS or (len(batch) + 1) * len(prompts[batch[0]]) > TOKENS):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def prefill(model: GPT, prompts: list[list[int]], slots: int) -> tuple[KVCache, Tensor, Tensor]:
-    """Run the prompts once: the filled cache, the logits after each row's last token (B, V), and the lengths (B,)."""
+    """Run the prompts: the filled cache, the logits after each prompt (B, V), the lengths (B,)."""
     weight = model.embed.weight
     ids, lengths = pad_right(prompts, weight.device)
     device = weight.device.type  # under autocast keys are read in its type, so they are kept in it
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+    cast = torch.is_autocast_enabled(device)
+    dtype = torch.get_autocast_dtype(device) if cast else weight.dtype
     cache = KVCache(model.config, len(prompts), slots, weight.device, dtype)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     hidden = model.hidden(ids, cache, positions)
     last = hidden[
         torch.arange(len(prompts), device=ids.device), lengths - 1
-    ]  # by length, never by comparing ids
+    ]  # by length, not by id
     return cache, model.head(last), lengths
 
 
-def _check(model: GPT, prompts: list[list[int]]):
+def as_lists(model: GPT, prompts) -> list[list[int]]:
+    """Prompts (lists, tuples, arrays, tensors) as lists of int. Raises ValueError for a bad one."""
+    prompts = [[int(i) for i in prompt] for prompt in prompts]
     for prompt in prompts:
         if not 0 < len(prompt) < model.config.block_size:
-            raise ValueError(
-                f"a prompt of {len(prompt)} tokens does not fit the context of {model.config.block_size}"
-            )
+            size = model.config.block_size
+            raise ValueError(f"a prompt of {len(prompt)} tokens does not fit the context of {size}")
+    return prompts
 
 
 @torch.inference_mode()
@@ -144,122 +156,97 @@ def generate(
     seed: int | None = None,
     progress=None,
 ) -> list[Completion]:
-    """Sample a continuation of every prompt, in the prompts' order. temperature 0 is greedy.
+    """Sample a continuation of every prompt, in the prompts' order. Temperature 0 is greedy.
 
-    `progress`, when given, is called with the number of rows that have just finished (a tqdm bar's `update`).
-    Rollouts that are scored later use no top_k and no top_p, so that the policy can be compared with what was sampled.
-    Raises ValueError for a prompt that is empty or fills the context, or for settings out of range.
+    `progress`, when given, is called with the number of rows that have just finished (`update` of a
+    tqdm bar). Rollouts that are scored later use no top_k and no top_p: the scored distribution has
+    to be the sampled one. Raises ValueError for a prompt that is empty or fills the context, for
+    settings out of range, and for logits that are not numbers.
     """
-    if (
-        not 0 <= temperature < float("inf")
-        or (top_k is not None and top_k < 1)
-        or (top_p is not None and not 0 < top_p <= 1)
-    ):
-        raise ValueError("temperature must be >= 0 and finite, top_k >= 1, and top_p in (0, 1]")
-    if max_new_tokens < 1:
-        raise ValueError("max_new_tokens must be >= 1")
-    _check(model, prompts)
+    if not 0 <= temperature < float("inf") or max_new_tokens < 1:
+        raise ValueError("temperature must be finite and >= 0, and max_new_tokens >= 1")
+    if not (top_k is None or top_k >= 1) or not (top_p is None or 0 < top_p <= 1):
+        raise ValueError("top_k must be >= 1, and top_p in (0, 1]")
+    draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
+    prompts = as_lists(model, prompts)
     stop_ids = frozenset(map(int, stop_ids))  # a tensor's entries would equal nothing
     noise = row_noise(prompts, max_new_tokens, seed)
     results = [Completion([], [], "length") for _ in prompts]
-    for chunk in batches_by_length(prompts):
-        decode(
-            [prompts[i] for i in chunk],
-            [results[i] for i in chunk],
-            noise[chunk],
-            model,
-            temperature,
-            top_k,
-            top_p,
-            stop_ids,
-            progress,
-        )
+    for batch in batches_by_length(prompts):
+        rows = [(prompts[i], results[i]) for i in batch]
+        decode(model, rows, noise[batch], draw, stop_ids, progress)
     return results
 
 
-def decode(prompts, results, noise, model, temperature, top_k, top_p, stop_ids, progress):
-    """Fill `results`, one Completion a prompt, until every row has stopped."""
+def decode(model: GPT, rows, noise: Tensor, draw, stop_ids, progress=None):
+    """Fill the Completion of every (prompt, Completion) in `rows` until all rows have stopped."""
     block_size, max_new_tokens = model.config.block_size, noise.shape[1]
+    prompts = [prompt for prompt, _ in rows]
     slots = min(block_size, max(map(len, prompts)) + max_new_tokens)
     cache, logits, positions = prefill(model, prompts, slots)
     noise = noise.to(logits.device)
-    live, done = (
-        list(range(len(prompts))),
-        set(),
-    )  # live[r]: the prompt of row r; done: rows that wait to leave
+    live, done = list(rows), set()  # live[r] is in row r of the batch; done: rows that may leave
     for step in range(max_new_tokens):
-        ids, logprobs = sample(logits, noise[:, step], temperature, top_k, top_p)
+        ids, logprobs = draw(logits, noise[:, step])
         before = len(done)
-        for row, (token, logprob) in enumerate(zip(ids.tolist(), logprobs.tolist())):
-            if row in done:
+        for r, (token, logprob) in enumerate(zip(ids.tolist(), logprobs.tolist())):
+            if r in done:
                 continue
-            result = results[live[row]]
+            if logprob != logprob:
+                raise ValueError("the model's logits are not numbers: its weights are broken")
+            prompt, result = live[r]
             result.ids.append(token)
             result.logprobs.append(logprob)
             if token in stop_ids:
                 result.stop_reason = "stop"
-            if (
-                token in stop_ids
-                or step + 1 == max_new_tokens
-                or len(prompts[live[row]]) + step + 1 == block_size
-            ):
-                done.add(row)
+            full = len(prompt) + step + 1 == block_size
+            if token in stop_ids or full or step + 1 == max_new_tokens:
+                done.add(r)
         if progress and len(done) > before:
             progress(len(done) - before)
         if len(done) == len(live):
             return
-        if (
-            len(done) >= len(live) / 4
-        ):  # leaving copies the cache of those who stay: worth it for a quarter of the rows
-            going = [row for row in range(len(live)) if row not in done]
-            live, done = [live[row] for row in going], set()
-            rows = torch.tensor(going, device=ids.device)
-            cache.keep(rows)
-            ids, positions, noise = ids[rows], positions[rows], noise[rows]
+        if len(done) >= len(live) / 4:  # leaving copies the cache of the rows that stay
+            staying = [r for r in range(len(live)) if r not in done]
+            live, done = [live[r] for r in staying], set()
+            kept = torch.tensor(staying, device=ids.device)
+            cache.keep(kept)
+            ids, positions, noise = ids[kept], positions[kept], noise[kept]
         logits = model(ids[:, None], cache, positions[:, None])[:, -1]
-        positions = (positions + 1).clamp(
-            max=slots - 1
-        )  # only rows that are done can run into the end
+        positions = (positions + 1).clamp(max=slots - 1)  # only rows that are done reach the end
 
 
 @torch.inference_mode()
 def score_options(
     model: GPT, prompts: list[list[int]], options: list[list[list[int]]]
 ) -> list[list[float]]:
-    """log p(option | prompt), summed over the option's tokens, for each prompt's own list of options.
+    """log p(option | prompt) for each prompt's own options, summed over the option's tokens.
 
-    The prompt runs once. Each option is then written behind it in the cache, over the one before. The softmax is in float32, at temperature 1.
-    Raises ValueError for an empty option, a prompt without options, an empty prompt, or one that fills the context or
-    does not fit it together with an option.
+    The prompt runs once. Each option is then written behind it in the cache, over the one before.
+    The softmax is in float32, at temperature 1. Raises ValueError for a prompt without options, an
+    empty option, or a prompt that does not fit the context with its options.
     """
-    _check(model, prompts)
+    prompts, block_size = as_lists(model, prompts), model.config.block_size
     if len(options) != len(prompts) or not all(row and all(row) for row in options):
         raise ValueError("every prompt needs an option, and an option at least one token")
-    if any(
-        len(prompt) + max(map(len, row)) > model.config.block_size
-        for prompt, row in zip(prompts, options)
-    ):
-        raise ValueError(
-            f"a prompt and its option do not fit the context of {model.config.block_size}"
-        )
+    if any(len(p) + max(map(len, row)) > block_size for p, row in zip(prompts, options)):
+        raise ValueError(f"a prompt and its option do not fit the context of {block_size}")
     scores = [[] for _ in prompts]
-    for chunk in batches_by_length(prompts):
-        longest = max(len(option) for i in chunk for option in options[i])
-        room = min(model.config.block_size, max(len(prompts[i]) for i in chunk) + longest)
-        cache, first, lengths = prefill(model, [prompts[i] for i in chunk], room)
-        for column in range(max(len(options[i]) for i in chunk)):
-            # A row that has fewer options than its neighbours rescores its last one, and the result is dropped.
-            rows = [options[i][min(column, len(options[i]) - 1)] for i in chunk]
+    for batch in batches_by_length(prompts):
+        longest = max(len(option) for i in batch for option in options[i])
+        slots = min(block_size, max(len(prompts[i]) for i in batch) + longest)
+        cache, first, lengths = prefill(model, [prompts[i] for i in batch], slots)
+        for column in range(max(len(options[i]) for i in batch)):
+            # A row with fewer options scores its last one again, and the result is dropped.
+            rows = [options[i][min(column, len(options[i]) - 1)] for i in batch]
             ids, sizes = pad_right(rows, first.device)  # (B, K)
-            positions = lengths[:, None] + torch.arange(ids.shape[1], device=ids.device)
-            positions = positions.clamp(max=room - 1)  # only pads of a full row are moved
-            logits = torch.cat(
-                [first[:, None], model(ids, cache, positions)[:, :-1]], dim=1
-            ).float()  # (B, K, V)
-            logprobs = F.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
-            inside = torch.arange(ids.shape[1], device=ids.device) < sizes[:, None]
-            sums = logprobs.masked_fill(~inside, 0.0).sum(-1).tolist()
-            for i, value in zip(chunk, sums):
+            steps = torch.arange(ids.shape[1], device=ids.device)
+            positions = (lengths[:, None] + steps).clamp(max=slots - 1)  # only pads are moved
+            later = model(ids, cache, positions)[:, :-1]
+            logits = torch.cat([first[:, None], later], dim=1).float()  # (B, K, V)
+            logps = F.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
+            sums = logps.masked_fill(steps >= sizes[:, None], 0.0).sum(-1).tolist()
+            for i, value in zip(batch, sums):
                 if column < len(options[i]):
                     scores[i].append(value)
     return scores

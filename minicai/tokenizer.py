@@ -1,19 +1,16 @@
 """Byte-level BPE, and the chat format.
 
-A conversation is a list of turns `{"role": "system" | "user" | "assistant", "content": text}`. As ids:
+A turn is {"role": "system" | "user" | "assistant", "content": text}. A conversation as ids:
 
     <user> How do I bake bread? <end> <assistant> To bake bread, ... <end>
 
-The special ids lie above the BPE vocabulary and belong to no string, so nothing a user types can produce one: "<end>"
-typed into a chat is five ordinary characters. Every turn ends in exactly one <end>. A plain document is its text and <end>.
+The special ids lie above the BPE vocabulary and belong to no string. So no typed text can produce
+one: "<end>" typed into a chat is five ordinary characters. Every turn ends in exactly one <end>. A
+plain document is its text and <end>.
 """
-
-from pathlib import Path
 
 from tokenizers import Tokenizer as BPE
 from tokenizers import decoders, models, pre_tokenizers, trainers
-
-from minicai.common import UserError
 
 SPECIALS = ("system", "user", "assistant", "end", "pad")
 
@@ -22,14 +19,15 @@ class Tokenizer:
     def __init__(self, bpe: BPE):
         self.bpe = bpe
         first = bpe.get_vocab_size()
-        self.system, self.user, self.assistant, self.end, self.pad = range(
-            first, first + len(SPECIALS)
-        )
         self.vocab_size = first + len(SPECIALS)
+        self.system, self.user, self.assistant, self.end, self.pad = range(first, self.vocab_size)
 
     @classmethod
     def train(cls, texts, vocab_size: int) -> "Tokenizer":
-        """Byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; over bytes as in GPT-2), special ids counted in vocab_size."""
+        """Byte-level BPE with vocab_size ids, the special ones included.
+
+        Sennrich et al. 2016 (arXiv 1508.07909); over bytes as in GPT-2.
+        """
         bpe = BPE(models.BPE())
         bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         bpe.decoder = decoders.ByteLevel()
@@ -42,22 +40,15 @@ class Tokenizer:
         return cls(bpe)
 
     @classmethod
-    def load(cls, path) -> "Tokenizer":
-        """Raises UserError when the file is missing or is no tokenizer."""
-        try:
-            return cls(BPE.from_str(Path(path).read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path} does not exist; run train_base.py, or name its folder with --out"
-            )
-        except Exception as error:
-            raise UserError(f"{path} is not a tokenizer ({error}); delete it and run train_base.py")
+    def from_json(cls, text: str) -> "Tokenizer":
+        """The tokenizer that `to_json` wrote."""
+        return cls(BPE.from_str(text))
 
-    def save(self, path):
-        Path(path).write_text(self.bpe.to_str(), encoding="utf-8")
+    def to_json(self) -> str:
+        return self.bpe.to_str()
 
     def encode(self, text: str) -> list[int]:
-        """What UTF-8 cannot hold (half of a surrogate pair, a stray byte from the keyboard) becomes a question mark."""
+        """Ids of a text. Half of a surrogate pair, which UTF-8 cannot hold, becomes "?"."""
         return self.bpe.encode(text.encode("utf-8", "replace").decode()).ids
 
     def decode(self, ids: list[int]) -> str:
@@ -65,7 +56,7 @@ class Tokenizer:
         return self.bpe.decode([i for i in ids if i < self.system])
 
     def turn(self, role: str, content: str) -> list[int]:
-        """One turn, opened by its role and closed by one end token. Raises ValueError for an unknown role."""
+        """One turn: its role, its text, one end token. Raises ValueError for an unknown role."""
         if role not in SPECIALS[:3]:
             raise ValueError(f"unknown role {role!r}: a turn is system, user or assistant")
         return [getattr(self, role), *self.encode(content), self.end]
@@ -74,7 +65,7 @@ class Tokenizer:
         return [i for turn in turns for i in self.turn(turn["role"], turn["content"])]
 
     def prompt(self, turns: list[dict]) -> list[int]:
-        """The conversation so far, opened for the assistant to speak: always a prefix of the `chat` with its answer."""
+        """The conversation, opened for the assistant: a prefix of the `chat` with its answer."""
         return [*self.chat(turns), self.assistant]
 
 

@@ -1,0 +1,71 @@
+"""Texts in, texts out: the one place where prompts are cut to fit and where models speak.
+
+Sampling and scoring run under `autocast` here, so that both use the same arithmetic.
+"""
+
+from minicai.device import autocast
+from minicai.gpt import GPT
+from minicai.sampler import Completion, generate, score_options
+from minicai.tokenizer import Tokenizer, talk
+
+MAX_NEW_TOKENS = 128  # of every answer
+
+
+def encode_prompt(tokenizer: Tokenizer, turns: list[str], block_size: int) -> list[int]:
+    """The conversation (person, assistant, ..., person), opened for the assistant, as ids.
+
+    A conversation that leaves no room for an answer loses its oldest ids.
+    """
+    return tokenizer.prompt(talk(*turns))[-(block_size - MAX_NEW_TOKENS) :]
+
+
+def sample(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: list[list[int]],
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress=None,
+    top_p: float | None = None,
+) -> list[Completion]:
+    """Continue each prompt up to its end token. Temperature 0 is greedy."""
+    with autocast(model.embed.weight.device):
+        return generate(
+            model,
+            prompts,
+            MAX_NEW_TOKENS,
+            temperature,
+            top_p=top_p,
+            stop_ids=[tokenizer.end],
+            seed=seed,
+            progress=progress,
+        )
+
+
+def finished_text(tokenizer: Tokenizer, completion: Completion) -> str | None:
+    """The text. None if generation hit the length limit or produced no text."""
+    if completion.stop_reason != "stop":
+        return None
+    return tokenizer.decode(completion.ids).strip() or None
+
+
+def answer(
+    model: GPT,
+    tokenizer: Tokenizer,
+    conversations: list[list[str]],
+    temperature: float = 0.0,
+    seed: int = 0,
+    progress=None,
+) -> list[str | None]:
+    """The assistant's next turn in each conversation. None where `finished_text` is None."""
+    prompts = [encode_prompt(tokenizer, turns, model.config.block_size) for turns in conversations]
+    completions = sample(model, tokenizer, prompts, temperature, seed, progress)
+    return [finished_text(tokenizer, c) for c in completions]
+
+
+def option_scores(
+    model: GPT, prompts: list[list[int]], options: list[list[list[int]]]
+) -> list[list[float]]:
+    """log p(option | prompt) for each prompt's own options, summed over the option's tokens."""
+    with autocast(model.embed.weight.device):
+        return score_options(model, prompts, options)
