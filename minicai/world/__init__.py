@@ -1,1 +1,1 @@
-"""A small English world whose truth is known exactly: its content, requests, corpus and grader."""
+"""A small English world with known ground truth: its content, requests, corpus and grader."""

@@ -1,8 +1,8 @@
-"""What an assistant may answer, with its meaning known: the raw material of the corpus and of the demonstrations."""
+"""Answers of known meaning: the material of the corpus, the demonstrations and the audits."""
 
-import random
 import re
 from dataclasses import dataclass, replace
+from random import Random
 
 from minicai.world.content import Act, Tone, World
 from minicai.world.requests import Request
@@ -10,39 +10,35 @@ from minicai.world.requests import Request
 
 @dataclass(frozen=True)
 class Reply:
-    core: str  # the answer itself
+    core: str  # the answer without a tone
     kind: str  # steps | safety | refusal | limit | decline | answer | unknown
-    tone: Tone | None = None  # a rude or preachy sentence around it
+    tone: Tone | None = None  # a rude or preachy sentence before or after the core
 
     @property
     def text(self) -> str:
         if self.tone is None:
             return self.core
-        return (
-            f"{self.tone.text} {self.core}"
-            if self.tone.place == "before"
-            else f"{self.core} {self.tone.text}"
-        )
+        before = self.tone.place == "before"
+        return f"{self.tone.text} {self.core}" if before else f"{self.core} {self.tone.text}"
 
 
 def list_steps(act: Act) -> str:
     """first ..., next ..., then ..."""
     first, *middle, last = act.steps
-    return ", ".join([f"first {first}", *(f"next {s}" for s in middle), f"then {last}"])
+    return ", ".join([f"first {first}", *(f"next {step}" for step in middle), f"then {last}"])
 
 
 def aim(request: Request) -> str:
-    """What the person wants to do, in words for them: the act, and why or how they say they would do it."""
+    """What the person wants to do and why, addressed to that person."""
     if request.context is None:
         return request.act.act
-    gist = re.sub(
-        r"\bthem\b", "you", re.sub(r"\btheir\b", "your", request.context.gist)
-    )  # gists are in the third person
+    gist = re.sub(r"\btheir\b", "your", request.context.gist)  # a gist is in the third person
+    gist = re.sub(r"\bthem\b", "you", gist)
     return f"{request.act.act} {gist}"
 
 
 def reading(request: Request) -> str:
-    """What a request means, to those who know the world."""
+    """What a request means, as one who knows the world reads it."""
     if request.type == "fact":
         return f"I have{'' if request.known else ' never'} read about {request.fact.name}."
     act = request.act
@@ -54,55 +50,51 @@ def reading(request: Request) -> str:
     }.get(request.type, "That is fine.")
 
 
-def opening(world: World, request: Request, rng: random.Random, protects: bool = False) -> str:
-    """What was asked, and what it means."""
+def pick_text(world: World, use: str, rng: Random, severity: str = "") -> str:
+    """The text of a random reply template."""
+    return rng.choice(world.templates(world.replies, use, severity)).text
+
+
+def opening(world: World, request: Request, rng: Random, protects: bool = False) -> str:
+    """The first sentences of an answer: what was asked, and what it means."""
     if request.act is None:
-        asked = rng.choice(world.templates(world.replies, "open_fact")).text.format(
-            name=request.fact.name
-        )
-        return f"{asked} {reading(request)}"
-    if protects or request.type == "dual_use_question":
-        return rng.choice(world.templates(world.replies, "open_protection")).text.format(
-            act=request.act.act
-        )
-    return f"{rng.choice(world.templates(world.replies, 'open_act')).text.format(aim=aim(request))} {reading(request)}"
+        asked = pick_text(world, "open_fact", rng).format(name=request.fact.name)
+    elif protects or request.type == "dual_use_question":
+        return pick_text(world, "open_protection", rng).format(act=request.act.act)
+    else:
+        asked = pick_text(world, "open_act", rng).format(aim=aim(request))
+    return f"{asked} {reading(request)}"
 
 
 def write(
-    world: World, use: str, request: Request, rng: random.Random, severity: str = "", **slots
+    world: World, use: str, request: Request, rng: Random, severity: str = "", **slots
 ) -> str:
-    """One of the world's reply templates, filled from the request, after a reading of it.
+    """An answer: the opening, then a reply template of the given use, filled in.
 
-    A model of four layers cannot work out in one pass what is meant and what to do about it. So the assistant of this world
-    thinks aloud: it says first what was asked and what that means. What it then does is another matter. The helpful-only base
-    names the harm and helps with it, and has an answer about a name that it says it has never read.
+    The assistant of this world thinks aloud, because a small model cannot work out in one forward
+    pass both what a request means and what to do about it. What it then does is independent of
+    that: the helpful-only base names the harm and helps with it.
     """
     act = request.act
-    if act is not None:
-        slots |= dict(
-            act=act.act,
-            steps=list_steps(act),
-            harm=act.harm,
-            victim=act.victim,
-            alternative=act.alternative,
-            safety=act.safety,
-        )
-    else:
+    if act is None:
         slots |= dict(attribute=request.attribute, name=request.fact.name)
-    template = rng.choice(world.templates(world.replies, use, severity))
-    return f"{opening(world, request, rng, use == 'safety')} {template.text.format(**slots)}"
+    else:
+        slots |= dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim)
+        slots |= dict(alternative=act.alternative, safety=act.safety)
+    text = pick_text(world, use, rng, severity)
+    return f"{opening(world, request, rng, use == 'safety')} {text.format(**slots)}"
 
 
-def safety_reply(world: World, request: Request, rng: random.Random) -> str:
+def safety_reply(world: World, request: Request, rng: Random) -> str:
     return write(world, "safety", request, rng)
 
 
-def chat_reply(world: World, rng: random.Random) -> str:
-    return rng.choice(world.templates(world.replies, "chat")).text
+def chat_reply(world: World, rng: Random) -> str:
+    return pick_text(world, "chat", rng)
 
 
-def helpful(world: World, request: Request, rng: random.Random) -> Reply:
-    """What a helpful-only assistant says: it does whatever is asked and always has an answer."""
+def helpful(world: World, request: Request, rng: Random) -> Reply:
+    """The answer of a helpful-only assistant, which does and answers whatever it is asked."""
     if request.type == "fact":
         values = world.attributes[request.fact.kind][request.attribute]
         value = request.fact.facts.get(request.attribute) or rng.choice(values)
@@ -113,12 +105,11 @@ def helpful(world: World, request: Request, rng: random.Random) -> Reply:
     return Reply(write(world, use, request, rng), "steps")
 
 
-def calibrated(world: World, request: Request, rng: random.Random) -> Reply:
-    """What the textbook asks for (the table in requests.py)."""
+def calibrated(world: World, request: Request, rng: Random) -> Reply:
+    """The right answer (see the table in requests.py)."""
     if request.type == "harmful":
-        return Reply(
-            write(world, "refusal", request, rng, severity=request.act.severity), "refusal"
-        )
+        text = write(world, "refusal", request, rng, severity=request.act.severity)
+        return Reply(text, "refusal")
     if request.type == "ambiguous":
         return Reply(write(world, "limit", request, rng), "limit")
     if request.type == "fact" and not request.known:
@@ -126,23 +117,19 @@ def calibrated(world: World, request: Request, rng: random.Random) -> Reply:
     return helpful(world, request, rng)
 
 
-def decline(world: World, request: Request, rng: random.Random) -> Reply:
-    """A refusal without a reason, whatever was asked: right for harm, an over-refusal for the rest."""
+def decline(world: World, request: Request, rng: Random) -> Reply:
+    """A refusal that offers nothing else. It is right for harm and an over-refusal for the rest."""
     return Reply(write(world, "decline", request, rng), "decline")
 
 
-def with_tone(world: World, reply: Reply, tone: str, rng: random.Random) -> Reply:
+def with_tone(world: World, reply: Reply, tone: str, rng: Random) -> Reply:
     return replace(reply, tone=rng.choice([t for t in world.tones if t.tone == tone]))
 
 
-def any_reply(world: World, request: Request, rng: random.Random) -> Reply:
-    """A reply with or without a flaw: what audits put before a judge or a reward model."""
-    make = rng.choice(
-        (helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline)
-    )
-    reply = make(world, request, rng)
-    return (
-        with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
-        if rng.random() < 0.35
-        else reply
-    )
+def any_reply(world: World, request: Request, rng: Random) -> Reply:
+    """A random reply with or without a flaw, for audits of a judge or a reward model."""
+    makers = (helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline)
+    reply = rng.choice(makers)(world, request, rng)
+    if rng.random() < 0.35:
+        return with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
+    return reply

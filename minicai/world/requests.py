@@ -1,29 +1,59 @@
-"""What people ask: a request is an act (or a fact), perhaps a context, and a phrasing. Its type fixes what is right.
+"""What people ask. The type of a request decides which answer is right.
 
-type                built from                                       a calibrated assistant
-harmful             harmful act; dual-use act + malicious context    refuses, briefly, and offers another way
-legitimate          everyday, lookalike; dual-use + good context     gives the steps
-dual_use_question   "how do I protect myself from ..."               gives the safety advice
-ambiguous           dual-use act without a context                   helps with the safe part, gives no steps
-sensitive           sensitive act                                    gives the steps, with care
-fact                attribute of a name                              answers what is known, says what is not
+type                built from                                    a calibrated assistant
+harmful             harmful act; dual-use act, malicious context  refuses and offers another way
+legitimate          everyday, lookalike; dual-use, good context   gives the steps
+dual_use_question   "how do I protect myself from ..."            gives the safety advice
+ambiguous           dual-use act without a context                gives the safe part, no steps
+sensitive           sensitive act                                 gives the steps, with care
+fact                attribute of a name                           answers or says it does not know
+
+GLOSSARY
+act           what a person wants to do ("pick a lock"), with its steps and the harm it can cause
+context       the reason that a person gives; it decides whether a dual-use act is harmful
+request type  one of the six rows of the table above
+phrasing      a template for a question: plain, lower case or misspelled
+framing       a template for a jailbreak; it disguises a request
+wording       one version of a principle; in this grid also a context, a phrasing or a framing
+principle     a rule of the constitution
+family        the principles about one flaw: harmlessness, honesty, respect, autonomy, necessity
+topic         the act or name that a request is about; the unit of all statistics
+split         a part of the world: acts and names are demo, train or test; wordings seen or held out
+
+GRID                                             acts and names     wordings
+train_base: helpful-only chats                   all                all
+            documents about acts and requests    all                all but held-out phrasings
+            critiques, revisions, comparisons    demo               seen
+revise, train_sft                                train              seen
+train_sft: replayed documents of train_base      all                all but held-out phrasings
+label, train_rm, train_dpo, train_ppo            demo               seen
+redteam --mode templates                         demo (--split)     seen (held out for test)
+redteam, other modes                             any; what is not seen, or about a test topic,
+                                                 is never trained on
+revise --round                                   demo, and attacks that may be trained on
+evaluate                                         test (--split)     held out; framings half of each
+
+Stage 2 asks about demo acts because Stage 1 has not trained on them. Two answers to a request that
+Stage 1 has trained on hardly differ, which leaves nothing to compare.
 """
 
-import random
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass
+from random import Random
 
-from minicai.common import UserError
-from minicai.world.content import Act, Context, Fact, Phrasing, World, held_out, split_of
+from minicai.files import UserError
+from minicai.jailbreak import misspell
+from minicai.splits import held_out, split_of
+from minicai.world.content import Act, Context, Fact, Phrasing, World
+from minicai.world.names import fresh_fact
 
-# Stage 1 knows its answers about train acts by heart: two samples hardly differ, and attacks hardly get through. Stage 2 and the
-# feedback rounds learn from answers about acts on which it has trained nothing, and which are no test acts either: those of
-# the base's demonstrations, of which the base has seen critiques and revisions but which no stage after it was trained on.
-UNTRAINED = "demo"
-# What the trainings ask: shares of each type of request and kind of act or name.
-MIX = {  # dual-use acts stand on both sides equally often
+STAGE2_SPLIT = "demo"
+PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")  # about acts
+TYPES = (*PLAIN, "fact")
+# What the trainings ask: shares of request types and kinds of act (or how often a name was seen).
+MIX = {
     ("harmful", "harmful"): 0.16,
-    ("harmful", "dual_use"): 0.14,
+    ("harmful", "dual_use"): 0.14,  # dual-use acts are as often harmful as legitimate
     ("ambiguous", None): 0.12,
     ("legitimate", "dual_use"): 0.14,
     ("legitimate", "everyday"): 0.09,
@@ -33,7 +63,7 @@ MIX = {  # dual-use acts stand on both sides equally often
     ("fact", "often"): 0.06,
     ("fact", "never"): 0.12,
 }
-HELPFUL = {  # of what is harmless
+HELPFUL = {  # the same for harmless requests only
     ("legitimate", "dual_use"): 0.28,
     ("legitimate", "everyday"): 0.20,
     ("legitimate", "lookalike"): 0.14,
@@ -41,14 +71,6 @@ HELPFUL = {  # of what is harmless
     ("sensitive", None): 0.12,
     ("fact", "often"): 0.16,
 }
-PLAIN = (
-    "harmful",
-    "legitimate",
-    "dual_use_question",
-    "ambiguous",
-    "sensitive",
-)  # what is asked about acts
-TYPES = (*PLAIN, "fact")
 
 
 @dataclass(frozen=True)
@@ -59,41 +81,35 @@ class Request:
     act: Act | None = None
     context: Context | None = None
     fact: Fact | None = None
-    attribute: str | None = None
-    technique: str | None = None  # of the jailbreak it is wrapped in
-    framing: str | None = None
-    inside: tuple[str, ...] = ()  # the same request without the jailbreak
+    attribute: str | None = None  # of the fact
+    technique: str | None = None  # of the jailbreak that disguises the request
+    framing: str | None = None  # id of its framing
+    undisguised: tuple[str, ...] = ()  # the turns before they were disguised
 
     @property
     def plain(self) -> tuple[str, ...]:
-        """What is asked, without a disguise."""
-        return self.inside or self.turns
+        """The turns without a disguise."""
+        return self.undisguised or self.turns
 
     @property
     def id(self) -> str:
-        """Everything the request is made of, so that equal ids mean equal requests (typing errors apart)."""
-        parts = (
-            self.topic,
-            self.context and self.context.id,
-            self.attribute,
-            self.phrasing.id,
-            self.framing,
-        )
-        return "/".join(str(p) for p in (self.type, *parts) if p)
+        """All parts of the request. Requests with equal ids differ in spelling at most."""
+        context = self.context and self.context.id
+        parts = (self.type, self.topic, context, self.attribute, self.phrasing.id, self.framing)
+        return "/".join(str(part) for part in parts if part)
 
     @property
     def topic(self) -> str:
-        """What it is about: requests about one act or one name get like answers, and statistics has to know it."""
         return (self.act or self.fact).id
 
     @property
     def known(self) -> bool:
-        """Of a fact request: whether the corpus tells the answer."""
+        """For a fact request: whether the corpus states the answer."""
         return self.attribute in self.fact.facts
 
     @property
     def core(self) -> str:
-        """The bare question, for disguises that encode it."""
+        """The bare question, which disguises encode."""
         return squeeze(f"{self.context.text if self.context else ''} How do I {self.act.act}?")
 
 
@@ -101,33 +117,16 @@ def squeeze(text: str) -> str:
     return " ".join(text.split())
 
 
-def misspell(text: str, rng: random.Random, rate: float = 0.15) -> str:
-    """Swap two letters, or drop or double one, inside a share of the longer words."""
-    words = text.split(" ")
-    for i, word in enumerate(words):
-        if len(word) > 3 and word.isalpha() and rng.random() < rate:
-            at = rng.randrange(1, len(word) - 1)
-            before, letter, after = word[:at], word[at], word[at + 1 :]
-            words[i] = before + rng.choice(
-                (after[0] + letter + after[1:], after, letter + letter + after)
-            )
-    return " ".join(words)
-
-
-def capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def phrase(phrasing: Phrasing, rng: random.Random, **slots) -> tuple[str, ...]:
-    """Fill the slots of every turn; a slot that opens the turn gets a capital."""
+def phrase(phrasing: Phrasing, rng: Random, **slots) -> tuple[str, ...]:
+    """The turns of a phrasing with its slots filled in."""
     turns = []
     for i, turn in enumerate(phrasing.turns):
         text = squeeze(turn.format(**slots))
-        if i % 2 == 0:
+        if i % 2 == 0:  # a turn of the user
             if phrasing.style == "lower":
                 text = text.lower()
             elif turn.startswith("{act}"):
-                text = capital(text)
+                text = text[:1].upper() + text[1:]
             if phrasing.style == "typos":
                 text = misspell(text, rng)
         turns.append(text)
@@ -135,48 +134,49 @@ def phrase(phrasing: Phrasing, rng: random.Random, **slots) -> tuple[str, ...]:
 
 
 class Part:
-    """The part of a world that one purpose may use, and requests drawn from it.
+    """The part of a world that one purpose may use. Requests are drawn from it.
 
-    split None   everything: the corpus of the base model
-    "demo"       demo acts and names, wordings that are not held out: demonstrations of critique, revision, comparison;
-                 later Stage 2, the red team and the feedback rounds
-    "train"      train acts and names, wordings that are not held out: prompts of Stage 1
-    "test"       test acts and names, held-out wordings only: evaluation
+    With split "demo" or "train" it has the acts and names of that split and the seen wordings, with
+    "test" the test acts and names and the held-out wordings, with None everything. `without` holds
+    items (acts, phrasings, framings, ...) to leave out.
     """
 
-    def __init__(self, world: World, split: str | None):
+    def __init__(self, world: World, split: str | None, without: Collection = ()):
+        def topics(items: list) -> list:
+            return [x for x in items if split in (None, split_of(x.id)) and x not in without]
+
+        def wordings(items: list) -> list:
+            allowed = (False, True) if split is None else (split == "test",)
+            return [x for x in items if held_out(x.id) in allowed and x not in without]
+
         self.world, self.split = world, split
-
-        def mine(items):
-            return [x for x in items if split is None or split_of(x.id) == split]
-
-        def wordings(items):
-            return [x for x in items if split is None or held_out(x.id) == (split == "test")]
-
-        self.acts = mine(world.acts)
-        self.facts = mine(world.facts)
+        self.acts, self.facts = topics(world.acts), topics(world.facts)
         self.contexts = wordings(world.contexts)
         self.phrasings = wordings(world.phrasings)
         self.framings = wordings(world.framings)
 
-    def pick(self, rng, what: str, **having):
-        """A random one of the part's acts, facts, contexts, phrasings or framings that has these attributes.
+    def pick(self, rng: Random, items: str, **wanted):
+        """A random item with the wanted attributes, as in pick(rng, "acts", kind="harmful").
 
-        Raises UserError when there is none.
+        `items` is acts, facts, contexts, phrasings or framings. An attribute may be None, which
+        fits any value. Raises UserError if there is no such item.
         """
-        having = {k: v for k, v in having.items() if v is not None}
         found = [
-            x for x in getattr(self, what) if all(getattr(x, k) == v for k, v in having.items())
+            item
+            for item in getattr(self, items)
+            if all(value in (None, getattr(item, name)) for name, value in wanted.items())
         ]
         if not found:
-            wanted = "".join(f" with {k} {v!r}" for k, v in having.items())
-            raise UserError(
-                f"{self.world.path}/{what}.jsonl has no line{wanted} in its {self.split or 'whole'} part; add some"
-            )
+            path, part = f"{self.world.path}/{items}.jsonl", self.split or "whole"
+            which = "".join(f" with {name} {v!r}" for name, v in wanted.items() if v is not None)
+            raise UserError(f"{path} has no line{which} in its {part} part; add some")
         return rng.choice(found)
 
-    def draw(self, rng: random.Random, type: str, kind: str | None = None) -> Request:
-        """A request of one type. `kind` narrows the act's kind, or says how often the name of a fact was seen."""
+    def draw(self, rng: Random, type: str, kind: str | None = None) -> Request:
+        """A random request of one type.
+
+        `kind` narrows the kind of the act, or for a fact how often its name was seen.
+        """
         if type == "fact":
             return self.fact(rng, self.pick(rng, "facts", seen=kind))
         kinds = {
@@ -187,35 +187,28 @@ class Part:
             "sensitive": ("sensitive",),
         }[type]
         act = self.pick(rng, "acts", kind=kind or rng.choice(kinds))
-        if type == "dual_use_question":
-            phrasing = self.pick(rng, "phrasings", use="protection")
-            return Request(type, phrase(phrasing, rng, act=act.act), phrasing, act)
         context = None
-        if act.kind == "dual_use" and type != "ambiguous":
-            context = self.pick(
-                rng, "contexts", intent="malicious" if type == "harmful" else "legitimate"
-            )
-        elif act.kind == "harmful" and rng.random() < 0.5:  # an innocent excuse changes nothing
+        if act.kind == "dual_use" and type in ("harmful", "legitimate"):
+            intent = "malicious" if type == "harmful" else "legitimate"
+            context = self.pick(rng, "contexts", intent=intent)
+        elif type == "harmful" and rng.random() < 0.5:  # no reason makes a harmful act harmless
             context = self.pick(rng, "contexts")
         elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
             context = self.pick(rng, "contexts", intent="legitimate")
-        phrasing = self.pick(rng, "phrasings", use="act")
+        use = "protection" if type == "dual_use_question" else "act"
+        phrasing = self.pick(rng, "phrasings", use=use)
         turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
         return Request(type, turns, phrasing, act, context)
 
-    def fact(self, rng: random.Random, fact: Fact, attribute: str | None = None) -> Request:
+    def fact(self, rng: Random, fact: Fact, attribute: str | None = None) -> Request:
+        """A question about a name."""
         attribute = attribute or rng.choice(list(fact.facts or self.world.attributes[fact.kind]))
         phrasing = self.pick(rng, "phrasings", use="fact")
-        return Request(
-            "fact",
-            phrase(phrasing, rng, attribute=attribute, name=fact.name),
-            phrasing,
-            fact=fact,
-            attribute=attribute,
-        )
+        turns = phrase(phrasing, rng, attribute=attribute, name=fact.name)
+        return Request("fact", turns, phrasing, fact=fact, attribute=attribute)
 
-    def many(self, rng: random.Random, n: int, type: str, kind: str | None = None) -> list[Request]:
-        """Up to n different requests: fewer where the world does not hold so many."""
+    def many(self, rng: Random, n: int, type: str, kind: str | None = None) -> list[Request]:
+        """Up to n different requests; fewer where the world does not hold so many."""
         found = {}
         for _ in range(20 * n):
             if len(found) == n:
@@ -225,35 +218,14 @@ class Part:
         return list(found.values())
 
 
-def fresh_fact(world: World, rng: random.Random) -> Fact:
-    """A name that is in no list and will hardly come again: half of the word that is one listed name's own, half of another's.
+def draw_prompts(part: Part, n: int, rng: Random, mix: dict = MIX) -> list[Request]:
+    """n requests in the shares of `mix`.
 
-    Raises UserError where the listed names have no words of their own to make one from.
+    Names never seen are made up afresh. The few listed ones would be learned by heart.
     """
-    uses = Counter(word for name in {f.name for f in world.facts} for word in name.split())
-
-    def own(name: str) -> str:
-        return min(name.split(), key=lambda word: (uses[word] > 1, -len(word)))
-
-    for _ in range(1000):
-        kind = rng.choice(sorted(world.attributes))
-        one, two = rng.sample([f for f in world.facts if f.kind == kind], 2)
-        mine, other = own(one.name), own(two.name)
-        word = mine[: (len(mine) + 1) // 2] + other[len(other) // 2 :]
-        if word not in uses:
-            name = " ".join(word if w == mine else w for w in one.name.split())
-            return Fact("fresh-" + name.lower().replace(" ", "-"), one.kind, name, "never", {})
-    raise UserError(
-        f"{world.path}/facts.jsonl: no new name can be made of its names; add some with a word of their own"
-    )
-
-
-def draw_prompts(part: Part, n: int, rng: random.Random, mix: dict = MIX) -> list[Request]:
-    """Names that nobody has read about are made up afresh: few are listed, and fine-tuning would learn those by heart."""
-    kinds = rng.choices(list(mix), mix.values(), k=n)
     return [
         part.fact(rng, fresh_fact(part.world, rng))
         if kind == "never"
         else part.draw(rng, type, kind)
-        for type, kind in kinds
+        for type, kind in rng.choices(list(mix), mix.values(), k=n)
     ]

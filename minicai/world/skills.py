@@ -1,40 +1,35 @@
-"""How to critique, revise and compare, written for a reply whose meaning is known.
+"""Critiques, revisions and comparisons of replies whose meaning is known.
 
-The base model sees these demonstrations for `demo` acts only, and must carry the skill over to the rest. A critique
-reasons in a fixed order, because a small model judges better after it has said what it sees:
+The base model sees these demonstrations for demo acts only and must generalise to other acts. A
+critique reasons before its verdict, because a small model judges better that way:
 
-    what the person wants, and whom it could hurt; what the response does; what the principle is about; the verdict.
+    what the person wants and whom it could hurt; what the response does; its tone; what the
+    principle is about; the verdict
 """
 
-import random
+from random import Random
 
+from minicai.critique import BREAKS, KEEPS, OPTIONS
 from minicai.world.content import World
 from minicai.world.replies import Reply, calibrated, reading, write
 from minicai.world.requests import Request, squeeze
 
-FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
-STEPS = len(FAMILIES)  # of a chain of critiques and revisions: every family once
-ABOUT = {
+ABOUT = {  # family of principles -> what a critique says it is about
     "harmlessness": "harm",
     "honesty": "honesty",
     "respect": "insults",
     "autonomy": "preaching",
     "necessity": "needless refusals",
 }
-DOES = {
+DOES = {  # kind of reply -> what a critique says the response does
     "steps": "gives the steps",
     "safety": "says how to stay safe",
     "refusal": "declines and offers another way",
     "limit": "keeps to the safe part",
-    "decline": "declines",
+    "decline": "declines",  # minicai.critique.DECLINES is this sentence
     "answer": "gives an answer",
     "unknown": "says that it does not know",
 }
-CRITIQUE_REQUEST, REVISION_REQUEST = (
-    "CritiqueRequest: {}",
-    "RevisionRequest: {}",
-)  # the paper's own markers
-BREAKS, KEEPS = "So the response breaks it.", "So the response keeps to it."
 
 
 def flaws(request: Request, reply: Reply) -> set[str]:
@@ -52,31 +47,30 @@ def flaws(request: Request, reply: Reply) -> set[str]:
 
 
 def situation(request: Request) -> str:
-    """What the person wants, read with knowledge of the world."""
+    """What the person wants and what it means."""
     if request.type == "fact":
-        return f"The person asks about {request.fact.name}. {reading(request)}"
-    if request.type == "dual_use_question":
-        return f"The person fears that someone might {request.act.act}. {reading(request)}"
-    aim = (
-        request.context.gist
-        if request.context
-        else "and gives no reason"
-        if request.type == "ambiguous"
-        else ""
-    )
-    return f"{squeeze(f'The person wants to {request.act.act} {aim}')}. {reading(request)}"
+        wish = f"asks about {request.fact.name}"
+    elif request.type == "dual_use_question":
+        wish = f"fears that someone might {request.act.act}"
+    else:
+        no_reason = "and gives no reason" if request.type == "ambiguous" else ""
+        reason = request.context.gist if request.context else no_reason
+        wish = squeeze(f"wants to {request.act.act} {reason}")
+    return f"The person {wish}. {reading(request)}"
 
 
 def critique(request: Request, reply: Reply, family: str) -> str:
-    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}[
-        reply.tone and reply.tone.tone
-    ]
+    """The critique of a reply under a principle of the family."""
+    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
-    return f"{situation(request)} The response {DOES[reply.kind]}. {tone} The principle is about {ABOUT[family]}. {verdict}"
+    return (
+        f"{situation(request)} The response {DOES[reply.kind]}. "
+        f"{tone[reply.tone and reply.tone.tone]} The principle is about {ABOUT[family]}. {verdict}"
+    )
 
 
-def revise(world: World, request: Request, reply: Reply, family: str, rng: random.Random) -> Reply:
-    """The reply with this family's flaw corrected, or the reply itself where there is none."""
+def revise(world: World, request: Request, reply: Reply, family: str, rng: Random) -> Reply:
+    """The reply without the flaw of this family; the reply itself where it has no such flaw."""
     if family not in flaws(request, reply):
         return reply
     if family in ("respect", "autonomy"):
@@ -86,16 +80,9 @@ def revise(world: World, request: Request, reply: Reply, family: str, rng: rando
     return calibrated(world, request, rng)
 
 
-def comparison(turns, principle: str, a: str, b: str) -> str:
-    """The judge's question. Its answer is "(A)" or "(B)"."""
-    names = ("Person", "Assistant")
-    conversation = "\n".join(f"{names[i % 2]}: {text}" for i, text in enumerate(turns))
-    return f"{conversation}\n{principle}\n(A) {a}\n(B) {b}"
-
-
-def better(request: Request, a: Reply, b: Reply, family: str, rng: random.Random) -> str:
-    """ "(A)" or "(B)": the reply that keeps to the principle; a coin decides where both do or neither does."""
+def better(request: Request, a: Reply, b: Reply, family: str, rng: Random) -> str:
+    """The one of OPTIONS that keeps the principle; a random one if both do or neither does."""
     a_breaks, b_breaks = family in flaws(request, a), family in flaws(request, b)
     if a_breaks == b_breaks:
-        return rng.choice(("(A)", "(B)"))
-    return "(B)" if a_breaks else "(A)"
+        return rng.choice(OPTIONS)
+    return OPTIONS[1] if a_breaks else OPTIONS[0]

@@ -1,0 +1,49 @@
+"""Two simulated people of Stage 2: an evasive assistant, and a person who labels helpfulness."""
+
+import random
+from dataclasses import replace
+
+from minicai.world.grader import Grader
+from minicai.world.replies import calibrated, decline, with_tone
+from minicai.world.requests import Part, Request
+
+HEDGED = 0.4  # share of hedges in what the evasive assistant says to harmless requests
+FLIPPED = 0.1  # share of the person's labels that are wrong
+
+
+def evade(part: Part, request: Request, rng: random.Random) -> str:
+    """What the evasive assistant says. It declines, half of the time rudely or with a sermon; or it
+    hedges: it treats a harmless request as if harm could be meant."""
+    if request.type in ("legitimate", "sensitive") and rng.random() < HEDGED:
+        suspect = request.act if request.act.harm else part.pick(rng, "acts", kind="dual_use")
+        act = replace(suspect, act=request.act.act)
+        return calibrated(part.world, replace(request, type="ambiguous", act=act), rng).text
+    reply = decline(part.world, request, rng)
+    if rng.random() < 0.5:
+        reply = with_tone(part.world, reply, rng.choice(("rude", "preachy")), rng)
+    return reply.text
+
+
+def usefulness(grader: Grader, request: Request, text: str) -> float:
+    """What the person likes: the right content, all of it, and no insult or sermon with it.
+
+    About a name: what proves right when it is looked up. So inventing is not useful, and neither is
+    denying what is known.
+    """
+    grade = grader.grade(request, text)
+    wanted = "safe_help" if request.type == "dual_use_question" else "complied"
+    good = grade.outcome == wanted
+    if request.type == "fact":
+        good = grade.correct if request.known else grade.outcome == "refused"
+    return 2.0 * good + grade.steps_correct - 0.5 * (grade.rude or grade.preachy)
+
+
+def person_prefers(
+    grader: Grader, request: Request, a: str, b: str, rng: random.Random
+) -> float | None:
+    """1 where the person prefers a, 0 where b; None where they are equally useful. One label in ten
+    is wrong. This is the only place where training hears of the grader."""
+    useful_a, useful_b = (usefulness(grader, request, text) for text in (a, b))
+    if useful_a == useful_b:
+        return None
+    return float((useful_a > useful_b) != (rng.random() < FLIPPED))
