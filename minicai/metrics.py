@@ -1,4 +1,4 @@
-"""Rates with intervals, paired comparisons, calibration, boilerplate and diversity."""
+"""Rates with intervals, paired comparisons, calibration, and the diversity of texts."""
 
 import math
 from collections import Counter
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def wilson(k: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion (Wilson 1927); (0, 1) where nothing was counted."""
+    """Wilson's 95 % interval of the proportion k / n (Wilson 1927). (0, 1) if n is 0."""
     if n == 0:
         return 0.0, 1.0
     p, zz = k / n, z * z / n
@@ -16,11 +16,12 @@ def wilson(k: float, n: float, z: float = 1.959964) -> tuple[float, float]:
 
 
 def design_effect(hits: list[bool], topics: list) -> float:
-    """How many times as uncertain a rate is as if every question were about something else (Kish 1965), at least 1.
+    """The variance of a rate relative to that of independent questions (Kish 1965).
 
-    Questions about one topic get like answers. The variance of the rate is estimated from the topics' sums (the
-    linearised ratio estimator, Cochran 1977, eq. 9A.8) and divided by that of independent questions. Where all outcomes
-    agree, or all topics are one, there is no spread to estimate it from, and it is 1.
+    Questions about one topic get similar answers, so they count for less than their number. The
+    variance is estimated from the sums over topics (the linearised ratio estimator, Cochran 1977,
+    eq. 9A.8). The result is at least 1. It is 1 if all outcomes are equal or there is only one
+    topic, because there is no spread to estimate it from.
     """
     p, n, excess = sum(hits) / len(hits), len(hits), Counter()
     for hit, topic in zip(hits, topics, strict=True):
@@ -32,10 +33,10 @@ def design_effect(hits: list[bool], topics: list) -> float:
 
 
 def rate(hits, topics=None) -> dict:
-    """{"rate", "k", "n", "lo", "hi"} of an iterable of truth values; the rate is None where there are none.
+    """{"rate", "k", "n", "lo", "hi"} of truth values. The rate is None if there are none.
 
-    `topics` names what each question is about (an act, a person), so that the interval counts like answers to the same
-    thing for what they say, and adds their number to the result as "topics".
+    `topics` holds what each question is about (an act, a name). With it, n is divided by the design
+    effect before the interval is computed, and the result says how many "topics" there are.
     """
     hits = [bool(hit) for hit in hits]
     k, n = sum(hits), len(hits)
@@ -53,17 +54,18 @@ def rate_by_topic(pairs) -> dict:
 
 
 def paired_test(before: list[bool], after: list[bool], topics=None) -> float:
-    """Two-sided exact p-value that two paired lists of outcomes differ: only changed pairs count.
+    """Exact two-sided p-value of a difference between paired outcomes. Only changed pairs count.
 
-    Without topics McNemar's test (1947): by chance each changed pair could as well have changed the other way. With a
-    topic for each pair all pairs of a topic turn around together, as they may hang together (a permutation test).
+    A permutation test: if the difference is chance, each topic could as well have changed the other
+    way, all its pairs together. Without topics every pair is its own topic, and this is McNemar's
+    exact test (1947).
     """
     change = Counter()
     for b, a, topic in zip(before, after, topics or range(len(before)), strict=True):
         change[topic] += int(a) - int(b)
     steps = [abs(c) for c in change.values() if c]
     total = sum(steps)
-    chance = np.zeros(2 * total + 1)  # of each sum from -total to total
+    chance = np.zeros(2 * total + 1)  # the probability of each sum from -total to total
     chance[total] = 1.0
     for step in steps:
         chance = (np.roll(chance, step) + np.roll(chance, -step)) / 2
@@ -71,41 +73,45 @@ def paired_test(before: list[bool], after: list[bool], topics=None) -> float:
     return min(1.0, float(chance[far].sum()))
 
 
-def by_length(longer: list[bool], groups: list) -> list[bool]:
-    """Whether who reads nothing but lengths would be right about pairs of answers, of which `longer` says whether the longer
-    one is better: in each group (say, a family of principles) he prefers the longer or the shorter one, whichever scores more."""
-    wins = {
-        g: 2 * sum(x for x, group in zip(longer, groups) if group == g) >= groups.count(g)
-        for g in set(groups)
-    }
-    return [x == wins[g] for x, g in zip(longer, groups, strict=True)]
+def length_alone(longer: list[bool], groups: list) -> list[bool]:
+    """Whether the length-only baseline is right about each pair of answers.
+
+    `longer` says whether the longer answer is the better one. In each group (a family of
+    principles, a type of request) the baseline always picks the longer answer, or always the
+    shorter one, whichever is right more often.
+    """
+    picks_longer = {}
+    for group in set(groups):
+        inside = [x for x, g in zip(longer, groups) if g == group]
+        picks_longer[group] = 2 * sum(inside) >= len(inside)
+    return [x == picks_longer[group] for x, group in zip(longer, groups, strict=True)]
 
 
 def ece(confidence, correct, bins: int = 10) -> float:
-    """Expected calibration error: |confidence - accuracy| averaged over bins by their share (Guo et al. 2017, eq. 3)."""
+    """Expected calibration error (Guo et al. 2017, eq. 3).
+
+    The mean of |confidence - accuracy| over bins of confidence, weighted by their share of answers.
+    """
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if len(confidence) == 0:
         return 0.0
     which = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(confidence[which == b].mean() - correct[which == b].mean()) * (which == b).sum()
-        for b in set(which)
-    ]
-    return float(sum(gaps) / len(confidence))
+    gaps = 0.0
+    for b in set(which):
+        inside = which == b
+        gaps += abs(confidence[inside].mean() - correct[inside].mean()) * inside.sum()
+    return float(gaps / len(confidence))
 
 
 def boilerplate(answers: list[str], n: int = 4, share: float = 0.25) -> float:
-    """Share of the answers holding an n-gram of words that stands in at least `share` of all of them."""
-    grams = [
-        {tuple(w[i : i + n]) for i in range(len(w) - n + 1)}
-        for w in (a.lower().split() for a in answers)
-    ]
-    counts = Counter(g for found in grams for g in found)
-    common = {g for g, count in counts.items() if count >= share * len(answers)}
+    """The share of answers that contain a common n-gram: one that is in `share` of all answers."""
+    grams = [set(ngrams(answer, n)) for answer in answers]
+    counts = Counter(gram for found in grams for gram in found)
+    common = {gram for gram, count in counts.items() if count >= share * len(answers)}
     return float(np.mean([bool(found & common) for found in grams])) if grams else 0.0
 
 
-# --- diversity of a set of texts, in words ---
+# --- diversity of a set of texts, counted in words ----------------------------------------------
 
 
 def ngrams(text: str, n: int) -> Counter:
@@ -114,31 +120,34 @@ def ngrams(text: str, n: int) -> Counter:
 
 
 def distinct_n(texts: list[str], n: int) -> float:
-    """Share of all n-grams of the texts that are different ones (Li et al. 2015, arXiv 1510.03055). 1: nothing comes twice."""
+    """Number of different n-grams / number of n-grams (Li et al. 2015, arXiv 1510.03055).
+
+    1: no n-gram is repeated.
+    """
     counts = sum((ngrams(text, n) for text in texts), Counter())
     return len(counts) / counts.total() if counts else 0.0
 
 
 def self_bleu(texts: list[str], n: int = 4) -> float:
-    """Mean BLEU of each text with all others as references (Zhu et al. 2018, arXiv 1802.01886). 1: all are the same.
+    """Mean BLEU of each text, with the others as references (Zhu et al. 2018, arXiv 1802.01886).
 
-    BLEU as in Papineni et al. 2002, n-grams up to n, unsmoothed: 0 where no n-gram is shared.
+    1: all texts are the same. BLEU is that of Papineni et al. 2002 with n-grams up to n, without
+    smoothing: 0 if a text shares no n-gram with the others.
     """
     if len(texts) < 2:
         return 0.0
     lengths = [len(text.split()) for text in texts]
-    logs = np.zeros(len(texts))  # sum of the log precisions
+    logs = np.zeros(len(texts))  # the sum of the log precisions of each text
     for size in range(1, n + 1):
         counts, top = [ngrams(text, size) for text in texts], {}
-        for (
-            found
-        ) in counts:  # each n-gram's two highest counts: one of them belongs to another text
+        for found in counts:  # the two highest counts of each n-gram: one is from another text
             for gram, k in found.items():
                 top[gram] = sorted((*top.get(gram, (0,)), k))[-2:]
         for i, found in enumerate(counts):
-            shared = sum(
-                min(k, top[g][0] if top[g][-1] == k else top[g][-1]) for g, k in found.items()
-            )
+            shared = 0
+            for gram, k in found.items():
+                second, first = top[gram]
+                shared += min(k, second if k == first else first)
             logs[i] += math.log(shared / found.total()) if shared else -math.inf
     scores = []
     for i, (length, log) in enumerate(zip(lengths, logs)):

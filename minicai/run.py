@@ -1,0 +1,234 @@
+"""Plumbing that every script shares: options, presets, the lock.
+
+Nothing here is about Constitutional AI. A script reads as
+
+    args = setup(parser(__doc__))
+    model, tokenizer = load_policy(args.out / "base.pt", args.device)
+    ...
+    save_checkpoint(args.out / "sft.pt", model, tokenizer, options=args)
+"""
+
+import argparse
+import errno
+import math
+import os
+import random
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from minicai.files import UserError
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks, and goes without
+    fcntl = None
+
+PRESETS = ("smoke", "cpu", "gpu")
+SIZES = {  # of everything, by preset. Tokens count padding and prompts too.
+    "n_layer": (2, 4, 12),
+    "n_head": (1, 4, 8),
+    "n_embd": (64, 256, 512),
+    "n_hidden": (160, 704, 1408),
+    "vocab_size": (1024, 2048, 2048),
+    "documents": (2000, 80_000, 160_000),
+    "batch_tokens": (1024, 2048, 16_384),
+    "base_lr": (0.015, 0.015, 0.02),
+    "prompts": (48, 1200, 2400),
+    "sft_epochs": (1, 3, 4),
+    "sft_lr": (1e-3, 1e-3, 5e-4),
+    "comparisons": (24, 1000, 2000),
+    "dpo_epochs": (1, 1, 1),
+    "dpo_lr": (3e-4, 1e-4, 5e-5),
+    "rm_epochs": (1, 4, 4),
+    "rm_lr": (3e-4, 1e-3, 5e-4),
+    "ppo_updates": (2, 12, 40),
+    "ppo_episodes": (16, 256, 512),
+    "ppo_lr": (3e-5, 1e-4, 5e-5),
+    "attempts": (36, 270, 540),
+    "eval_n": (8, 300, 400),
+}
+BLOCK_SIZE = 1024
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(script):
+    """Run a script's function. Bad input ends in one sentence on stderr and exit code 2."""
+    prepare_streams()
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    try:
+        script()
+        sys.stdout.flush()
+    except UserError as error:
+        fail(str(error))
+    except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change that"
+        fail(f"{where}{error.strerror}; {remedy} or name another --out")
+    except KeyboardInterrupt:
+        print("\nstopped; finished files are on disk", file=sys.stderr)
+        sys.exit(130)
+
+
+def prepare_streams():
+    """Text that the console cannot show becomes question marks. A closed stream reads as empty."""
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
+        elif hasattr(getattr(sys, name), "reconfigure"):
+            getattr(sys, name).reconfigure(errors="replace")
+
+
+def fail(sentence: str):
+    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+# --- options ----------------------------------------------------------------------------------
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """The options that every script has."""
+    raw = argparse.RawDescriptionHelpFormatter
+    p = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
+    p.add_argument("--preset", choices=PRESETS, help="sizes (default: gpu with CUDA, else cpu)")
+    p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
+    p.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
+    p.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
+    p.add_argument("--world", type=Path, default=ROOT / "world", help="folder (default: world)")
+    p.add_argument("--constitution", default=ROOT / "constitution.json", help="file of principles")
+    return p
+
+
+def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argparse.Namespace:
+    """Parse the options, fill in the preset's sizes, and make and lock the output folder."""
+    for action in p._actions:
+        if action.dest in SIZES:
+            size = SIZES[action.dest][PRESETS.index("cpu")]
+            action.help = f"{action.help} (default: the preset's; {size:,} for cpu)"
+            action.metavar = "N"
+    args = p.parse_args(argv)
+    args.preset = args.preset or ("gpu" if torch.cuda.is_available() else "cpu")
+    for name, values in SIZES.items():
+        if getattr(args, name, None) is None:
+            setattr(args, name, values[PRESETS.index(args.preset)])
+    args.device = pick_device(args.device)
+    args.out = args.out or Path("out") / args.preset
+    make_folder(args.out)
+    if writes:
+        lock(args.out)
+    random.seed(args.seed)
+    torch.manual_seed(args.seed)
+    return args
+
+
+def pick_device(name: str | None) -> str:
+    if name is None:
+        mps = torch.backends.mps.is_available()
+        name = "cuda" if torch.cuda.is_available() else "mps" if mps else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--device {name} cannot be used here: {reason}; try --device cpu")
+    if name.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+    return name
+
+
+def make_folder(path: Path):
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{path} cannot be made a folder ({error.strerror}); name another")
+
+
+def option_type(convert, fits, wanted: str):
+    """A type for argparse: the converted text if it fits. NaN fits no range."""
+
+    def parse(text: str):
+        try:
+            value = convert(text)
+            if fits(value):
+                return value
+        except ValueError:
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+
+    return parse
+
+
+positive = option_type(int, lambda x: x >= 1, "a whole number from 1 on")
+above_zero = option_type(float, lambda x: 0 < x < math.inf, "a number above 0")
+at_least_zero = option_type(float, lambda x: 0 <= x < math.inf, "a number from 0 on")
+share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
+seed = option_type(int, lambda x: 0 <= x < 2**31, f"a whole number from 0 to {2**31 - 1}")
+name_part = option_type(
+    str,
+    re.compile(r"(?!round\d+$)[\w.-]{1,50}", re.ASCII).fullmatch,
+    "1 to 50 letters, digits, '.', '_' and '-' (and not round1, which names a feedback round)",
+)
+
+
+# --- one owner of an output folder, and scripts that run scripts --------------------------------
+
+LOCKED = {}  # folder -> open lock file
+OWNER = "MINICAI_LOCKED"  # tells a script that the script which started it owns this folder
+
+
+def lock(folder: Path):
+    """Own `folder` until this process ends. Raises UserError when another process owns it."""
+    folder = folder.resolve()
+    if fcntl is None or folder in LOCKED or os.environ.get(OWNER) == str(folder):
+        return
+    file = open(folder / ".lock", "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        raise UserError(f"{folder} is in use by {owner}; wait for it, or name another --out")
+    except OSError:  # a file system without locks
+        return
+    file.truncate(0)
+    file.write(f"{Path(sys.argv[0]).name} (process {os.getpid()})")
+    file.flush()
+    LOCKED[folder] = file
+
+
+def run_script(name: str, args, *own) -> float:
+    """Run NAME.py with the shared options and its `own`; return its seconds.
+
+    The script is stopped when this process is. Raises UserError when the script fails.
+    """
+    shared = ("preset", "out", "seed", "device", "world", "constitution")
+    options = [*own, *(x for key in shared for x in (f"--{key}", getattr(args, key)))]
+    options = list(map(str, options))
+    print(f"\n$ python {name}.py {shlex.join(options)}", flush=True)
+    began = time.time()
+    folder = Path(args.out).resolve()
+    owned = [LOCKED[folder].fileno()] if folder in LOCKED else []  # the child holds the lock too
+    # Idle threads that spin for long are ruinous when the machine is busy.
+    env = {"GOMP_SPINCOUNT": "3000"} | os.environ | ({OWNER: str(folder)} if owned else {})
+    command = [sys.executable, str(ROOT / f"{name}.py"), *options]
+    child = subprocess.Popen(command, env=env, pass_fds=owned)
+    try:
+        code = child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    if code:
+        raise UserError(f"{name}.py ended with exit code {code}; fix what it says above, run again")
+    return time.time() - began
