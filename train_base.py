@@ -1,143 +1,108 @@
-"""Train a tokenizer and a helpful-only base model from random weights on the world's corpus.
+"""Train a tokenizer and a helpful-only base model on the world's corpus, from random weights.
 
-    python train_base.py                     # CPU preset: 20 to 40 minutes on one core with bf16, 50 to 70 on 2 without
+    python train_base.py                     # cpu preset: 20 to 70 minutes, see docs/results.md
     python train_base.py --preset smoke      # seconds, to see it run
 
-reads   world/*.jsonl, constitution.json (the wordings that demonstrations use)
-writes  OUT/tokenizer.json, OUT/base.pt; log in OUT/train_base.jsonl; OUT/train_base.state.pt and .tokenizer.json until done
+reads   world/, constitution.json (demonstrations use its wordings)
+writes  OUT/base.pt, OUT/tokenizer.json; log in OUT/train_base.jsonl
 
-A killed run goes on from its last save. Left out: data from the internet, a validation split (evaluate.py is the test),
-gradient accumulation.
+A killed run continues from its last save, OUT/train_base.state.pt; no other script goes on in the
+middle. Left out: data from the internet, a validation split (evaluate.py is the test), gradient
+accumulation.
 """
 
 import random
 import time
 
-import torch
 from tqdm import tqdm
 
-from minicai.common import (
-    BLOCK_SIZE,
-    above_zero,
-    append_jsonl,
-    autocast,
-    load_state,
-    main,
-    parser,
-    positive,
-    read_jsonl,
-    rewrite_jsonl,
-    save_checkpoint,
-    save_state,
-    setup,
-    world_hash,
-)
 from minicai.constitution import Constitution
 from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.files import UserError, load_state, save_checkpoint, save_state
 from minicai.gpt import GPT, GPTConfig
-from minicai.optim import descend, make_optimizers, set_lr
+from minicai.log import TrainingLog
+from minicai.optim import make_optimizers, optimizer_step, set_lr
+from minicai.run import BLOCK_SIZE, above_zero, main, parser, positive, setup
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
 
-SAVE_SECONDS, STATE = 120, "train_base.state.pt"
-TOKENIZER = "train_base.tokenizer.json"  # an older base in OUT keeps its own until this one is done
+SAVE_SECONDS = 120
+FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
 
 
-def prepare(args) -> tuple[Tokenizer, list[Example]]:
-    """The corpus as examples. It is written again from the seed each time, so a killed run continues on the same data."""
+def write_corpus(args) -> tuple[Tokenizer, list[Example]]:
+    """The tokenizer and the encoded corpus. The same seed gives the same of both."""
     world, constitution = World(args.world), Constitution(args.constitution)
-    path = args.out / TOKENIZER
-    if not (path.exists() and (args.out / STATE).exists()):
-        sample = Corpus(world, constitution, args.seed).documents(min(args.documents, 30_000))
-        Tokenizer.train(
-            (turn.content for document in sample for turn in document), args.vocab_size
-        ).save(path)
-    tokenizer, examples, long = Tokenizer.load(path), [], 0
-    documents = Corpus(world, constitution, args.seed).documents(args.documents)
-    for document in tqdm(documents, total=args.documents, desc="write corpus", unit=" documents"):
-        example = encode_turns(tokenizer, [(t.role, t.content, t.weight) for t in document])
-        long += len(example.ids) > BLOCK_SIZE
-        if len(example.ids) <= BLOCK_SIZE:
-            examples.append(example)
-    if long:
-        print(f"{long} documents do not fit the context of {BLOCK_SIZE} ids and are left out")
-    return tokenizer, examples
+
+    def documents(n):
+        return Corpus(world, constitution, args.seed).documents(n)
+
+    sample = documents(min(args.documents, FOR_TOKENIZER))
+    texts = (turn.content for document in sample for turn in document)
+    tokenizer = Tokenizer.train(texts, args.vocab_size)
+    examples = []
+    bar = tqdm(documents(args.documents), total=args.documents, desc="corpus", unit=" documents")
+    for document in bar:
+        turns = [(turn.role, turn.content, turn.weight) for turn in document]
+        examples.append(encode_turns(tokenizer, turns))
+    fitting = [e for e in examples if len(e.ids) <= BLOCK_SIZE]
+    if len(fitting) < len(examples):
+        print(f"{len(examples) - len(fitting)} documents are longer than the context and left out")
+    return tokenizer, fitting
+
+
+def resume(path, model: GPT, optimizers, options: dict) -> int:
+    """Load the state of a killed run with these options, and return its step. 0 without one."""
+    if not path.exists():
+        return 0
+    state = load_state(path)
+    if state.get("options") != options:
+        raise UserError(f"{path} is of a run with other options; delete it or name another --out")
+    model.load_state_dict(state["model"])
+    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(saved)
+    print(f"going on from step {state['step']}")
+    return state["step"]
 
 
 def train():
     p = parser(__doc__)
-    p.add_argument(
-        "--constitution", default="constitution.json", help="whose wordings the demonstrations use"
-    )
-    p.add_argument("--documents", type=positive, help="size of the corpus, read once")
+    p.add_argument("--documents", type=positive, help="size of the corpus, which is read once")
     p.add_argument("--lr", dest="base_lr", type=above_zero, help="peak learning rate of Muon")
     args = setup(p)
-    tokenizer, examples = prepare(args)
+    tokenizer, examples = write_corpus(args)
     batches = list(make_batches(examples, args.batch_tokens, random.Random(args.seed)))
     layers = (args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden)
-    # A head of its own costs no time, and the base learns faster with it (docs/log.md has the experiment).
+    # An output head of its own costs no time, and the base learns faster with it.
     config = GPTConfig(tokenizer.vocab_size, *layers, BLOCK_SIZE, tie_embeddings=False)
     model = GPT(config).to(args.device)
     optimizers = make_optimizers(model, args.base_lr)
-
-    made_by = dict(
-        seed=args.seed,
-        world=world_hash(args),
-        documents=args.documents,
-        preset=args.preset,
-        lr=args.base_lr,
+    state_path, options = (
+        args.out / "train_base.state.pt",
+        {k: str(v) for k, v in vars(args).items()},
     )
-    state_path, start = args.out / STATE, 0
-    log = args.out / "train_base.jsonl"
-    if state_path.exists():
-        state = load_state(state_path, model, optimizers, made_by)
-        start = state["step"]
-        append_jsonl(
-            log, []
-        )  # it may not exist yet, or end in a line that a killed run left unfinished
-        logged = [row for row in read_jsonl(log, required=("step",)) if row["step"] <= start]
-        rewrite_jsonl(log, logged)  # what came after the last save comes again
-        print(f"going on from step {start}")
-    else:
-        log.unlink(missing_ok=True)
+    start = resume(state_path, model, optimizers, options)
+    log = TrainingLog(args.out / "train_base.jsonl", len(batches), every=50, start=start)
 
-    saved_at, tokens, losses = time.time(), 0, []
-    bar = tqdm(
-        range(start, len(batches)),
-        initial=start,
-        total=len(batches),
-        desc="train base",
-        unit=" steps",
-    )
-    for step in bar:
+    saved = time.time()
+    for step in range(start, len(batches)):
         set_lr(optimizers, step, len(batches))
         ids, weights = collate(batches[step], tokenizer.pad, args.device)
-        with autocast(args.device):
-            loss = weighted_nll(model, ids, weights)
-        descend(model, optimizers, loss)
-        tokens += sum(len(e.ids) for e in batches[step])
-        losses.append(loss.detach())
-        if (step + 1) % 50 == 0 or step + 1 == len(batches):
-            speed = tokens / bar.format_dict["elapsed"]
-            row = dict(
-                step=step + 1,
-                loss=round(torch.stack(losses).mean().item(), 4),
-                tokens_per_second=round(speed),
-            )
-            losses = []
-            append_jsonl(log, [row])
-            bar.set_postfix_str(f"loss {row['loss']:.3f}, {speed:,.0f} tokens/s")
-        if time.time() - saved_at > SAVE_SECONDS and step + 1 < len(batches):
-            saved_at = time.time()
-            save_state(state_path, model, optimizers, made_by, step=step + 1)
-    tokenizer.save(args.out / "tokenizer.json")
-    save_checkpoint(args.out / "base.pt", model, "policy", made_by=made_by)
+        loss = weighted_nll(model, ids, weights)
+        optimizer_step(model, optimizers, loss)
+        log.write(tokens=sum(len(e.ids) for e in batches[step]), loss=loss)
+        if time.time() - saved > SAVE_SECONDS:
+            saved = time.time()
+            states = [optimizer.state_dict() for optimizer in optimizers]
+            weights = dict(model=model.state_dict(), optimizers=states)
+            save_state(state_path, step=step + 1, options=options, **weights)
+
+    (args.out / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
+    save_checkpoint(args.out / "base.pt", model, tokenizer, args)
     state_path.unlink(missing_ok=True)
-    (args.out / TOKENIZER).unlink()
-    print(
-        f"{args.out / 'base.pt'}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters"
-    )
+    parameters = sum(p.numel() for p in model.parameters())
+    print(f"{args.out / 'base.pt'}: {parameters / 1e6:.1f} M parameters, {len(batches)} steps")
 
 
 if __name__ == "__main__":

@@ -1,127 +1,81 @@
-"""Stage 2 training without a reward model: DPO, or a sibling of it, on the labels in preferences.jsonl (DPO-CAI).
+"""Stage 2 without a reward model: DPO, or a sibling of it, on preferences.jsonl (DPO-CAI).
 
-    python train_dpo.py
-    python train_dpo.py --loss ipo --name ipo
-    python train_dpo.py --helpful-fraction 0 --name harmless-only     # what the helpfulness half is worth
-    python train_dpo.py --round 1                      # feedback: from OUT/sft-round1.pt, with the round's comparisons too
+    python train_dpo.py                                            # cpu preset: about a minute
+    python train_dpo.py --loss ipo --name ipo                      # any loss of minicai/dpo.py
+    python train_dpo.py --helpful-fraction 0 --name harmless-only  # without the person's labels
+    python train_dpo.py --round 1       # feedback: from OUT/sft-round1.pt, with its comparisons too
 
-reads   OUT/sft.pt (start and reference), OUT/tokenizer.json, OUT/preferences.jsonl
-writes  OUT/dpo.pt (OUT/dpo-NAME.pt with --name, OUT/roundN.pt); log in OUT/train_dpo.jsonl
+reads   OUT/sft.pt (start and reference), OUT/preferences.jsonl; for a round OUT/sft-roundN.pt and
+        OUT/preferences-roundN.jsonl of all rounds so far
+writes  OUT/dpo.pt (OUT/dpo-NAME.pt, OUT/roundN.pt); log in OUT/train_dpo.jsonl
 
-The losses are in minicai/dpo.py. The reference's log-probabilities are computed once, before training. It is short, so a
-killed run starts again. Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.
+Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.
 """
 
-import inspect
+import math
 import random
 
 import torch
-from tqdm import tqdm
 
-from minicai.common import (
-    UserError,
-    above_zero,
-    append_jsonl,
-    autocast,
-    begin_log,
-    file_hash,
-    load_checkpoint,
-    made_from,
-    main,
-    marks_of,
-    name_part,
-    parser,
-    positive,
-    read_jsonl,
-    save_checkpoint,
-    setup,
-    share,
-    stage_before,
-)
-from minicai.data import FIELDS, collate_pairs, pair_batches, read_pairs
+from minicai.data import Pair, collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
-from minicai.optim import descend, set_lr
-from minicai.tokenizer import Tokenizer
+from minicai.files import UserError, load_policy, save_checkpoint, warn_if_newer
+from minicai.gpt import GPT
+from minicai.log import TrainingLog
+from minicai.optim import optimizer_step, set_lr
+from minicai.run import above_zero, main, name_part, parser, positive, setup, share
+
+
+def pair_logps(policy: GPT, batch: list[Pair], pad: int, per_token: bool) -> torch.Tensor:
+    """log pi of the chosen and the rejected answers, (2, B), from one pass over both."""
+    ids, mask = collate_pairs(batch, pad, policy.embed.weight.device)
+    return response_logps(policy, ids, mask, per_token).view(2, -1)
+
+
+@torch.no_grad()
+def reference_logps(policy: GPT, pairs: list[Pair], tokens: int, pad: int, per_token: bool):
+    """The same of all pairs under the reference, (2, N). Run before any step: then the policy is
+    the reference."""
+    reference = torch.zeros(2, len(pairs), device=policy.embed.weight.device)
+    for batch in pair_batches(pairs, tokens, random.Random(0)):
+        indices = [pair.index for pair in batch]
+        reference[:, indices] = pair_logps(policy, batch, pad, per_token)
+    return reference
 
 
 def options():
     p = parser(__doc__)
-    p.add_argument(
-        "--loss", choices=LOSSES, default="dpo", help="which of minicai/dpo.py (default: dpo)"
-    )
-    p.add_argument(
-        "--beta",
-        type=above_zero,
-        help="strength of the pull to the reference, or what the loss makes of it "
-        "(default: 1; the loss function's own for ipo, simpo and orpo)",
-    )
-    p.add_argument("--data", help="comparisons (default: OUT/preferences.jsonl)")
-    p.add_argument(
-        "--helpful-fraction",
-        type=share,
-        default=1 / 3,
-        help="at most this share of helpfulness comparisons (default: a third)",
-    )
-    p.add_argument("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
-    p.add_argument("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")
-    p.add_argument("--name", type=name_part, help="write OUT/dpo-NAME.pt, beside the main file")
-    p.add_argument("--round", type=positive, help="the preference half of this feedback round")
+    add = p.add_argument
+    add("--loss", choices=LOSSES, default="dpo", help="of minicai/dpo.py (default: dpo)")
+    add("--beta", type=above_zero, help="of the loss (default: the one in its signature)")
+    add("--data", help="comparisons (default: OUT/preferences.jsonl)")
+    add("--helpful-fraction", type=share, default=1 / 3, help="the person's share, at most (1/3)")
+    add("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
+    add("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")
+    add("--name", type=name_part, help="write OUT/dpo-NAME.pt instead of OUT/dpo.pt")
+    add("--round", type=positive, help="the preference half of this feedback round")
     args = setup(p)
     if args.round and args.name:
-        raise UserError(
-            "--name and --round exclude each other: a round's checkpoint has its own name"
-        )
+        raise UserError("--name and --round exclude each other: a round names its own checkpoint")
     return args
 
 
 def train():
     args = options()
     start, name = args.out / "sft.pt", f"dpo-{args.name}" if args.name else "dpo"
-    paths = [args.data or args.out / "preferences.jsonl"]
+    files = [args.data or args.out / "preferences.jsonl"]
+    warn_if_newer(files[0], start, remedy="run label.py again")
     if args.round:
         start, name = args.out / f"sft-round{args.round}.pt", f"round{args.round}"
-        paths += [args.out / f"preferences-round{n}.jsonl" for n in range(1, args.round + 1)]
-    if not args.data:
-        made_from(
-            paths[0],
-            marks_of(read_jsonl(paths[0], fields=FIELDS), "policy"),
-            args.out / "sft.pt",
-            "run label.py again, or name it with --data if that is meant",
-        )
-    tokenizer = Tokenizer.load(args.out / "tokenizer.json")
-    policy, extra = load_checkpoint(start, device=args.device)
-    if args.round:
-        before, again = (
-            stage_before(args.out, args.round),
-            f"run train_sft.py --round {args.round} again",
-        )
-        made_from(start, {extra.get("made_by", {}).get("start")}, before, again)
-    pairs = read_pairs(
-        paths,
-        tokenizer,
-        args.helpful_fraction,
-        policy.config.block_size,
-        random.Random(f"dpo {args.seed}"),
-    )
+        files += [args.out / f"preferences-round{n}.jsonl" for n in range(1, args.round + 1)]
+        warn_if_newer(files[-1], start, remedy=f"run label.py --round {args.round} again")
+    policy, tokenizer = load_policy(start, args.device)
+    block_size, rng = policy.config.block_size, random.Random(f"dpo {args.seed}")
+    pairs = read_pairs(files, tokenizer, args.helpful_fraction, block_size, rng)
     loss_function, per_token = LOSSES[args.loss], args.loss in PER_TOKEN
-    if (
-        args.beta is None
-    ):  # where a loss takes means, on another scale than sums, beta is another thing too
-        args.beta = (
-            inspect.signature(loss_function).parameters["beta"].default if per_token else 1.0
-        )
+    beta = {} if args.beta is None else dict(beta=args.beta)
 
-    def logps(batch):
-        """(chosen, rejected), each (B,), from one pass over both."""
-        ids, mask = collate_pairs(batch, tokenizer.pad, args.device)
-        with autocast(args.device):
-            return response_logps(policy, ids, mask, per_token).chunk(2)
-
-    reference = torch.zeros(len(pairs), 2)
-    with torch.no_grad():
-        for batch in pair_batches(pairs, 4 * args.batch_tokens, random.Random(0)):
-            reference[[pair.number for pair in batch]] = torch.stack(logps(batch), dim=1).cpu()
-
+    reference = reference_logps(policy, pairs, 4 * args.batch_tokens, tokenizer.pad, per_token)
     rng = random.Random(f"dpo batches {args.seed}")
     batches = [
         b for _ in range(args.dpo_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)
@@ -129,50 +83,23 @@ def train():
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=args.dpo_lr, betas=(0.9, 0.95), weight_decay=0.0
     )
-    log, bar = args.out / "train_dpo.jsonl", tqdm(batches, desc=f"train {args.loss}", unit=" steps")
-    begin_log(log, name)
-    tokens = 0
-    for step, batch in enumerate(bar):
+    log = TrainingLog(args.out / f"train_{name}.jsonl", len(batches))
+    for step, batch in enumerate(batches):
         set_lr([optimizer], step, len(batches), warmup=0.1, cooldown=0.9)
-        chosen, rejected = logps(batch)
-        ref_chosen, ref_rejected = (
-            reference[[pair.number for pair in batch]].to(args.device).unbind(1)
-        )
-        # Equal but for the rounding of batches of other shapes, which grows with the tokens that are summed.
-        room = 0.02 if per_token else 0.5
-        assert step or (chosen - ref_chosen).abs().mean() < room, (
-            "the policy is not its reference before the first step"
-        )
-        label = torch.tensor([pair.p for pair in batch], device=args.device)
-        loss, stats = loss_function(chosen, rejected, ref_chosen, ref_rejected, args.beta, label)
-        descend(policy, [optimizer], loss, clip=1.0)
-        row = dict(
-            name=name,
-            step=step + 1,
-            loss=loss.item(),
-            chosen_logps=chosen.mean().item(),
-            rejected_logps=rejected.mean().item(),
-            **{k: v.item() for k, v in stats.items()},
-        )
-        append_jsonl(log, [{k: round(v, 4) if isinstance(v, float) else v for k, v in row.items()}])
-        tokens += sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-        speed = tokens / bar.format_dict["elapsed"]
-        bar.set_postfix_str(
-            f"loss {row['loss']:.3f}, accuracy {row['accuracy']:.2f}, {speed:,.0f} tokens/s"
-        )
-    out = args.out / f"{name}.pt"
-    made_by = dict(
-        start=file_hash(start),
-        data=file_hash(*paths),
-        loss=args.loss,
-        beta=args.beta,
-        helpful_fraction=args.helpful_fraction,
-        epochs=args.dpo_epochs,
-        lr=args.dpo_lr,
-        seed=args.seed,
-    )
-    save_checkpoint(out, policy, "policy", made_by=made_by)
-    print(f"{out}: {len(pairs)} comparisons, {len(batches)} steps")
+        chosen, rejected = pair_logps(policy, batch, tokenizer.pad, per_token)
+        ref_chosen, ref_rejected = reference[:, [pair.index for pair in batch]]
+        p = torch.tensor([pair.p for pair in batch], device=args.device)
+        loss, stats = loss_function(chosen, rejected, ref_chosen, ref_rejected, p=p, **beta)
+        if step == 0 and args.loss == "dpo":  # the policy is its reference, up to rounding
+            assert abs(loss.item() - math.log(2)) < 0.1, (
+                f"the first loss is {loss.item()}, not ln 2"
+            )
+        optimizer_step(policy, [optimizer], loss, clip=1.0)
+        logps = dict(chosen_logps=chosen.mean(), rejected_logps=rejected.mean())
+        tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
+        log.write(tokens, loss=loss, **stats, **logps)
+    save_checkpoint(args.out / f"{name}.pt", policy, tokenizer, args)
+    print(f"{args.out / name}.pt: {len(pairs)} comparisons, {len(batches)} steps")
 
 
 if __name__ == "__main__":
