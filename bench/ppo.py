@@ -1,78 +1,60 @@
-"""Where the time of a PPO update goes: rollout, scoring, learning; and what sharing one pass saves.
+"""Where the time of a PPO update goes: rollout, scoring, or learning?
 
-    python -m bench.ppo --out out/cpu                # after train_rm.py
+    python -m bench.ppo --out out/cpu       # after train_rm.py; nothing is written
 
-Runs train_ppo.py itself for a few updates with a clock around its three parts. Scoring takes one pass each of policy (log-probabilities
-and values together), reference and reward model over every answer; the last line sets that against a pass for each number.
+Runs the parts of train_ppo.py with a clock around each.
 """
 
-import sys
+import copy
 import time
 from collections import Counter
 
 import torch
 
 import train_ppo
-from minicai.common import main, parser, positive, setup
+from minicai.device import hardware
+from minicai.files import load_policy
+from minicai.reward import RewardModel
+from minicai.rollout import Actor, add_advantages, score_answers
+from minicai.run import main, parser, positive, setup
+from minicai.world.content import World
+from minicai.world.requests import STAGE2_SPLIT, Part
 
 
 def bench():
     p = parser(__doc__)
-    p.add_argument("--updates", type=positive, default=4, help="to take the time of (default: 4)")
-    args = setup(p)
-    seconds, separate = Counter(), 0.0
-    wait = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    p.add_argument("--updates", type=positive, default=4, help="to measure (default: 4)")
+    args = setup(p, writes=False)
+    gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
+    reward, _, _ = RewardModel.load(args.out / "rm.pt", args.device)
+    reference, actor = copy.deepcopy(gpt), Actor(gpt).to(args.device)
+    part, seconds = Part(World(args.world), STAGE2_SPLIT), Counter()
+    optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr)
+    size = max(1, args.ppo_episodes // train_ppo.MINIBATCHES)
 
-    def now():
-        wait()
-        return time.perf_counter()
+    def clocked(name, function, *inputs):
+        began = time.perf_counter()
+        result = function(*inputs)
+        if args.device.startswith("cuda"):
+            torch.cuda.synchronize()
+        seconds[name] += (time.perf_counter() - began) / args.updates
+        return result
 
-    def clocked(name, function):
-        def inner(*a, **k):
-            began = now()
-            result = function(*a, **k)
-            seconds[name] += now() - began
-            return result
-
-        return inner
-
-    score = clocked("scoring", train_ppo.score)
-
-    def score_both_ways(actor, reference, reward, prompts, completions, beta, options, pad):
-        nonlocal separate
-        batch = score(actor, reference, reward, prompts, completions, beta, options, pad)
-        lengths = torch.tensor([len(p) + len(c.ids) for p, c in zip(prompts, completions)])
-        began = now()
-        with torch.no_grad(), train_ppo.autocast(options.device):
-            ids = batch["ids"]
-            train_ppo.token_logps(actor(ids)[0], ids)  # log-probabilities
-            actor(ids)[1]  # values, in a pass of their own
-            train_ppo.token_logps(reference(ids[:, :-1]), ids)
-            reward(ids, lengths.to(ids.device))
-        separate += now() - began
-        return batch
-
-    train_ppo.generate = clocked("rollout", train_ppo.generate)
-    train_ppo.climb = clocked("learning", train_ppo.climb)
-    train_ppo.score = score_both_ways
-    train_ppo.answer = lambda *a, **k: [""] * len(train_ppo.SHOWN)
-    (args.out / "train_ppo-bench.state.pt").unlink(missing_ok=True)
-    shared = ("preset", "out", "seed", "device", "world")
-    sys.argv = [
-        "train_ppo.py",
-        *(str(word) for name in shared for word in (f"--{name}", getattr(args, name))),
-        "--updates",
-        str(args.updates),
-        "--name",
-        "bench",
-    ]
-    train_ppo.train()
-    (args.out / "ppo-bench.pt").unlink()
-    (args.out / "train_ppo-bench.jsonl").unlink()
-    total = sum(seconds.values())
+    for update in range(args.updates):
+        drawn = gpt, tokenizer, part, args.ppo_episodes, 1, args.seed, update
+        _, prompts, completions = clocked("rollout", train_ppo.rollout, *drawn)
+        batches = []
+        for i in range(0, len(prompts), size):
+            answers = prompts[i : i + size], completions[i : i + size]
+            models = actor, reference, reward
+            inputs = *models, *answers, tokenizer.pad, train_ppo.END_PENALTY
+            batches.append(clocked("scoring", score_answers, *inputs))
+        add_advantages(batches, "gae", beta=0.1, group=1)
+        for b in batches * train_ppo.EPOCHS:
+            clocked("learning", train_ppo.ppo_step, actor, optimizer, b, "gae", 0.1)
+    print(f"{hardware(args.device)}, {torch.get_num_threads()} threads")
     for name, spent in seconds.items():
-        print(f"{name:9} {spent / args.updates:6.2f} s an update, {spent / total:.0%}")
-    print(f"scoring with a pass for each number: {separate / seconds['scoring']:.2f} times as long")
+        print(f"{name:9} {spent:6.2f} s an update, {spent / sum(seconds.values()):.0%}")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,63 @@
+"""What makes Stage 1 work: the number of revisions, the critique, or the constitution?
+
+    python -m experiments.ablations --out out/cpu
+
+After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, seed, training, exam.
+
+    revisions-N   fine-tuned on the revisions of step N (0: on the drafts, 5: this is SL-CAI)
+    direct        revised without critiques
+    careless      revised under a constitution without harmlessness principles
+
+Writes OUT/sft-NAME.pt and the whole exam in OUT/ablations.json. The numbers are those of the
+paper's figures 5 and 7 (Bai et al. 2022), at this size.
+
+Answer so far (first edition's code, cpu preset, seed 0): the constitution. Without harmlessness
+principles the model complies with 95 % of harmful requests, with them with 0 %. Two revisions
+are enough for that; inventions about unknown names still fall from 84 to 12 % with the fifth.
+Without critiques they stay at 76 %.
+"""
+
+from minicai.constitution import FAMILIES
+from minicai.files import read_json
+from minicai.report import aligned, lookup, percent
+from minicai.run import main, parser, positive, run_script, setup
+
+COLUMNS = {  # key in results.json -> head of the column
+    "under_refusal": "under-refusal",
+    "over_refusal": "over-refusal",
+    "ambiguous_handled": "ambiguous handled",
+    "rude_or_preachy": "rude or preachy",
+    "fabrication": "made up",
+    "known_accuracy": "known names",
+}
+
+
+def ablations():
+    p = parser(__doc__)
+    p.add_argument("--eval-n", type=positive, help="requests of each type")
+    args = setup(p)
+
+    names = [f"revisions-{n}" for n in range(len(FAMILIES) + 1)]
+    for n, name in enumerate(names):
+        run_script("train_sft", args, "--revisions", n, "--name", name)
+
+    changes = dict(direct=["--no-critique"], careless=["--without", "harmlessness"])
+    for name, change in changes.items():
+        run_script("revise", args, *change, "--name", name)
+        data = args.out / f"revisions-{name}.jsonl"
+        run_script("train_sft", args, "--data", data, "--name", name)
+
+    names = [f"sft-{name}" for name in (*names, *changes)]
+    checkpoints = [args.out / f"{name}.pt" for name in names]
+    results = args.out / "ablations.json"
+    run_script("evaluate", args, *checkpoints, "--eval-n", args.eval_n, "--results", results)
+
+    stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
+    rows = [["percent", *COLUMNS.values()]]
+    for name in names:
+        rows.append([name, *(percent(lookup(stages[name], key)) for key in COLUMNS)])
+    print(f"\n{aligned(rows)}")
+
+
+if __name__ == "__main__":
+    main(ablations)

@@ -1,0 +1,171 @@
+"""Where to set the balance of the two errors: at a stage, between two, or behind a guard?
+
+    python -m experiments.interpolate --out out/cpu --cost-under 1 --cost-over 1
+
+After pipeline.py; run experiments/guard.py first if guards are to be compared. Two minutes a stage
+on 2 cores. Every fourth question of the exam is put to models between the base and each stage. The
+weights (1 - alpha) base + alpha stage make a usable model (Wortsman et al. 2021, arXiv 2109.01903).
+Then the cheapest of all measured points is chosen:
+
+    cost = cost_under x under-refusal + cost_over x over-refusal
+
+Each error is the mean of its rates on plain and on disguised requests. What an error costs is for
+a person to say. Writes OUT/interpolate.json, and with matplotlib OUT/tradeoff.png.
+
+Answer so far (first edition's code, cpu preset, seed 0): asked plainly every trained stage has both
+errors below 1 %, so the disguises decide. At equal costs one feedback round is the cheapest stage:
+it lets 1 % of disguised harm through and refuses 5 % of disguised benign requests. Half of the way
+from the base to DPO-CAI still helps with 72 % of plain harmful requests, three quarters with 1 %.
+"""
+
+import copy
+from itertools import cycle
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minicai.answer import answer
+from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
+from minicai.files import load_policy, read_json, stages, write_json
+from minicai.gpt import GPT
+from minicai.metrics import rate_by_topic
+from minicai.plots import BLUE, GREEN, ORANGE, RED, SKY, figure, percents, stage_label
+from minicai.report import aligned, interval, percent
+from minicai.run import at_least_zero, main, parser, positive, setup
+from minicai.world.attacks import load_like
+from minicai.world.content import World
+from minicai.world.grader import Grader
+from minicai.world.requests import PLAIN
+
+ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
+KINDS = {"": "asked plainly", "_disguised": "in the jailbreak forms"}
+TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)
+
+
+def blend(base: GPT, model: GPT, alpha: float) -> GPT:
+    """A model with the weights (1 - alpha) base + alpha model."""
+    blended, other = copy.deepcopy(base), model.state_dict()
+    mixed = {key: (1 - alpha) * w + alpha * other[key] for key, w in base.state_dict().items()}
+    blended.load_state_dict(mixed)
+    return blended
+
+
+def errors(model: GPT, tokenizer, asked: list[tuple], grader: Grader) -> dict:
+    """The rates in ERRORS of the model's answers to the (set, request) pairs in `asked`."""
+    texts, graded = answer(model, tokenizer, [list(r.turns) for _, r in asked]), []
+    for (name, request), text in zip(asked, texts):
+        graded.append((name, grader.grade(request, text or "").outcome, request.topic))
+    return {
+        key: rate_by_topic((found == outcome, topic) for s, found, topic in graded if s in sets)
+        for key, (sets, outcome) in ERRORS.items()
+    }
+
+
+def name_points(lines: dict, guards: dict) -> dict[str, dict]:
+    """Every measured point by its name: stages, blends, and stages behind a guard."""
+    points = {}
+    for stage, line in lines.items():
+        for q in line:
+            ends = {0: "base", 1: stage}
+            points[ends.get(q["alpha"], f"base to {stage}, alpha {q['alpha']:g}")] = q
+    for stage, guard in guards.items():
+        for q in guard["points"]:
+            points[f"{stage} behind a guard ({q['layer']}, {q['threshold']:g})"] = q
+    return points
+
+
+def cost(point: dict, cost_under: float, cost_over: float) -> float:
+    """The cost of a point in percent, as if every second request came in disguise."""
+    total = 0.0
+    for side, weight in (("under_refusal", cost_under), ("over_refusal", cost_over)):
+        rates = [point[side + kind]["rate"] for kind in KINDS]
+        rates = [rate for rate in rates if rate is not None]
+        total += 100 * weight * sum(rates) / max(1, len(rates))
+    return total
+
+
+def draw(lines: dict, guards: dict, best: dict, path: Path):
+    """Over-refusal to the right, under-refusal upwards: the lower left corner is best."""
+
+    def xy(rows, kind):
+        sides = (f"over_refusal{kind}", f"under_refusal{kind}")
+        return [percents([row[side] for row in rows]) for side in sides]
+
+    with figure(path, 11, 5.5, ncols=2) as both:
+        for axes, (kind, title) in zip(both, KINDS.items()):
+            for (stage, line), colour in zip(lines.items(), cycle((BLUE, RED, GREEN, ORANGE, SKY))):
+                style, label = dict(color=colour, clip_on=False), stage_label(stage)
+                (x, _), (y, _) = xy(line, kind)
+                axes.plot(x, y, ".-", linewidth=1, **style)
+                (x, x_bars), (y, y_bars) = xy([q for q in line if q["alpha"] == 1], kind)
+                axes.errorbar(x, y, y_bars, x_bars, "o", markersize=9, label=label, **style)
+                if stage in guards:
+                    points = [q for q in guards[stage]["points"] if q["layer"] == "both"]
+                    (x, _), (y, _) = xy(points, kind)
+                    axes.plot(x, y, "x:", label=f"{label} behind both checks", **style)
+            (x, _), (y, _) = xy([best], kind)
+            ring = dict(markersize=18, fillstyle="none", clip_on=False, linestyle="none")
+            axes.plot(x, y, "o", color="black", label="cheapest point", **ring)
+            for scale in (axes.set_xscale, axes.set_yscale):  # wide where the rates are small
+                scale("function", functions=(lambda p: abs(p) ** 0.5, lambda root: root**2))
+            axes.set(xticks=TICKS, yticks=TICKS, xlim=(0, 105), ylim=(0, 105), title=title)
+            axes.set(xlabel="harmless requests refused, %", ylabel="harmful requests helped, %")
+        both[1].legend(frameon=False, fontsize=10, title="lines with dots: weights from the base")
+
+
+def measure(args) -> dict[str, list[dict]]:
+    """The errors at every alpha, by stage. Prints a table of each."""
+    base, tokenizer = load_policy(args.out / "base.pt", args.device)
+    exam, grader = Exam(World(args.world), args.eval_n, 0), Grader(World(args.world))
+    asked = [(name, r) for name in (*PLAIN, *HARMFUL, *BENIGN) for r in exam.sets[name][::4]]
+    lines = {}
+    for path in args.checkpoints or [path for path in stages(args.out) if path.stem != "base"]:
+        model, lines[path.stem] = load_like(path, tokenizer, args.device), []
+        rows = [[f"alpha, base to {path.stem}", *(key.replace("_", " ") for key in ERRORS)]]
+        for alpha in tqdm(ALPHAS, desc=path.stem, unit=" models"):
+            found = errors(blend(base, model, alpha), tokenizer, asked, grader)
+            lines[path.stem].append(dict(alpha=alpha, **found))
+            rows.append([f"{alpha:g}", *map(interval, found.values())])
+        print(f"\n{aligned(rows)}")
+    return lines
+
+
+def interpolate():
+    p = parser(__doc__)
+    p.add_argument("checkpoints", nargs="*", type=Path, help="default: all stages in OUT")
+    p.add_argument("--eval-n", type=positive, help="requests of each type in the exam")
+    p.add_argument("--cost-under", type=at_least_zero, default=1, help="of help with harm")
+    p.add_argument("--cost-over", type=at_least_zero, default=1, help="of a needless refusal")
+    args = setup(p)
+    lines, guards = measure(args), read_json(args.out / "guard.json", {})
+    points, costs = name_points(lines, guards), (args.cost_under, args.cost_over)
+    stage_names = ["base", *lines]
+    price = {name: cost(point, *costs) for name, point in points.items()}
+    order = sorted(points, key=lambda name: (price[name], name not in stage_names))
+    best, best_stage = order[0], next(name for name in order if name in stage_names)
+
+    keys = [side + kind for kind in KINDS for side in ("under_refusal", "over_refusal")]
+    rows = [["point", "cost", *(key.replace("_", " ") for key in keys)]]
+    for name in [*order[:3], *(name for name in order[3:] if name in stage_names)]:
+        rows.append([name, f"{price[name]:.1f}", *(interval(points[name][key]) for key in keys)])
+    print(f"\n{aligned(rows)}")
+    print(
+        f"\nAt costs {costs[0]:g} (under) and {costs[1]:g} (over), the cheapest of {len(points)} "
+        f"points is {best} ({price[best]:.1f}). The cheapest stage is {best_stage} "
+        f"({price[best_stage]:.1f})."
+    )
+    if "ambiguous_handled" in points[best]:
+        handled = percent(points[best]["ambiguous_handled"])
+        print(
+            f"A guard takes time too, and behind it {handled} % of ambiguous requests are handled."
+        )
+    write_json(args.out / "interpolate.json", dict(costs=costs, choice=best, lines=lines))
+    try:
+        draw(lines, guards, points[best], args.out / "tradeoff.png")
+        print(f"{args.out}/tradeoff.png: the trade-off, with the cheapest point circled")
+    except ImportError:
+        print("no picture: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    main(interpolate)

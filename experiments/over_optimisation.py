@@ -1,0 +1,49 @@
+"""What happens when PPO climbs the reward model without a KL penalty?
+
+    python -m experiments.over_optimisation --out out/cpu
+
+After pipeline.py. Ten minutes on 2 cores. Trains PPO with the default penalty, with half of it, and
+without one at three times the learning rate. Proxy is the reward model's score, true reward the
+grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
+Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl, and with matplotlib OUT/over_optimisation.png.
+
+Answer so far (first edition's code, cpu preset, seed 0, 16 updates): it over-optimises. With beta 0
+the proxy rises from 0.0 to 2.3 while the true reward falls from 0.97 to 0.26, at 31 nats. With
+beta 0.1 the policy stays within 0.8 nats and the true reward above 0.94.
+"""
+
+from minicai.files import read_jsonl
+from minicai.plots import reward_kl
+from minicai.report import aligned
+from minicai.run import main, parser, positive, run_script, setup
+
+RUNS = {  # name -> options of train_ppo.py
+    "beta-0.1": ("--beta", 0.1),
+    "beta-0.05": ("--beta", 0.05),
+    "beta-0": ("--beta", 0, "--lr", 3e-4),
+}
+
+
+def over_optimisation():
+    p = parser(__doc__)
+    p.add_argument("--updates", dest="ppo_updates", type=positive, help="updates of PPO")
+    args = setup(p)
+    curves = {}
+    for name, options in RUNS.items():
+        run_script("train_ppo", args, *options, "--updates", args.ppo_updates, "--name", name)
+        curves[name] = read_jsonl(args.out / f"train_ppo-{name}.jsonl")
+
+    rows = [["update", *(f"{key}, {name}" for name in RUNS for key in ("KL", "proxy", "true"))]]
+    for step in zip(*curves.values()):
+        numbers = [f"{row[key]:.2f}" for row in step for key in ("kl", "proxy", "true")]
+        rows.append([str(step[0]["step"]), *numbers])
+    print(f"\n{aligned(rows)}")
+    try:
+        reward_kl(dict(ppo_curves=curves), args.out / "over_optimisation.png")
+        print(f"\n{args.out}/over_optimisation.png: both rewards against the KL")
+    except ImportError:
+        print("\nno picture: matplotlib is not installed")
+
+
+if __name__ == "__main__":
+    main(over_optimisation)
