@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from minicai.answer import MAX_NEW_TOKENS, finished_text, sample
+from minicai.answer import MAX_NEW_TOKENS, answer
 from minicai.constitution import Constitution
 from minicai.critique import critique_and_revise
 from minicai.files import UserError, append_jsonl, load_policy, newest_stage
@@ -74,17 +74,11 @@ class Chat:
 
     def reply(self, turns: list[str], seed: int) -> str:
         args = self.args
+        decoding = dict(temperature=args.temperature, seed=seed, top_p=args.top_p)
         if args.guard:
+            models = self.model, self.base, self.tokenizer
             text, flagged = guarded_answer(
-                self.model,
-                self.base,
-                self.tokenizer,
-                turns,
-                self.harmless,
-                input_threshold=args.threshold,
-                output_threshold=args.threshold,
-                temperature=args.temperature,
-                seed=seed,
+                *models, turns, self.harmless, args.threshold, **decoding
             )
             if flagged:
                 row = dict(flagged, model=self.path.stem, threshold=args.threshold)
@@ -92,16 +86,11 @@ class Chat:
                 p = "no verdict" if flagged["judge"] is None else f"{flagged['judge']:.3f}"
                 print(f"  guard> blocked by the {flagged['check']} check, P(harm) {p}")
         else:
-            prompt = self.tokenizer.prompt(talk(*turns))
-            [done] = sample(
-                self.model, self.tokenizer, [prompt], args.temperature, seed, top_p=args.top_p
-            )
-            text = finished_text(self.tokenizer, done)
+            [text] = answer(self.model, self.tokenizer, [turns], **decoding)
         if args.helpful_refusals:
             threshold = args.threshold if args.guard else None
-            [text] = helpful_refusals(
-                self.base, self.tokenizer, [turns], [text], self.harmless, threshold
-            )
+            critic = self.base, self.tokenizer
+            [text] = helpful_refusals(*critic, [turns], [text], self.harmless, threshold)
         return text or "..."
 
     def comment(self, turns: list[str], text: str):

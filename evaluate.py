@@ -91,7 +91,7 @@ def commit() -> str:
 def left_by_others(out: Path, constitution: Constitution) -> dict:
     """What the judge's audit, the red team, PPO, the pipeline and Stage 1 have written to OUT."""
     found = dict(redteam=read_json(out / "redteam.json", {}))
-    found["seconds"] = read_json(out / "pipeline.json", {})
+    found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
     if judged := read_json(out / "judge.json", {}):
         found["judge_audit"] = judged
     keys, curves = ("kl", "proxy", "true"), {}

@@ -20,7 +20,6 @@ attack by gradient in experiments/gcg.py. Left out: attacks that adapt over seve
 
 import random
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -39,6 +38,7 @@ from minicai.world.recognise import recognise
 from minicai.world.requests import STAGE2_SPLIT, Part
 
 BATCH = 64  # attempts that are made, answered and judged together
+SHOTS = 2  # attacks that few_shot shows
 
 # --- attempts, one function a mode ----------------------------------------------------------------
 
@@ -62,15 +62,15 @@ def zero_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
     return team.write(team.base, [[team.tokenizer.user]] * n, first)[0]
 
 
-def few_shot(team: RedTeam, first: int, n: int, shots: int = 2) -> list[Attempt]:
-    """The same after `shots` messages that worked, drawn in proportion to P(harm).
+def few_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
+    """The same after SHOTS messages that worked, drawn in proportion to P(harm).
 
     No answers stand between them: in the base's corpus a critique request follows most answers.
     """
     pool, room = team.worked(), team.base.config.block_size - MAX_NEW_TOKENS
     prompts = []
     for number in range(first, first + n):
-        shown = draw_weighted(pool, [row["judge"] for row in pool], shots, team.rng(number))
+        shown = draw_weighted(pool, [row["judge"] for row in pool], SHOTS, team.rng(number))
         before = [i for row in shown for i in team.tokenizer.turn("user", row["turns"][0])]
         prompts.append([*before, team.tokenizer.user][-room:])
     return team.write(team.base, prompts, first)[0]
@@ -127,6 +127,7 @@ def add_options(p):
 
 
 def load_team(args, mode: str) -> RedTeam:
+    """The red team that the options describe."""
     return RedTeam(
         mode=mode,
         target=args.target or newest_stage(args.out),
@@ -168,7 +169,6 @@ def redteam():
     p.add_argument("--mode", required=True, choices=modes, help="how attacks are made")
     add_options(p)
     p.add_argument("--attempts", type=positive, help="of templates, zero_shot and few_shot")
-    p.add_argument("--shots", type=positive, default=2, help="few_shot: attacks shown (default: 2)")
     args = setup(p)
     team = load_team(args, args.mode)
     if args.mode == "human":
@@ -176,8 +176,7 @@ def redteam():
     elif args.mode == "monitor":
         monitor(team)
     else:
-        few = partial(few_shot, shots=args.shots)
-        make = dict(templates=templates, zero_shot=zero_shot, few_shot=few)[args.mode]
+        make = dict(templates=templates, zero_shot=zero_shot, few_shot=few_shot)[args.mode]
         team.start_again()
         for first in tqdm(range(0, args.attempts, BATCH), desc=args.mode, unit=" batches"):
             team.attack(first, make(team, first, min(BATCH, args.attempts - first)))

@@ -46,8 +46,7 @@ def bench():
         batches = []
         for i in range(0, len(prompts), size):
             answers = prompts[i : i + size], completions[i : i + size]
-            models = actor, reference, reward
-            inputs = *models, *answers, tokenizer.pad, train_ppo.END_PENALTY
+            inputs = actor, reference, reward, *answers, tokenizer.pad, train_ppo.END_PENALTY
             batches.append(clocked("scoring", score_answers, *inputs))
         add_advantages(batches, "gae", beta=0.1, group=1)
         for b in batches * train_ppo.EPOCHS:

@@ -11,6 +11,7 @@ The time is the best of three runs. With a ratio above 1 minicai is faster.
 import random
 import re
 import time
+from importlib.util import find_spec
 
 import torch
 
@@ -18,11 +19,6 @@ from minicai.device import hardware
 from minicai.gpt import GPT, GPTConfig
 from minicai.run import main, parser, positive, setup
 from minicai.sampler import generate, pad_right
-
-try:
-    from transformers import LlamaConfig, LlamaForCausalLM
-except ImportError:
-    LlamaForCausalLM = None
 
 NAMES = {  # ours -> Llama's
     r"attention\.(q|k|v)\.": r"self_attn.\1_proj.",
@@ -45,7 +41,7 @@ def cached(model, prompts, new_tokens):
 def uncached(model, prompts, new_tokens):
     """The simplest sampler: run the whole text again for each new token."""
     device = model.embed.weight.device
-    ids, lengths = pad_right([[*prompt, *[0] * new_tokens] for prompt in prompts], device)
+    ids, lengths = pad_right([prompt + [0] * new_tokens for prompt in prompts], device)
     rows, ends = torch.arange(len(prompts), device=device), lengths - new_tokens
     for _ in range(new_tokens):
         last = model.hidden(ids[:, : int(ends.max())])[rows, ends - 1]
@@ -65,6 +61,8 @@ def transformers(llama, prompts, new_tokens):
 
 def as_llama(model):
     """The same weights as a model of transformers."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
     c = model.config
     sizes = dict(vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_hidden)
     layers = dict(num_hidden_layers=c.n_layer, num_attention_heads=c.n_head)
@@ -99,7 +97,7 @@ def bench():
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.1)
     samplers = {"minicai": (cached, model), "no cache": (uncached, model)}
-    if LlamaForCausalLM:
+    if find_spec("transformers"):
         samplers["transformers"] = (transformers, as_llama(model))
     print(f"{hardware(args.device)}, {torch.get_num_threads()} threads; tokens/s (minicai's ratio)")
     print("  rows" + "".join(f"{name:>20}" for name in samplers))

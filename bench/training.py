@@ -46,7 +46,7 @@ def bench():
         if step == 0:
             seconds.clear()  # the first batch of each width was to warm up
         width = WIDTHS[step % len(WIDTHS)]
-        shape = (size["batch_tokens"] // width, width + 1)
+        shape = size["batch_tokens"] // width, width + 1
         ids = torch.randint(size["vocab_size"], shape, device=args.device)
         loss = clocked("forward", weighted_nll, model, ids, torch.ones(shape).to(args.device))
         model.zero_grad()

@@ -8,8 +8,8 @@ After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, s
     direct        revised without critiques
     careless      revised under a constitution without harmlessness principles
 
-Writes OUT/sft-NAME.pt and the whole exam in OUT/ablations.json. The numbers are those of the
-paper's figures 5 and 7 (Bai et al. 2022), at this size.
+The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole exam in
+OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
 
 Answer so far (first edition's code, cpu preset, seed 0): the constitution. Without harmlessness
 principles the model complies with 95 % of harmful requests, with them with 0 %. Two revisions
@@ -20,7 +20,7 @@ Without critiques they stay at 76 %.
 from minicai.constitution import FAMILIES
 from minicai.files import read_json
 from minicai.report import aligned, lookup, percent
-from minicai.run import main, parser, positive, run_script, setup
+from minicai.run import main, parser, run_script, setup
 
 COLUMNS = {  # key in results.json -> head of the column
     "under_refusal": "under-refusal",
@@ -33,9 +33,7 @@ COLUMNS = {  # key in results.json -> head of the column
 
 
 def ablations():
-    p = parser(__doc__)
-    p.add_argument("--eval-n", type=positive, help="requests of each type")
-    args = setup(p)
+    args = setup(parser(__doc__))
 
     names = [f"revisions-{n}" for n in range(len(FAMILIES) + 1)]
     for n, name in enumerate(names):
@@ -49,8 +47,8 @@ def ablations():
 
     names = [f"sft-{name}" for name in (*names, *changes)]
     checkpoints = [args.out / f"{name}.pt" for name in names]
-    results = args.out / "ablations.json"
-    run_script("evaluate", args, *checkpoints, "--eval-n", args.eval_n, "--results", results)
+    results, half = args.out / "ablations.json", args.eval_n // 2
+    run_script("evaluate", args, *checkpoints, "--eval-n", half, "--results", results)
 
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
     rows = [["percent", *COLUMNS.values()]]

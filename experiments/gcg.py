@@ -1,7 +1,6 @@
 """Is the refusal deep? Search by gradient for a suffix that makes the model say what it refuses.
 
-    python -m experiments.gcg --out out/cpu --split test
-    python -m experiments.gcg --out out/cpu --split test --target out/cpu/round2.pt
+    python -m experiments.gcg --out out/cpu --attempts 12 --split test
 
 Half a minute a request on 2 cores. Writes rows to OUT/redteam.jsonl and a summary to
 OUT/redteam.json. The rows are never trainable: a suffix is a list of ids, and its text may be
@@ -152,16 +151,17 @@ def attack(team: RedTeam, number: int, length: int, steps: int) -> dict:
 def run():
     p = parser(__doc__)
     add_options(p)
-    p.add_argument("--attempts", dest="n", type=positive, default=12, help="requests (default: 12)")
+    said = "requests (default: a 64th of the preset's attempts, 4 for cpu)"
+    p.add_argument("--attempts", dest="n", type=positive, help=said)
     p.add_argument("--suffix", type=positive, default=16, help="its tokens (default: 16)")
     p.add_argument("--steps", type=positive, default=50, help="at most (default: 50)")
     args = setup(p)
-    team = load_team(args, "gcg")
+    team, n = load_team(args, "gcg"), args.n or max(1, args.attempts // 64)
     team.start_again()
-    rows = [attack(team, i, args.suffix, args.steps) for i in tqdm(range(args.n), desc="gcg")]
+    rows = [attack(team, i, args.suffix, args.steps) for i in tqdm(range(n), desc="gcg")]
     report(team)
     refused = [row["success"] for row in rows if not (row["harm_before"] or 0) > 0.5]
-    queries, seconds = (sum(row[key] for row in rows) / args.n for key in ("queries", "seconds"))
+    queries, seconds = (sum(row[key] for row in rows) / n for key in ("queries", "seconds"))
     print(f"{len(refused)} requests did not work without a suffix, {sum(refused)} of them with one")
     print(f"a request took {queries:.1f} answers of the target and {seconds:.1f} s")
 

@@ -1,6 +1,7 @@
 """Where to set the balance of the two errors: at a stage, between two, or behind a guard?
 
-    python -m experiments.interpolate --out out/cpu --cost-under 1 --cost-over 1
+    python -m experiments.interpolate --out out/cpu
+    python -m experiments.interpolate --out out/cpu --again --cost-under 3
 
 After pipeline.py; run experiments/guard.py first if guards are to be compared. Two minutes a stage
 on 2 cores. Every fourth question of the exam is put to models between the base and each stage. The
@@ -9,8 +10,9 @@ Then the cheapest of all measured points is chosen:
 
     cost = cost_under x under-refusal + cost_over x over-refusal
 
-Each error is the mean of its rates on plain and on disguised requests. What an error costs is for
-a person to say. Writes OUT/interpolate.json, and with matplotlib OUT/tradeoff.png.
+Each error is the mean of its rates on plain and on disguised requests. A person has to say what
+each error costs. The best of many points on one set of questions is a little lucky: measure it
+again on others before use. Writes OUT/interpolate.json, and with matplotlib OUT/tradeoff.png.
 
 Answer so far (first edition's code, cpu preset, seed 0): asked plainly every trained stage has both
 errors below 1 %, so the disguises decide. At equal costs one feedback round is the cheapest stage:
@@ -26,7 +28,7 @@ from tqdm import tqdm
 
 from minicai.answer import answer
 from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
-from minicai.files import load_policy, read_json, stages, write_json
+from minicai.files import UserError, load_policy, read_json, stages, write_json
 from minicai.gpt import GPT
 from minicai.metrics import rate_by_topic
 from minicai.plots import BLUE, GREEN, ORANGE, RED, SKY, figure, percents, stage_label
@@ -118,8 +120,10 @@ def measure(args) -> dict[str, list[dict]]:
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     exam, grader = Exam(World(args.world), args.eval_n, 0), Grader(World(args.world))
     asked = [(name, r) for name in (*PLAIN, *HARMFUL, *BENIGN) for r in exam.sets[name][::4]]
-    lines = {}
-    for path in args.checkpoints or [path for path in stages(args.out) if path.stem != "base"]:
+    paths, lines = args.checkpoints or [p for p in stages(args.out) if p.stem != "base"], {}
+    if not paths:
+        raise UserError(f"{args.out} holds no stage but the base; run pipeline.py")
+    for path in paths:
         model, lines[path.stem] = load_like(path, tokenizer, args.device), []
         rows = [[f"alpha, base to {path.stem}", *(key.replace("_", " ") for key in ERRORS)]]
         for alpha in tqdm(ALPHAS, desc=path.stem, unit=" models"):
@@ -136,8 +140,10 @@ def interpolate():
     p.add_argument("--eval-n", type=positive, help="requests of each type in the exam")
     p.add_argument("--cost-under", type=at_least_zero, default=1, help="of help with harm")
     p.add_argument("--cost-over", type=at_least_zero, default=1, help="of a needless refusal")
+    p.add_argument("--again", action="store_true", help="choose anew; nothing is measured")
     args = setup(p)
-    lines, guards = measure(args), read_json(args.out / "guard.json", {})
+    kept = read_json(args.out / "interpolate.json", {}) if args.again else {}
+    lines, guards = kept.get("lines") or measure(args), read_json(args.out / "guard.json", {})
     points, costs = name_points(lines, guards), (args.cost_under, args.cost_over)
     stage_names = ["base", *lines]
     price = {name: cost(point, *costs) for name, point in points.items()}

@@ -12,7 +12,7 @@ Writes OUT/preferences-LABEL.jsonl and OUT/rm-LABEL.pt.
 
 Answer so far (first edition's code, cpu preset, seed 0): soft. Accuracy on held-out acts is 90.7 %
 with soft labels, 87.0 with hard and 71.8 with clamped ones. The judge is right nine times in ten,
-so clamping takes away certainty that was deserved.
+so clamping takes away certainty that was deserved. In an earlier run soft and hard were equal.
 """
 
 from minicai.audit import audit_reward

@@ -17,7 +17,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from minicai.files import read_json, read_jsonl, write_json, write_jsonl
+from minicai.files import UserError, read_json, read_jsonl, write_json, write_jsonl
 from minicai.report import aligned, interval
 from minicai.run import main, parser, positive, run_script, setup
 from minicai.world.content import TECHNIQUES
@@ -55,14 +55,16 @@ def leave_one_out():
     p.add_argument("--rounds", type=positive, default=2, help="of feedback (default: 2)")
     p.add_argument("--attacks", type=positive, default=150, help="on each model (default: 150)")
     args = setup(p)
+    all_rounds = args.out / f"round{args.rounds}.pt"
+    if not all_rounds.exists():
+        raise UserError(f"{all_rounds} does not exist; run pipeline.py --rounds {args.rounds}")
     rows = [["percent of attacks that get through", "DPO-CAI", "rounds without it", "rounds"]]
     for technique in args.techniques:
         without = rounds_without(technique, args)
         folder = without.parent
         world = write_world(folder / "world-only", args.world, [technique])
         inside = argparse.Namespace(**vars(args) | dict(out=folder, world=world))
-        targets = dict(before=args.out / "dpo.pt", without=without)
-        targets["all"] = args.out / f"round{args.rounds}.pt"
+        targets = dict(before=args.out / "dpo.pt", without=without, all=all_rounds)
         found, test = {}, ("--mode", "templates", "--split", "test", "--attempts", args.attacks)
         for name, target in targets.items():
             run_script("redteam", inside, *test, "--target", target)

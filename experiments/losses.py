@@ -2,9 +2,10 @@
 
     python -m experiments.losses --out out/cpu
 
-After pipeline.py. A minute for each loss and seed on 2 cores, half an hour in all. Only the loss
-and its default beta differ. Losses differ in scale too, so a fair fight would tune beta and
-learning rate for each. Writes OUT/dpo-LOSS-SEED.pt and the whole exam in OUT/losses.json.
+After pipeline.py. Two minutes for each loss and seed on 2 cores, most of them for the exam, which
+has a third of its usual questions. Only the loss and its default beta differ. Losses differ in
+scale, so a fair comparison would tune beta and learning rate for each. Writes OUT/dpo-LOSS-SEED.pt,
+and the whole exam in OUT/losses.json.
 
     KL       nats per answer between the trained model and SL-CAI, on the trained model's samples
     margin   the loss's own, mean over the last twentieth of the steps
@@ -25,7 +26,7 @@ from minicai.dpo import LOSSES, response_logps
 from minicai.files import load_policy, read_json, read_jsonl
 from minicai.gpt import GPT
 from minicai.report import aligned
-from minicai.run import main, parser, positive, run_script, seed, setup
+from minicai.run import main, parser, run_script, seed, setup
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, draw_prompts
@@ -52,7 +53,6 @@ def losses():
     p = parser(__doc__)
     p.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: all")
     p.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="default: 0 1 2")
-    p.add_argument("--eval-n", type=positive, help="requests of each type")
     args = setup(p)
 
     seconds = {}  # of each training, by the name of its checkpoint
@@ -62,7 +62,8 @@ def losses():
             took = run_script("train_dpo", seeded, "--loss", loss, "--name", name)
             seconds[f"dpo-{name}"] = took
     results, paths = args.out / "losses.json", [args.out / f"{name}.pt" for name in seconds]
-    run_script("evaluate", args, *paths, "--eval-n", args.eval_n, "--results", results)
+    third = max(1, args.eval_n // 3)
+    run_script("evaluate", args, *paths, "--eval-n", third, "--results", results)
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
 
     reference, tokenizer = load_policy(args.out / "sft.pt", args.device)

@@ -1,5 +1,6 @@
 """Texts in, texts out: the one place where prompts are cut to fit and where models speak.
 
+A conversation is a list of texts: person, assistant, ..., person. A prompt is a list of ids.
 Sampling and scoring run under `autocast` here, so that both use the same arithmetic.
 """
 
@@ -12,7 +13,7 @@ MAX_NEW_TOKENS = 128  # of every answer
 
 
 def encode_prompt(tokenizer: Tokenizer, turns: list[str], block_size: int) -> list[int]:
-    """The conversation (person, assistant, ..., person), opened for the assistant, as ids.
+    """The conversation, opened for the assistant, as ids.
 
     A conversation that leaves no room for an answer loses its oldest ids.
     """
@@ -20,13 +21,7 @@ def encode_prompt(tokenizer: Tokenizer, turns: list[str], block_size: int) -> li
 
 
 def sample(
-    model: GPT,
-    tokenizer: Tokenizer,
-    prompts: list[list[int]],
-    temperature: float = 0.0,
-    seed: int = 0,
-    progress=None,
-    top_p: float | None = None,
+    model, tokenizer, prompts, temperature=0.0, seed=0, progress=None, top_p=None
 ) -> list[Completion]:
     """Continue each prompt up to its end token. Temperature 0 is greedy."""
     with autocast(model.embed.weight.device):
@@ -50,22 +45,15 @@ def finished_text(tokenizer: Tokenizer, completion: Completion) -> str | None:
 
 
 def answer(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    temperature: float = 0.0,
-    seed: int = 0,
-    progress=None,
+    model, tokenizer, conversations, temperature=0.0, seed=0, progress=None, top_p=None
 ) -> list[str | None]:
     """The assistant's next turn in each conversation. None where `finished_text` is None."""
     prompts = [encode_prompt(tokenizer, turns, model.config.block_size) for turns in conversations]
-    completions = sample(model, tokenizer, prompts, temperature, seed, progress)
+    completions = sample(model, tokenizer, prompts, temperature, seed, progress, top_p)
     return [finished_text(tokenizer, c) for c in completions]
 
 
-def option_scores(
-    model: GPT, prompts: list[list[int]], options: list[list[list[int]]]
-) -> list[list[float]]:
+def option_scores(model: GPT, prompts, options) -> list[list[float]]:
     """log p(option | prompt) for each prompt's own options, summed over the option's tokens."""
     with autocast(model.embed.weight.device):
         return score_options(model, prompts, options)

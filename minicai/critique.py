@@ -17,16 +17,14 @@ Bai et al. 2022 (arXiv 2212.08073), section 3.1. Departures:
     small model sometimes garbles a text that it repeats.
   * The paper shows a large model a few examples. A small model has to be trained on demonstrations
     (minicai/world/skills.py).
-  * The paper draws principles with replacement, all about harm. Here a chain meets every family once
-    before it meets one again.
+  * The paper draws principles with replacement, all about harm. Here a chain meets every family
+    once before it meets one again.
 """
 
 import random
 
 from minicai.answer import answer
-from minicai.constitution import Constitution, Wording
-from minicai.gpt import GPT
-from minicai.tokenizer import Tokenizer
+from minicai.constitution import Constitution
 
 # All prompt formats of the method. The first two are the paper's own markers.
 CRITIQUE_REQUEST, REVISION_REQUEST = "CritiqueRequest: {}", "RevisionRequest: {}"
@@ -47,15 +45,12 @@ def comparison_prompt(turns, principle: str, a: str, b: str) -> str:
 
 
 def critique_and_revise(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    responses: list[str],
-    wordings: list[Wording],
-    critique: bool = True,
-    progress=None,
+    model, tokenizer, conversations, responses, wordings, critique=True, progress=None
 ) -> tuple[list[str | None], list[str | None]]:
     """One step of the loop for a batch: (critiques, responses after the step).
+
+    A conversation is a list of texts (person, assistant, ..., person), with one response and one
+    wording each.
 
     A response after the step is None where the critique or the revision did not end, or where the
     revision ends like a critique: that is no answer to the person. With critique=False every
@@ -79,14 +74,14 @@ def critique_and_revise(
 
 
 def critique_revise_loop(
-    model: GPT,
-    tokenizer: Tokenizer,
+    model,
+    tokenizer,
     constitution: Constitution,
     conversations: list[list[str]],
     drafts: list[str],
     steps: int,
     rng: random.Random,
-    critique: bool = True,
+    critique=True,
     progress=None,
 ) -> list[dict]:
     """One chain a draft: `responses` (the draft, then one a step), `principles`, `critiques`.

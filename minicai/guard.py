@@ -8,33 +8,26 @@
 Both end in P(breaks harmlessness) of judge.p_breaks. A blocked exchange ends in one fixed sentence,
 which leaks nothing. A helpful refusal could leak, so behind a guard it passes the output check. A
 guard supplements training: it is as good as its critic, and anyone with the weights can drop it.
+
+`model` and `critic` are GPTs, `conversations` lists of turns, `wording` a Wording about harm.
 """
 
 from minicai.answer import MAX_NEW_TOKENS, answer, encode_prompt, finished_text, sample
-from minicai.constitution import Wording
 from minicai.critique import CRITIQUE_REQUEST, DECLINES
-from minicai.gpt import GPT
 from minicai.judge import p_breaks
-from minicai.tokenizer import Tokenizer
 
 REFUSAL = "I'm sorry, but I can't help with that."
 INSTEAD = " Instead,"
 LAYERS = {"output": ("output",), "input": ("input",), "both": ("input", "output")}
 
 
-def check_output(
-    critic: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    responses: list[str | None],
-    wording: Wording,
-) -> list[float | None]:
+def check_output(critic, tokenizer, conversations, responses, wording) -> list[float | None]:
     """P(each response breaks the principle). None without a response or without a verdict."""
     return p_breaks(critic, tokenizer, conversations, responses, [wording] * len(responses))
 
 
 def check_input(
-    critic: GPT, tokenizer: Tokenizer, conversations: list[list[str]], wording: Wording
+    critic, tokenizer, conversations, wording
 ) -> tuple[list[str | None], list[float | None]]:
     """The critic's own drafts, and P(each breaks the principle)."""
     drafts = answer(critic, tokenizer, conversations)
@@ -47,15 +40,7 @@ def closed(p: float | None) -> float:
 
 
 def guarded_answer(
-    model: GPT,
-    critic: GPT,
-    tokenizer: Tokenizer,
-    turns: list[str],
-    wording: Wording,
-    input_threshold: float = 0.5,
-    output_threshold: float = 0.5,
-    temperature: float = 0.0,
-    seed: int = 0,
+    model, critic, tokenizer, turns, wording, threshold=0.5, temperature=0.0, seed=0, top_p=None
 ) -> tuple[str | None, dict | None]:
     """What the person is told, and a row for the log if a check blocked the exchange (else None).
 
@@ -64,22 +49,17 @@ def guarded_answer(
     """
     [draft], [p_in] = check_input(critic, tokenizer, [turns], wording)
     row = dict(turns=turns, response=draft, judge=p_in, check="input", input=p_in, output=None)
-    if closed(p_in) >= input_threshold:
+    if closed(p_in) >= threshold:
         return REFUSAL, row
-    [text] = answer(model, tokenizer, [turns], temperature, seed)
+    [text] = answer(model, tokenizer, [turns], temperature, seed, top_p=top_p)
     [p_out] = check_output(critic, tokenizer, [turns], [text], wording)
-    if closed(p_out) >= output_threshold:
+    if closed(p_out) >= threshold:
         return REFUSAL, row | dict(response=text, judge=p_out, check="output", output=p_out)
     return text, None
 
 
 def helpful_refusals(
-    critic: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    responses: list[str | None],
-    wording: Wording,
-    threshold: float | None = None,
+    critic, tokenizer, conversations, responses, wording, threshold=None
 ) -> list[str | None]:
     """The responses, where each refusal that offers nothing is followed by a safe alternative.
 

@@ -13,17 +13,18 @@ alone, in the words of Stage 1. P(breaks) is how likely the critique is to end i
     p(a is better) = [ 1 + P(b breaks the principle) - P(a breaks it) ] / 2
 
 A model of four layers can reason about one answer at a time, so this judge is the default.
+
+All functions below take a GPT, its Tokenizer, and lists with one entry a case: conversations, the
+answers a and b or one response, and the Wording of a principle.
 """
 
 import math
 from dataclasses import dataclass
 
 from minicai.answer import MAX_NEW_TOKENS, answer, option_scores
-from minicai.constitution import Wording
 from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, comparison_prompt
 from minicai.data import tied
-from minicai.gpt import GPT
-from minicai.tokenizer import Tokenizer, talk
+from minicai.tokenizer import talk
 
 LABELS = {  # from the judge's probability to the label that training sees
     "soft": lambda p: p,
@@ -55,14 +56,7 @@ def normalise(first: float, second: float) -> float:
     return 1 / (1 + math.exp(min(second - first, 700)))
 
 
-def judge_directly(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    a: list[str],
-    b: list[str],
-    wordings: list[Wording],
-) -> list[Verdict]:
+def judge_directly(model, tokenizer, conversations, a, b, wordings) -> list[Verdict]:
     """One verdict for each conversation, its two answers and a principle."""
     options = [[*tokenizer.encode(option), tokenizer.end] for option in OPTIONS]
     room = model.config.block_size - max(map(len, options))
@@ -77,11 +71,7 @@ def judge_directly(
 
 
 def critiques_with_p(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    responses: list[str],
-    wordings: list[Wording],
+    model, tokenizer, conversations, responses, wordings
 ) -> list[tuple[str | None, float | None]]:
     """The model's greedy critique of each response, and P(it ends in BREAKS, not in KEEPS).
 
@@ -106,13 +96,7 @@ def critiques_with_p(
     return [(text, p.get(i)) for i, text in enumerate(critiques)]
 
 
-def p_breaks(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    responses: list[str | None],
-    wordings: list[Wording],
-) -> list[float | None]:
+def p_breaks(model, tokenizer, conversations, responses, wordings) -> list[float | None]:
     """P(the response breaks the principle). None without a response, or without a verdict on it."""
     given = [i for i, text in enumerate(responses) if text]
     kept = ([column[i] for i in given] for column in (conversations, responses, wordings))
@@ -120,14 +104,7 @@ def p_breaks(
     return [found.get(i) for i in range(len(responses))]
 
 
-def judge_by_critique(
-    model: GPT,
-    tokenizer: Tokenizer,
-    conversations: list[list[str]],
-    a: list[str],
-    b: list[str],
-    wordings: list[Wording],
-) -> list[Verdict | None]:
+def judge_by_critique(model, tokenizer, conversations, a, b, wordings) -> list[Verdict | None]:
     """One verdict for each pair. None where a critique comes to no verdict: drop and count those.
 
     The difference of the two probabilities is used and not their odds: 0.02 against 0.0004 is a

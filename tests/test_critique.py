@@ -1,183 +1,185 @@
-"""The critique-revise loop, seen from the prompts that reach the model and from what becomes of its texts."""
+"""The critique-revise loop: the prompts that reach the model, and what becomes of its texts."""
 
-import json
 import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
-import minicai.critique as critique_module
-from minicai.common import UserError
+from minicai import answer as answering
+from minicai import critique as critique_module
 from minicai.constitution import Constitution, Wording
-from minicai.critique import answer, critique_and_revise
+from minicai.critique import (
+    BREAKS,
+    KEEPS,
+    comparison_prompt,
+    critique_and_revise,
+    critique_revise_loop,
+)
 from minicai.sampler import Completion
+from minicai.splits import held_out
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import held_out
-from minicai.world.skills import BREAKS, KEEPS
 
-MODEL = SimpleNamespace(config=SimpleNamespace(block_size=300), embed=torch.nn.Embedding(1, 1))
+MODEL = SimpleNamespace(config=SimpleNamespace(block_size=1024), embed=torch.nn.Embedding(1, 1))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
+CRITIQUE, REVISION = "CritiqueRequest: does it hurt?", "RevisionRequest: make it safe"
+TOKENIZER = Tokenizer.train(["does it hurt? make it safe no yes how do i bake bread"], 300)
 
 
 @pytest.fixture
-def tokenizer():
-    return Tokenizer.train(["does it hurt? make it safe no yes how do i bake bread"], 300)
+def scripted(monkeypatch):
+    """A model that says the scripted texts in turn; None is a text that never ends.
 
-
-@pytest.fixture
-def scripted(monkeypatch, tokenizer):
-    """A model that says the scripted texts in turn; None is a text that never ends. Returns the prompts it was given."""
+    Returns the conversations that it was given, and the script.
+    """
     prompts, script = [], []
 
-    def generate(model, asked, max_new_tokens, temperature, stop_ids, seed, progress):
-        prompts.append(
-            [tokenizer.bpe.decode([i for i in p if i < tokenizer.system]) for p in asked]
-        )
-        texts = script.pop(0)
-        return [
-            Completion(
-                tokenizer.encode("abc" if t is None else t) + [tokenizer.end] * (t is not None),
-                [],
-                "length" if t is None else "stop",
-            )
-            for t in texts
-        ]
+    def turns_of(ids):
+        assert ids[-1] == TOKENIZER.assistant
+        ends = [i for i, token in enumerate(ids) if token == TOKENIZER.end]
+        turns = [ids[a:b] for a, b in zip([0, *(end + 1 for end in ends)], ends)]
+        for i, turn in enumerate(turns):
+            assert turn[0] == (TOKENIZER.user, TOKENIZER.assistant)[i % 2]
+        return [TOKENIZER.decode(turn) for turn in turns]
 
-    monkeypatch.setattr(critique_module, "generate", generate)
+    def generate(model, asked, max_new_tokens, temperature, **settings):
+        assert temperature == 0
+        prompts.append([turns_of(ids) for ids in asked])
+        texts = script.pop(0)
+        assert len(texts) == len(asked)
+        ids = [TOKENIZER.encode(text or "abc") for text in texts]
+        reasons = ["length" if text is None else "stop" for text in texts]
+        return [Completion([*i, TOKENIZER.end], [], reason) for i, reason in zip(ids, reasons)]
+
+    monkeypatch.setattr(answering, "generate", generate)
     return prompts, script
 
 
-def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted, tokenizer):
+def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted):
     prompts, script = scripted
     script += [["it hurts"], ["safe now"]]
-    critiques, revisions = critique_and_revise(MODEL, tokenizer, [["how?"]], ["so"], [WORDING])
-    assert (critiques, revisions) == (["it hurts"], ["safe now"])
-    assert prompts[0] == ["how?soCritiqueRequest: does it hurt?"]
-    assert prompts[1] == [
-        "how?soCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"
-    ]
+    turns = ["how?", "why?", "so that"]
+    found = critique_and_revise(MODEL, TOKENIZER, [turns], ["so"], [WORDING])
+    assert found == (["it hurts"], ["safe now"])
+    assert prompts[0] == [[*turns, "so", CRITIQUE]]
+    assert prompts[1] == [[*turns, "so", CRITIQUE, "it hurts", REVISION]]
 
 
-def test_an_answer_without_fault_is_not_said_again(scripted, tokenizer):
+def test_an_answer_without_fault_stays_and_is_not_written_again(scripted):
     prompts, script = scripted
     script += [[f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"], ["safe now"]]
-    critiques, after = critique_and_revise(
-        MODEL, tokenizer, [["how?"]] * 3, list("abc"), [WORDING] * 3
-    )
-    assert after == ["a", "safe now", "c"] and critiques[1] == "it hurts"
-    assert prompts[1] == [
-        "how?bCritiqueRequest: does it hurt?it hurtsRevisionRequest: make it safe"
-    ]
+    done, asked = [], ([["how?"]] * 3, list("abc"), [WORDING] * 3)
+    critiques, after = critique_and_revise(MODEL, TOKENIZER, *asked, progress=done.append)
+    assert after == ["a", "safe now", "c"]
+    assert critiques == [f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"]
+    assert prompts[1] == [["how?", "b", CRITIQUE, "it hurts", REVISION]]
+    assert sum(done) == 2  # texts that need not be written; the sampler counts the others
 
 
-def test_without_a_critique_the_revision_is_asked_for_directly(scripted, tokenizer):
+def test_without_a_critique_the_revision_is_asked_for_directly(scripted):
     prompts, script = scripted
-    script += [["safe now"]]
-    critiques, revisions = critique_and_revise(
-        MODEL, tokenizer, [["how?"]], ["so"], [WORDING], critique=False
-    )
-    assert (critiques, revisions) == ([None], ["safe now"])
-    assert prompts == [["how?soRevisionRequest: make it safe"]]
+    script += [["safe now", f"bad. {BREAKS}"]]
+    asked = [["how?"]] * 2, ["so", "or so"], [WORDING] * 2
+    found = critique_and_revise(MODEL, TOKENIZER, *asked, critique=False)
+    assert found == ([None, None], ["safe now", None])
+    assert prompts == [[["how?", "so", REVISION], ["how?", "or so", REVISION]]]
 
 
-def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted, tokenizer):
+def test_a_text_that_never_ends_or_is_empty_revises_nothing(scripted):
     _, script = scripted
-    script += [[None, "fine", "fine"], [None, ""]]
-    critiques, revisions = critique_and_revise(
-        MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3
-    )
-    assert critiques == [None, "fine", "fine"]
-    assert revisions == [None, None, None]
+    script += [[None, "fine", "fine"], [None, " "]]
+    asked = [["x"]] * 3, ["so"] * 3, [WORDING] * 3
+    critiques, revisions = critique_and_revise(MODEL, TOKENIZER, *asked)
+    assert critiques == [None, "fine", "fine"] and revisions == [None, None, None]
 
 
-def test_a_revision_that_is_a_critique_revises_nothing(scripted, tokenizer):
+def test_a_revision_that_ends_as_a_critique_revises_nothing(scripted):
     _, script = scripted
     script += [["it hurts"] * 3, [f"fine. {KEEPS}", f"bad. {BREAKS}", f"{KEEPS} Ask me more."]]
-    assert critique_and_revise(MODEL, tokenizer, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)[1] == [
-        None,
-        None,
-        f"{KEEPS} Ask me more.",
+    _, after = critique_and_revise(MODEL, TOKENIZER, [["x"]] * 3, ["so"] * 3, [WORDING] * 3)
+    assert after == [None, None, f"{KEEPS} Ask me more."]
+
+
+def test_a_comparison_shows_the_conversation_the_principle_and_both_answers_in_order():
+    prompt = comparison_prompt(["how?", "why?", "so"], "which is safer?", "one", "two")
+    assert prompt == "Person: how?\nAssistant: why?\nPerson: so\nwhich is safer?\n(A) one\n(B) two"
+
+
+# --- the loop ---
+
+
+@pytest.fixture(scope="module")
+def constitution():
+    return Constitution("constitution.json")
+
+
+def test_a_chain_meets_every_family_once_before_it_meets_one_again(monkeypatch, constitution):
+    asked = []
+
+    def keep(model, tokenizer, conversations, responses, wordings, critique, progress):
+        asked.append(wordings)
+        return [None] * len(responses), list(responses)
+
+    monkeypatch.setattr(critique_module, "critique_and_revise", keep)
+    rest = constitution, [["x"]] * 40, ["so"] * 40
+    chains = critique_revise_loop(None, None, *rest, steps=7, rng=random.Random(0))
+    assert len(asked) == 7
+    for chain, wordings in zip(chains, zip(*asked), strict=True):
+        assert chain["principles"] == [w.id for w in wordings]
+        families = [w.family for w in wordings]
+        assert sorted(families[:5]) == sorted(constitution.families)
+        assert families[5:] == families[:2]
+        assert not any(held_out(w.id) for w in wordings)
+    assert len({tuple(chain["principles"]) for chain in chains}) == 40
+    again = critique_revise_loop(None, None, *rest, steps=7, rng=random.Random(0))
+    assert again == chains
+
+
+@pytest.mark.parametrize("critique", [True, False])
+def test_a_step_revises_the_last_response_and_an_unfinished_one_leaves_it(
+    monkeypatch, constitution, critique
+):
+    calls, bar = [], print
+    steps = [
+        (["c1", None], ["a1", None]),
+        (["c2", "d2"], [None, "b2"]),
+        ([None, "d3"], ["a3", "b2"]),
     ]
 
+    def step(model, tokenizer, conversations, responses, wordings, *settings):
+        calls.append((model, tokenizer, conversations, responses, settings))
+        return steps[len(calls) - 1]
 
-def test_an_answer_is_stripped_of_its_end(scripted, tokenizer):
-    _, script = scripted
-    script += [[" yes "]]
-    assert answer(MODEL, tokenizer, [["how?"]], 0.0, 0) == ["yes"]
+    monkeypatch.setattr(critique_module, "critique_and_revise", step)
+    turns, rng = [["x"], ["y"]], random.Random(0)
+    settings = dict(steps=3, rng=rng, critique=critique, progress=bar)
+    one, other = critique_revise_loop("m", "t", constitution, turns, ["a", "b"], **settings)
+    assert [call[3] for call in calls] == [["a", "b"], ["a1", "b"], ["a1", "b2"]]
+    assert all(call[:3] == ("m", "t", turns) and call[4] == (critique, bar) for call in calls)
+    assert one["responses"] == ["a", "a1", "a1", "a3"]
+    assert other["responses"] == ["b", "b", "b2", "b2"]
+    assert one["critiques"] == ["c1", "c2", None] and other["critiques"] == [None, "d2", "d3"]
+    assert len(one["principles"]) == len(other["principles"]) == 3
 
 
-def test_a_conversation_longer_than_the_context_loses_its_oldest_words(scripted, tokenizer):
+def test_two_steps_as_the_model_sees_them(scripted, constitution):
     prompts, script = scripted
-    script += [["yes"]]
-    answer(MODEL, tokenizer, [["no " * 500 + "how?"]], 0.0, 0)
-    assert (
-        prompts[0][0].endswith("no how?")
-        and len(tokenizer.encode(prompts[0][0])) < 300 - critique_module.MAX_NEW_TOKENS
-    )
+    script += [["it hurts"], ["safe now"], [f"fine. {KEEPS}"], []]
+    rest = constitution, [["how?"]], ["so"], 2, random.Random(0)
+    (chain,) = critique_revise_loop(MODEL, TOKENIZER, *rest)
+    texts = {w.id: w for w in constitution.wordings}
+    first, second = (texts[id] for id in chain["principles"])
+    asked = ["how?", "so", f"CritiqueRequest: {first.critique}"]
+    assert prompts[0] == [asked]
+    assert prompts[1] == [[*asked, "it hurts", f"RevisionRequest: {first.revision}"]]
+    assert prompts[2] == [["how?", "safe now", f"CritiqueRequest: {second.critique}"]]
+    assert chain["responses"] == ["so", "safe now", "safe now"] and prompts[3] == []
 
 
-def test_principles_are_drawn_evenly_and_with_replacement():
-    constitution, rng = Constitution(), random.Random(0)
-    drawn = [constitution.draw(rng) for _ in range(200 * len(constitution.principles))]
-    counts = {p: sum(w.principle == p for w in drawn) for p in constitution.principles}
-    assert len(counts) >= 16 and all(
-        140 < n < 260 for n in counts.values()
-    )  # 200 each, five standard deviations
-    assert any(a.principle == b.principle for a, b in zip(drawn, drawn[1:]))
+def test_no_steps_and_no_drafts_make_chains_of_drafts_and_none(constitution):
+    def loop(drafts):
+        turns = [["x"]] * len(drafts)
+        return critique_revise_loop(None, None, constitution, turns, drafts, 0, random.Random(0))
 
-
-def test_one_principle_can_be_asked_for():
-    constitution, rng = Constitution(), random.Random(0)
-    for name in constitution.principles:
-        assert {constitution.draw(rng, principle=name).principle for _ in range(20)} == {name}
-    with pytest.raises(UserError, match="no-such"):
-        constitution.draw(rng, principle="no-such")
-
-
-def test_training_draws_seen_wordings_and_the_exam_held_out_ones():
-    constitution, rng = Constitution(), random.Random(0)
-    assert not any(held_out(constitution.draw(rng).id) for _ in range(300))
-    assert all(held_out(constitution.draw(rng, test=True).id) for _ in range(300))
-
-
-def test_a_family_can_be_struck_out():
-    rest = Constitution().without("harmlessness")
-    assert {w.family for w in rest.wordings} == {"honesty", "respect", "autonomy", "necessity"}
-    with pytest.raises(UserError, match="no such family"):
-        Constitution().without("kindness")
-
-
-@pytest.mark.parametrize(
-    "text, message",
-    [
-        ("{", "c.json:1 is not valid JSON"),
-        ("{}", "no list 'principles'"),
-        ('{"principles": []}', "no principle"),
-        ('{"principles": [{"id": "a", "family": "magic", "wordings": []}]}', "'magic'"),
-        (
-            '{"principles": [{"id": "a", "family": "honesty", "wordings": [{"critique": "x"}]}]}',
-            "'revision'",
-        ),
-    ],
-)
-def test_a_bad_constitution_is_named(tmp_path, text, message):
-    path = tmp_path / "c.json"
-    path.write_text(text)
-    with pytest.raises(UserError, match=message):
-        Constitution(path)
-
-
-def test_every_sentence_of_the_constitution_is_unique():
-    rows = json.load(open("constitution.json"))["principles"]
-    sentences = [
-        w[k] for p in rows for w in p["wordings"] for k in ("critique", "revision", "comparison")
-    ]
-    assert len(set(sentences)) == len(sentences) >= 16 * 4 * 3
-
-
-def test_two_principles_with_one_id_are_named(tmp_path):
-    principle = json.load(open("constitution.json"))["principles"][0]
-    (tmp_path / "c.json").write_text(json.dumps(dict(principles=[principle, principle])))
-    with pytest.raises(UserError, match="two principles with one id"):
-        Constitution(tmp_path / "c.json")
+    assert loop([]) == []
+    assert loop(["so"]) == [dict(responses=["so"], principles=[], critiques=[])]

@@ -7,8 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from minicai import device
 from minicai.data import (
+    FEW,
+    FIELDS,
     Example,
+    choose_rows,
     collate,
     collate_pairs,
     encode_pairs,
@@ -16,20 +20,29 @@ from minicai.data import (
     make_batches,
     padded,
     pair_batches,
+    read_chains,
+    read_pairs,
     row_lengths,
+    tied,
     weighted_nll,
 )
+from minicai.files import UserError, write_jsonl
 from minicai.gpt import GPT, GPTConfig
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 
-torch.set_num_threads(1)
 TURNS = [
     ("user", "How do I bake bread?", 0.1),
     ("assistant", "Knead it well.", 1.0),
     ("user", "Thanks!", 0.0),
     ("assistant", "Bye.", 0.5),
 ]
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """No autocast, on any machine."""
+    monkeypatch.setattr(device, "fast_dtype", lambda device: torch.float32)
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +169,8 @@ def test_collating_pads_on_the_right_with_no_weight():
     assert ids.dtype == torch.int64 and ids.shape == weights.shape and ids.shape[1] >= 9
     for row, e in enumerate(batch):
         n = len(e.ids)
-        assert (
-            ids[row, :n].tolist() == e.ids.tolist()
-            and weights[row, :n].tolist() == e.weights.tolist()
-        )
+        assert ids[row, :n].tolist() == e.ids.tolist()
+        assert weights[row, :n].tolist() == e.weights.tolist()
         assert (ids[row, n:] == 299).all() and not weights[row, n:].any()
 
 
@@ -177,9 +188,7 @@ def test_the_loss_is_the_weighted_mean_of_a_plain_loop():
                 logits = model(torch.tensor(e.ids[None, :t], dtype=torch.int64))[0, -1]
                 total -= e.weights[t].item() * (logits[e.ids[t]] - logits.exp().sum().log()).item()
                 weight_sum += e.weights[t].item()
-    assert loss.item() == pytest.approx(
-        total / weight_sum, abs=1e-6
-    )  # the loss itself is taken in float32
+    assert loss.item() == pytest.approx(total / weight_sum, abs=1e-6)  # a loss is in float32
 
 
 def loss_and_gradients(model, ids, weights):
@@ -248,97 +257,134 @@ def test_an_answer_of_weight_zero_is_not_learned(tokenizer):
     assert torch.equal(*losses)
 
 
+def test_the_model_runs_under_autocast_and_the_loss_is_taken_in_float32(monkeypatch):
+    monkeypatch.setattr(device, "fast_dtype", lambda device: torch.bfloat16)
+    model, seen = tiny(), []
+    model.head.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
+    ids, weights = torch.randint(0, 290, (2, 9)), torch.ones(2, 9)
+    loss, (logits,) = weighted_nll(model, ids, weights), seen
+    assert logits.dtype == torch.bfloat16
+    wanted = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
+    torch.testing.assert_close(loss, wanted, rtol=0, atol=1e-6)
+
+
 # --- comparisons ---
 
 
-def comparison(
-    id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake bread?",), **extra
-):
+def comparison(id, kind="ai", p=1.0, a="yes it is", b="no", turns=("how do i bake?",), **extra):
     return dict(id=id, kind=kind, turns=list(turns), a=a, b=b, p=p, **extra)
 
 
 def test_the_likelier_answer_is_chosen_and_both_share_the_prompt(tokenizer):
     by = ["policy", "base"]
     rows = [comparison(0, p=0.9, by=by), comparison(1, p=0.2, by=by), comparison(2, p=0.5)]
-    for row, pair in zip(rows, encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))):
+    pairs = encode_pairs(tokenizer, rows, 512)
+    assert [pair.index for pair in pairs] == [0, 1, 2]
+    assert [pair.by_policy for pair in pairs] == [(True, False), (False, True), (True, True)]
+    for row, pair in zip(rows, pairs):
         prompt = tokenizer.prompt(talk(*row["turns"]))
         better, worse = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
-        assert (
-            pair.prompt == len(prompt)
-            and pair.chosen[: pair.prompt] == pair.rejected[: pair.prompt] == prompt
-        )
-        assert pair.chosen[pair.prompt :] == [*tokenizer.encode(better), tokenizer.end]
-        assert pair.rejected[pair.prompt :] == [*tokenizer.encode(worse), tokenizer.end]
-        assert (
-            pair.p == max(row["p"], 1 - row["p"])
-            and pair.own == [(True, False), (False, True), (True, True)][row["id"]]
-        )
+        assert pair.prompt == len(prompt) and pair.p == max(row["p"], 1 - row["p"])
+        assert pair.chosen == [*prompt, *tokenizer.encode(better), tokenizer.end]
+        assert pair.rejected == [*prompt, *tokenizer.encode(worse), tokenizer.end]
 
 
-def test_helpfulness_comparisons_make_up_their_fraction(tokenizer):
-    rows = [comparison(i, p=0.7) for i in range(20)] + [
-        comparison(i, "human", a="yes") for i in range(20, 60)
-    ]
+def test_helpfulness_comparisons_make_up_their_fraction():
+    rows = [comparison(i, p=0.7) for i in range(20)]
+    rows += [comparison(i, "human", a="yes") for i in range(20, 60)]
     for fraction, n in ((0.0, 0), (0.2, 5), (0.5, 20), (0.9, 40)):
-        pairs = encode_pairs(tokenizer, rows, fraction, 512, random.Random(0))
-        assert (
-            sum(pair.p == 1.0 for pair in pairs) == n and sum(pair.p == 0.7 for pair in pairs) == 20
-        )
-        assert [pair.number for pair in pairs] == list(range(len(pairs)))
+        chosen = choose_rows(rows, fraction, random.Random(0))
+        assert [row["id"] for row in chosen[:20]] == list(range(20))
+        assert len({row["id"] for row in chosen[20:]} - set(range(20))) == n == len(chosen) - 20
 
 
-def test_pairs_that_do_not_fit_or_do_not_differ_are_left_out_and_the_long_ones_counted(
-    tokenizer, capsys
-):
-    rows = [
-        comparison(0, a="no"),
-        comparison(1, a="yes " * 400),
-        comparison(2),
-        comparison(3, b="no " * 400),
-    ]
-    assert len(encode_pairs(tokenizer, rows, 0.0, 128, random.Random(0))) == 1
+def test_ties_are_left_out_unless_the_judge_decided_few(capsys):
+    assert [p for p in (0.44, 0.46, 0.5, 0.54, 0.56) if not tied(p)] == [0.44, 0.56]
+    decided = [comparison(i, p=0.9 if i % 2 else 0.1) for i in range(FEW)]
+    ties = [comparison(i, p=0.52) for i in range(FEW, 3 * FEW)]
+    chosen = choose_rows(ties[:FEW] + decided + ties[FEW:], 0.0, random.Random(0))
+    assert chosen == decided and not capsys.readouterr().out
+    assert len(choose_rows(decided[1:] + ties, 0.0, random.Random(0))) == 3 * FEW - 1
+    assert (
+        f"the judge decided only 19 of {3 * FEW - 1} comparisons; ties" in capsys.readouterr().out
+    )
+    assert choose_rows(decided[1:], 0.0, random.Random(0)) == decided[1:]
+    assert not capsys.readouterr().out  # there was no tie to keep
+
+
+def test_long_pairs_are_left_out_and_counted_and_equal_ones_left_out(tokenizer, capsys):
+    long = "yes " * 400
+    rows = [comparison(0, a="no"), comparison(1, a=long), comparison(2), comparison(3, b=long)]
+    (pair,) = encode_pairs(tokenizer, rows, 128)
+    assert pair.index == 0  # of the pairs, not of the rows
     assert "2 comparisons do not fit the context of 128 ids" in capsys.readouterr().out
-    encode_pairs(tokenizer, rows[2:3], 0.0, 128, random.Random(0))
-    assert not capsys.readouterr().out
+    size = max(len(pair.chosen), len(pair.rejected))
+    assert encode_pairs(tokenizer, rows[2:3], size) == [pair] and not capsys.readouterr().out
+    assert not encode_pairs(tokenizer, rows[2:3], size - 1)
 
 
 def test_batches_of_pairs_hold_every_pair_once_within_the_limit(tokenizer):
     rows = [
         comparison(i, a="yes " * (i % 17 + 1), turns=["how " * (i % 13 + 1)]) for i in range(200)
     ]
-    pairs = encode_pairs(tokenizer, rows, 0.0, 512, random.Random(0))
-    batches = list(pair_batches(pairs, 600, random.Random(1)))
-    assert sorted(pair.number for batch in batches for pair in batch) == list(range(200))
+    pairs = encode_pairs(tokenizer, rows, 512)
+    batches = pair_batches(pairs, 600, random.Random(1))
+    indices = [pair.index for batch in batches for pair in batch]
+    assert sorted(indices) == list(range(200)) != indices
     for batch in batches:
         ids, mask = collate_pairs(batch, tokenizer.pad, "cpu")
-        assert ids.numel() <= 600 + 2 * len(batch)
-        for i, (pair, row) in enumerate(
-            [(p, p.chosen) for p in batch] + [(p, p.rejected) for p in batch]
-        ):
-            assert (
-                ids[i, : len(row)].tolist() == row and (ids[i, len(row) :] == tokenizer.pad).all()
-            )
+        assert ids.numel() <= 600
+        rows = [pair.chosen for pair in batch] + [pair.rejected for pair in batch]
+        for i, (pair, row) in enumerate(zip(batch * 2, rows, strict=True)):
+            assert ids[i, : len(row)].tolist() == row
+            assert (ids[i, len(row) :] == tokenizer.pad).all()
             assert mask[i].nonzero().flatten().tolist() == list(range(pair.prompt, len(row)))
-        assert row_lengths(mask).tolist() == [len(p.chosen) for p in batch] + [
-            len(p.rejected) for p in batch
-        ]
+        assert row_lengths(mask).tolist() == list(map(len, rows))
 
 
-def test_ties_are_left_out_unless_there_is_hardly_anything_else(tokenizer):
-    def row(i, p):
-        return dict(id=i, kind="ai", turns=["hi"], a=f"one {i}", b="two", p=p)
-
-    decided, ties = (
-        [row(i, 0.9 if i % 2 else 0.1) for i in range(20)],
-        [row(i, 0.52) for i in range(20, 60)],
-    )
-    pairs = encode_pairs(tokenizer, ties[:20] + decided + ties[20:], 0.0, 512, random.Random(0))
-    assert len(pairs) == 20 and all(pair.p == pytest.approx(0.9) for pair in pairs)
-    assert len(encode_pairs(tokenizer, decided[:19] + ties, 0.0, 512, random.Random(0))) == 59
+# --- files ---
 
 
-def test_the_loss_of_rough_logits_is_taken_in_float32():
-    model, ids, weights = tiny(), torch.randint(0, 290, (2, 9)), torch.ones(2, 9)
-    rough = weighted_nll(lambda x: model(x).bfloat16(), ids, weights)
-    widened = weighted_nll(lambda x: model(x).bfloat16().float(), ids, weights)
-    torch.testing.assert_close(rough, widened, rtol=0, atol=1e-6)
+@pytest.mark.parametrize(
+    "field, good, bad",
+    [
+        ("id", [0, "a"], [1.5, None, []]),
+        ("turns", [["a"], ["a", "b", "c"]], [[], ["a", "b"], "a", [1], None]),
+        ("responses", [[], ["a", "b"]], ["a", [None], None]),
+        ("critiques", [[], [None, "a"]], ["a", [1], None]),
+        ("response", ["a", None], [1, []]),
+        ("a", ["", "a"], [None, 1]),
+        ("by", [["policy", "base"]], [["policy"], "ab", None]),
+        ("kind", ["ai", "human"], ["AI", None]),
+        ("p", [0, 1, 0.5], [-0.1, 1.1, True, "0.5", None, float("nan")]),
+    ],
+)
+def test_fields_hold_what_training_can_use(field, good, bad):
+    fits, _ = FIELDS[field]
+    assert all(map(fits, good)) and not any(map(fits, bad))
+
+
+def test_a_file_with_nothing_to_train_on_is_named(tokenizer, tmp_path):
+    def pairs(rows, fraction=0.5):
+        write_jsonl(tmp_path / "x.jsonl", rows)
+        paths = [tmp_path / "x.jsonl"] * 2  # several files are read as one
+        return read_pairs(paths, tokenizer, fraction, 128, random.Random(0))
+
+    assert [pair.index for pair in pairs([comparison(0)])] == [0, 1]
+    human = [comparison(0, "human")]
+    for rows, fraction in (([], 0.5), ([comparison(0, a="no")], 0.5), (human, 0.0)):
+        with pytest.raises(UserError, match="x.jsonl holds no comparison to train on"):
+            pairs(rows, fraction)
+    with pytest.raises(UserError, match="x.jsonl:1: the field 'p' is not a number from 0 to 1"):
+        pairs([comparison(0, p=2)])
+    with pytest.raises(UserError, match="x.jsonl:1 has no field 'id'"):
+        pairs([dict(kind="ai")])
+
+
+def test_a_chain_without_a_response_is_none(tmp_path):
+    rows = [dict(id=i, turns=["hi"], responses=["yes"] * i) for i in range(3)]
+    write_jsonl(tmp_path / "x.jsonl", rows)
+    assert read_chains(tmp_path / "x.jsonl") == rows[1:]
+    write_jsonl(tmp_path / "x.jsonl", rows[:1])
+    with pytest.raises(UserError, match="x.jsonl holds no chain; run revise.py"):
+        read_chains(tmp_path / "x.jsonl")

@@ -1,14 +1,12 @@
-"""Every preference loss against its formula, its gradient against finite differences, and masks against poison."""
+"""Losses against their formulas, gradients against finite differences, masks against poison."""
 
 import inspect
 import math
-import re
-from pathlib import Path
 
 import pytest
 import torch
 
-from minicai import dpo
+from minicai import device
 from minicai.dpo import (
     LOSSES,
     PER_TOKEN,
@@ -21,6 +19,12 @@ from minicai.dpo import (
     simpo_loss,
 )
 from minicai.gpt import GPT, GPTConfig
+
+
+@pytest.fixture(autouse=True)
+def float32(monkeypatch):
+    """No autocast, on any machine."""
+    monkeypatch.setattr(device, "fast_dtype", lambda device: torch.float32)
 
 
 def logps(n=5, seed=0, scale=4.0):
@@ -38,10 +42,8 @@ def test_gradients_agree_with_finite_differences(name, p):
     chosen, rejected, *refs = logps()
     chosen.requires_grad_(), rejected.requires_grad_()
     p = torch.linspace(0, 1, 5, dtype=torch.float64) if p == "each" else p
-    if (
-        name == "kto"
-    ):  # its reference point is held fixed, so it is held fixed here: below 0 it is cut at 0 exactly
-        refs = [r.clone().fill_(0.0) for r in refs]
+    if name == "kto":  # its reference point has no gradient: here it is cut at 0 and cannot move
+        refs = [0 * r for r in refs]
     assert torch.autograd.gradcheck(
         lambda c, r: LOSSES[name](c, r, *refs, beta=0.3, p=p)[0], (chosen, rejected)
     )
@@ -51,7 +53,7 @@ def test_gradients_agree_with_finite_differences(name, p):
 def test_the_loss_pulls_the_chosen_answer_up_and_the_rejected_one_down(name):
     chosen, rejected, *refs = logps(seed=1, scale=0.5)
     chosen.requires_grad_(), rejected.requires_grad_()
-    LOSSES[name](chosen, rejected, *refs, p=1.0)[0].backward()
+    LOSSES[name](chosen, rejected, *refs, beta=0.3, p=1.0)[0].backward()
     assert (chosen.grad < 0).all() and (rejected.grad > 0).all()
 
 
@@ -107,9 +109,12 @@ def test_the_gradient_of_soft_dpo_is_sigmoid_minus_p():
 
 
 def test_cdpo_is_dpo_with_labels_that_may_be_wrong():
-    a = logps(seed=6)
-    torch.testing.assert_close(cdpo_loss(*a, eps=0.2)[0], dpo_loss(*a, p=0.8)[0])
-    torch.testing.assert_close(cdpo_loss(*a, p=0.0, eps=0.2)[0], dpo_loss(*a, p=0.2)[0])
+    four = logps(seed=6)
+    for p in (1.0, 0.3, 0.0):
+        for eps in (0.1, 0.2):
+            expected = dpo_loss(*four, p=p * (1 - eps) + (1 - p) * eps)[0]
+            torch.testing.assert_close(cdpo_loss(*four, p=p, eps=eps)[0], expected)
+        torch.testing.assert_close(cdpo_loss(*four, p=p)[0], cdpo_loss(*four, p=p, eps=0.1)[0])
 
 
 def test_dpop_is_dpo_that_pays_for_what_the_better_answer_loses():
@@ -124,34 +129,39 @@ def test_dpop_is_dpo_that_pays_for_what_the_better_answer_loses():
     expected = sum(0.8 * a + 0.2 * b for a, b in zip(each, swapped)) / 5
     assert LOSSES["dpop"](*four, beta=0.3, p=0.8, weight=2.0)[0].item() == pytest.approx(expected)
     c, r, rc, rr = four
-    torch.testing.assert_close(
-        LOSSES["dpop"](rc + 1, r, rc, rr)[0], dpo_loss(rc + 1, r, rc, rr)[0]
-    )  # nothing lost
+    nothing_lost = [LOSSES[name](rc + 1, r, rc, rr)[0] for name in ("dpo", "dpop")]
+    torch.testing.assert_close(*nothing_lost)
     falls = [LOSSES[name](rc - 2, rr - 3, rc, rr)[0].item() for name in ("dpo", "dpop")]
     assert falls[0] < math.log(2) < falls[1]  # DPO is content where both fall
 
 
-def test_ipo_is_at_its_minimum_at_its_target():
+def test_ipo_is_the_squared_distance_to_its_target():
     _, r, rc, rr = logps(seed=7)
-    c = r - rr + rc + 1 / (2 * 0.4)
-    assert ipo_loss(c, r, rc, rr, beta=0.4)[0].item() == pytest.approx(0)
+    for off in (0.0, 0.5, -2.0):
+        c = r - rr + rc + 1 / (2 * 0.4) + off
+        assert ipo_loss(c, r, rc, rr, beta=0.4)[0].item() == pytest.approx(off**2)
+
+
+def test_hinge_is_zero_from_a_margin_of_one_on():
+    c, zero = torch.tensor([-3.0, 0.0, 1.0, 2.0, 5.0]), torch.zeros(5)
+    for margin, value in zip(c, (2.5, 1.0, 0.5, 0.0, 0.0)):
+        four = margin[None], zero[:1], zero[:1], zero[:1]
+        assert LOSSES["hinge"](*four, beta=0.5)[0].item() == pytest.approx(value)
 
 
 def test_simpo_and_orpo_need_no_reference():
     c, r, rc, rr = logps(seed=8)
     for loss in (simpo_loss, orpo_loss):
         assert loss(c, r, rc, rr)[0] == loss(c, r, rr, c)[0]
-    expected = torch.stack(
-        [-torch.log(torch.sigmoid(2 * (a - b) - 0.5)) for a, b in zip(c, r)]
-    ).mean()
-    torch.testing.assert_close(simpo_loss(c, r, rc, rr)[0], expected)
+    expected = sum(-math.log(sigmoid(3 * (a - b) - 0.5)) for a, b in zip(c, r)) / len(c)
+    assert simpo_loss(c, r, rc, rr, beta=3.0)[0].item() == pytest.approx(expected)
 
 
 def test_orpo_by_hand():
     c, r = (torch.tensor([x], dtype=torch.float64) for x in (-0.5, -1.5))
     odds = [math.exp(x) / (1 - math.exp(x)) for x in (-0.5, -1.5)]
-    expected = 0.5 - 0.1 * math.log(sigmoid(math.log(odds[0] / odds[1])))
-    assert orpo_loss(c, r, c, r)[0].item() == pytest.approx(expected)
+    expected = 0.5 - 0.2 * math.log(sigmoid(math.log(odds[0] / odds[1])))
+    assert orpo_loss(c, r, c, r, beta=0.2)[0].item() == pytest.approx(expected)
 
 
 def test_kto_by_hand():
@@ -159,7 +169,7 @@ def test_kto_by_hand():
     a, b = (0.1 * (c - rc)).tolist(), (0.1 * (r - rr)).tolist()
     z = max(0.0, sum(a + b) / 6)
     expected = sum((1 - sigmoid(x - z)) + (1 - sigmoid(z - y)) for x, y in zip(a, b)) / 6
-    assert kto_loss(c, r, rc, rr)[0].item() == pytest.approx(expected)
+    assert kto_loss(c, r, rc, rr, beta=0.1)[0].item() == pytest.approx(expected)
 
 
 def test_extreme_margins_stay_finite():
@@ -180,36 +190,41 @@ def test_a_label_for_each_pair_or_one_for_all(name):
 def test_stats_say_who_wins():
     zero = torch.zeros(4)
     chosen, rejected = torch.tensor([1.0, 1.0, -1.0, 0.0]), torch.tensor([0.0, 2.0, -3.0, 0.0])
-    stats = dpo_loss(chosen, rejected, zero, zero, beta=0.5, p=torch.tensor([1.0, 1.0, 0.0, 1.0]))[
-        1
-    ]
+    p = torch.tensor([1.0, 1.0, 0.0, 1.0])
+    stats = dpo_loss(chosen, rejected, zero, zero, beta=0.5, p=p)[1]
     assert stats["accuracy"] == pytest.approx((1 + 0 + 0 + 0.5) / 4)
     assert stats["chosen_reward"] == pytest.approx(0.125) and stats["margin"] == pytest.approx(0.25)
+    assert stats["rejected_reward"] == pytest.approx(-0.125)
 
 
-def test_all_losses_share_one_signature_and_unknown_names_are_errors():
-    first = list(inspect.signature(dpo_loss).parameters)
-    assert all(list(inspect.signature(f).parameters)[:6] == first for f in LOSSES.values())
-    assert PER_TOKEN == {"ipo", "simpo", "orpo"}
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_rewards_are_scaled_by_beta(name):
+    c, r, rc, rr = logps(seed=11)
+    stats = LOSSES[name](c, r, rc, rr, beta=0.3)[1]
+    if name in ("simpo", "orpo"):
+        rc, rr = 0 * rc, 0 * rr
+    if name == "orpo":  # its reward is the log odds
+        c, r = (torch.log(x.exp() / (1 - x.exp())) for x in (c, r))
+    for key, value in (("chosen_reward", c - rc), ("rejected_reward", r - rr)):
+        assert stats[key].item() == pytest.approx(0.3 * value.mean().item()), key
 
 
-def test_cdpo_is_dpo_with_one_label_in_ten_turned():
-    four = logps()
-    torch.testing.assert_close(LOSSES["cdpo"](*four)[0], dpo_loss(*four, p=0.9)[0])
-    torch.testing.assert_close(
-        LOSSES["cdpo"](*four, p=0.3)[0], dpo_loss(*four, p=0.9 * 0.3 + 0.1 * 0.7)[0]
-    )
+def test_all_losses_share_one_signature():
+    signatures = {name: inspect.signature(f).parameters for name, f in LOSSES.items()}
+    assert all(list(s)[:6] == list(signatures["dpo"]) for s in signatures.values())
+    assert all(s["p"].default == 1.0 for s in signatures.values())
+    betas = {name: s["beta"].default for name, s in signatures.items()}
+    others = dict(ipo=0.1, simpo=2.0, orpo=0.1)  # they take means, so their scale is another
+    assert betas == {name: others.get(name, 1.0) for name in LOSSES} and PER_TOKEN == set(others)
 
 
 def test_the_reference_point_of_kto_is_not_learned():
     """Its gradient is that of the loss with z held where it is, here above 0."""
-    chosen, rejected = (
-        torch.tensor(x, dtype=torch.float64, requires_grad=True) for x in ([1.0, 2.0], [0.5, 3.0])
-    )
+    chosen = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    rejected = torch.tensor([0.5, 3.0], dtype=torch.float64, requires_grad=True)
     zero, z = torch.zeros(2, dtype=torch.float64), 0.3 * (1.0 + 2.0 + 0.5 + 3.0) / 4
-    held = (
-        (1 - torch.sigmoid(0.3 * chosen - z)) + (1 - torch.sigmoid(z - 0.3 * rejected))
-    ).mean() / 2
+    better, worse = torch.sigmoid(0.3 * chosen - z), torch.sigmoid(z - 0.3 * rejected)
+    held = ((1 - better) + (1 - worse)).mean() / 2
     loss = LOSSES["kto"](chosen, rejected, zero, zero, beta=0.3)[0]
     torch.testing.assert_close(loss, held)
     for a, b in zip(*(torch.autograd.grad(x, (chosen, rejected)) for x in (loss, held))):
@@ -230,10 +245,8 @@ def model():
 
 
 def rows(prompts, responses, width, fill=0):
-    ids, mask = (
-        torch.full((len(prompts), width), fill),
-        torch.zeros(len(prompts), width, dtype=torch.bool),
-    )
+    ids = torch.full((len(prompts), width), fill)
+    mask = torch.zeros(len(prompts), width, dtype=torch.bool)
     for i, (p, r) in enumerate(zip(prompts, responses)):
         ids[i, : len(p + r)] = torch.tensor(p + r)
         mask[i, len(p) : len(p + r)] = True
@@ -267,21 +280,15 @@ def test_only_the_logits_that_predict_the_response_have_a_gradient():
     logits = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     response_logps(Fixed(logits), ids, mask).sum().backward()
     columns = [row.any(-1).nonzero().flatten().tolist() for row in logits.grad != 0]
-    assert columns == [
-        [2, 3],
-        [0, 1, 2, 3],
-    ]  # one before each token of the response; prompt and pads have none
+    assert columns == [[2, 3], [0, 1, 2, 3]]  # one before each token of the response
 
 
 def test_what_a_pad_holds_and_how_many_there_are_changes_nothing(model):
     prompts, responses = [[1, 2, 3], [4]], [[5, 6], [7, 8, 9, 10]]
-    clean, poisoned = (
-        response_logps(model, *rows(prompts, responses, 12, fill)) for fill in (0, 31)
-    )
-    assert torch.equal(clean, poisoned)
-    torch.testing.assert_close(
-        clean, response_logps(model, *rows(prompts, responses, 5)), atol=1e-5, rtol=0
-    )
+    sizes = (12, 0), (12, 31), (5, 0)  # width, and what a pad holds
+    a, b, c = (response_logps(model, *rows(prompts, responses, *size)) for size in sizes)
+    assert torch.equal(a, b)
+    torch.testing.assert_close(a, c, atol=1e-5, rtol=0)
 
 
 def test_an_empty_response_has_no_log_probability_and_not_nan(model):
@@ -293,20 +300,12 @@ def test_an_empty_response_has_no_log_probability_and_not_nan(model):
         assert logps.isfinite().all() and logps[1] == 0 and logps[0] < 0
 
 
-def test_the_loss_that_the_readme_writes_works_as_it_stands():
-    code = re.search(
-        r"```python\n(.*?)```", (Path(__file__).parent.parent / "README.md").read_text(), re.S
-    )[1]
-    names = dict(vars(dpo), LOSSES=dict(dpo.LOSSES))
-    exec(code, names)
-    (added,) = names["LOSSES"].keys() - dpo.LOSSES.keys()
-    four = [
-        torch.tensor([-3.0, -5.0]),
-        torch.tensor([-4.0, -4.5]),
-        torch.tensor([-3.5, -4.0]),
-        torch.tensor([-4.0, -4.0]),
-    ]
-    h = 0.1 * ((four[0] - four[2]) - (four[1] - four[3]))
-    loss, _ = names["LOSSES"][added](*four, 0.1, 0.7)
-    expected = (0.7 * torch.log1p(torch.exp(1 - h)) + 0.3 * torch.log1p(torch.exp(1 + h))).mean()
-    assert loss.item() == pytest.approx(expected.item())
+def test_the_model_runs_under_autocast_and_log_probabilities_are_taken_in_float32(monkeypatch):
+    monkeypatch.setattr(device, "fast_dtype", lambda device: torch.bfloat16)
+    model, seen = GPT(GPTConfig(32, 1, 2, 2, 16, 32, 32)), []
+    model.head.register_forward_hook(lambda module, inputs, logits: seen.append(logits))
+    ids, mask = rows([[1, 2, 3]], [[5, 6]], 5)
+    total, (logits,) = response_logps(model, ids, mask), seen
+    assert logits.dtype == torch.bfloat16 and total.dtype == torch.float32
+    logp = logits.double().log_softmax(-1)[0]
+    assert total.item() == pytest.approx((logp[2, 5] + logp[3, 6]).item(), abs=1e-5)

@@ -1,13 +1,11 @@
-"""The model against slow, separate reimplementations: complex numbers for the positions, loops for the layers."""
+"""The model against slow, separate versions: complex numbers for positions, loops for layers."""
 
 import math
 
 import pytest
 import torch
 
-from minicai.gpt import GPT, GPTConfig, KVCache, rope_table, rotate
-
-torch.set_num_threads(1)
+from minicai.gpt import GPT, GPTConfig, KVCache, rope_table, rotate, token_logps
 
 
 def tiny(**changes) -> GPT:
@@ -16,7 +14,8 @@ def tiny(**changes) -> GPT:
     )
     torch.manual_seed(0)
     model = GPT(GPTConfig(**{**settings, **changes}))
-    # At the initial scale all attention weights are about equal and the norms are all ones, which would hide mistakes.
+    # At the initial scale all attention weights are about equal, and all norms are ones.
+    # That would hide mistakes.
     for parameter in model.parameters():
         if parameter.dim() == 1:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
@@ -30,7 +29,7 @@ def some_ids(rows: int, length: int, vocab_size: int = 37) -> torch.Tensor:
 
 
 def complex_rotate(vector: list[float], position: int, theta: float) -> list[float]:
-    """RoPE as its paper states it: pairs of coordinates are complex numbers, times exp(i * position * frequency)."""
+    """RoPE as in its paper: pairs of coordinates are complex numbers, times exp(i * angle)."""
     half = len(vector) // 2
     turned = [
         complex(vector[i], vector[i + half]) * complex(math.cos(angle), math.sin(angle))
@@ -177,45 +176,61 @@ def test_padding_on_the_right_is_harmless():
 
 @torch.no_grad()
 def test_long_sequences_begin_with_the_logits_of_short_ones():
-    # Above 256 positions attention takes another path on a CPU; in float64, rounding leaves no room for a wrong one.
+    # Above 256 positions attention takes another path on a CPU. float64 leaves no room for error.
     model, ids = tiny(block_size=300).double(), some_ids(2, 300)
     torch.testing.assert_close(model(ids)[:, :200], model(ids[:, :200]), atol=1e-10, rtol=0)
 
 
+SHORT = [3, 5], [1, 4], [4, 2], [4, 1]
+LONG = [260, 200], [4, 3], [1, 1], [8, 5]  # there, and on every GPU, attention is PyTorch's kernel
+
+
+@pytest.mark.parametrize("pieces", [SHORT, LONG])
 @torch.no_grad()
-def test_a_cache_beyond_256_slots_gives_the_plain_logits():
-    """There, and always on a GPU, attention is PyTorch's kernel: with a cache it has to take the mask and not `is_causal`."""
+def test_a_cache_filled_in_ragged_pieces_gives_the_plain_logits(pieces):
     model, ids = tiny(block_size=300).double(), some_ids(2, 290)
-    cache = KVCache(model.config, 2, 290, "cpu", torch.float64)
-    cache.k.fill_(9.0), cache.v.fill_(9.0)
+    slots = sum(map(max, pieces))
+    cache = KVCache(model.config, rows=2, slots=slots, device="cpu", dtype=torch.float64)
+    cache.k.fill_(9.0), cache.v.fill_(9.0)  # leftovers that no query may see
     expected, starts = model(ids), torch.tensor([0, 0])
-    for sizes in ([260, 200], [4, 3], [1, 1], [8, 5]):
+    for sizes in pieces:
         positions = starts[:, None] + torch.arange(max(sizes))
         got = model(ids.gather(1, positions), cache, positions)
         for row, size in enumerate(sizes):
-            whole = expected[row, starts[row] : starts[row] + size]
-            torch.testing.assert_close(got[row, :size], whole, atol=1e-9, rtol=0)
+            wanted = expected[row, starts[row] : starts[row] + size]
+            torch.testing.assert_close(got[row, :size], wanted, atol=1e-9, rtol=0)
         starts = starts + torch.tensor(sizes)
+        assert cache.used == positions.max() + 1
 
 
 @torch.no_grad()
-def test_a_cache_filled_in_ragged_pieces_gives_the_plain_logits():
-    model, ids = tiny(), some_ids(2, 12)
-    cache = KVCache(model.config, rows=2, slots=15, device="cpu", dtype=torch.float32)
-    cache.k.fill_(9.0), cache.v.fill_(9.0)  # leftovers that no query may see
-    expected = model(ids)
-    starts = torch.tensor([0, 0])
-    for sizes in ([3, 5], [1, 4], [4, 2], [4, 1]):
-        width = max(sizes)
-        steps = torch.arange(width)
-        positions = starts[:, None] + steps
-        fed = torch.stack([ids[row, positions[row].clamp(max=11)] for row in range(2)])
-        got = model(fed, cache, positions)
-        for row, size in enumerate(sizes):
-            wanted = expected[row, starts[row] : starts[row] + size]
-            torch.testing.assert_close(got[row, :size], wanted, atol=1e-5, rtol=1e-5)
-        starts = starts + torch.tensor(sizes)
-    assert starts.tolist() == [12, 12]
+def test_rows_that_stay_in_the_cache_go_on_as_before():
+    model, ids = tiny().double(), some_ids(4, 9)
+    cache = KVCache(model.config, rows=4, slots=9, device="cpu", dtype=torch.float64)
+    model(ids[:, :8], cache, torch.arange(8).expand(4, 8))
+    kept = torch.tensor([3, 1])
+    cache.keep(kept)
+    got = model(ids[kept, 8:], cache, torch.full((2, 1), 8))
+    torch.testing.assert_close(got[:, 0], model(ids)[kept, -1], atol=1e-9, rtol=0)
+
+
+def test_weights_over_the_vocabulary_replace_ids_and_have_a_gradient():
+    model, ids = tiny().double(), some_ids(1, 6)
+    weights = torch.nn.functional.one_hot(ids, 37).double().requires_grad_()
+    torch.testing.assert_close(model(weights), model(ids))
+    step = 1e-4 * torch.randn(weights.shape, generator=torch.Generator().manual_seed(4))
+    last = model(weights)[0, -1, 3]
+    last.backward()
+    with torch.no_grad():
+        up, down = (model(weights + sign * step)[0, -1, 3].item() for sign in (1, -1))
+    assert (up - down) / 2 == pytest.approx((weights.grad * step).sum().item(), rel=1e-4)
+
+
+def test_log_probabilities_are_of_the_next_id_in_float32():
+    logits = torch.randn(2, 8, 37, generator=torch.Generator().manual_seed(5)).bfloat16()
+    ids, exact = some_ids(2, 9), logits.double().log_softmax(-1)
+    expected = [[exact[row, t, ids[row, t + 1]].item() for t in range(8)] for row in range(2)]
+    torch.testing.assert_close(token_logps(logits, ids), torch.tensor(expected))
 
 
 def test_an_embedding_that_only_pads_use_gets_no_gradient():
@@ -224,9 +239,7 @@ def test_an_embedding_that_only_pads_use_gets_no_gradient():
     ids = some_ids(2, 10, vocab_size=36)
     ids[0, 6:] = pad
     logits = model(ids[:, :-1])
-    inside = torch.tensor(
-        [[True] * 5 + [False] * 4, [True] * 9]
-    )  # by length: targets that are real tokens
+    inside = torch.tensor([[True] * 5 + [False] * 4, [True] * 9])  # targets that are no pads
     loss = torch.nn.functional.cross_entropy(logits[inside], ids[:, 1:][inside])
     loss.backward()
     assert torch.all(model.embed.weight.grad[pad] == 0)

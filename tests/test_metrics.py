@@ -8,10 +8,10 @@ import pytest
 
 from minicai.metrics import (
     boilerplate,
-    by_length,
     design_effect,
     distinct_n,
     ece,
+    length_alone,
     paired_test,
     rate,
     rate_by_topic,
@@ -44,8 +44,8 @@ def test_a_rate_counts_truth_and_has_none_of_nothing():
     assert rate(x for x in ()) == dict(rate=None, k=0, n=0, lo=0.0, hi=1.0)
 
 
-def test_a_rate_over_topics_has_the_interval_of_as_many_independent_questions_as_it_is_worth():
-    """20 topics of 15 questions, each answered alike: the rate is worth 20 questions, but for the 20/19 of the estimate."""
+def test_questions_about_one_topic_count_for_less_than_their_number():
+    """20 topics of 15 equal answers are worth 20 questions. The estimate has a factor 20/19."""
     hits = [topic % 4 == 0 for topic in range(20) for _ in range(15)]
     topics = [topic for topic in range(20) for _ in range(15)]
     assert design_effect(hits, topics) == pytest.approx(15 * 20 / 19)
@@ -55,24 +55,22 @@ def test_a_rate_over_topics_has_the_interval_of_as_many_independent_questions_as
     assert rate_by_topic(zip(hits, topics)) == found
 
 
-def test_topics_that_say_nothing_leave_the_interval_as_it_is():
+def test_topics_without_a_spread_leave_the_interval_as_it_is():
     rng = random.Random(0)
     hits = [rng.random() < 0.3 for _ in range(200)]
-    assert rate(hits, range(200)) == pytest.approx(
-        rate(hits) | dict(topics=200), abs=0.001
-    )  # 200/199
+    expected = rate(hits) | dict(topics=200)
+    assert rate(hits, range(200)) == pytest.approx(expected, abs=0.001)  # a factor of 200/199
     for same in ([True] * 20, [False] * 20):
         assert rate(same, list("ab") * 10) == rate(same) | dict(topics=2)
-    assert rate([], []) == rate([]) | dict(topics=0) and rate([1, 0], "aa") == rate([1, 0]) | dict(
-        topics=1
-    )
+    assert rate([], []) == rate([]) | dict(topics=0)
+    assert rate([1, 0], "aa") == rate([1, 0]) | dict(topics=1)
     with pytest.raises(ValueError):
         rate([1, 0], "a")
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_the_interval_over_topics_covers_the_truth_where_the_plain_one_does_not(seed):
-    """Topics with a probability of their own around one half, 40 topics of 10 questions, 300 samples."""
+    """40 topics, each with its own probability around one half, of 10 questions; 300 samples."""
     rng, covered = random.Random(seed), [0, 0]
     for _ in range(300):
         answers = [
@@ -104,7 +102,7 @@ def test_the_paired_test_over_topics_is_the_exact_permutation_test(seed):
 
 
 def brute_binomial(lost, won):
-    """Every way in which the changed pairs could have fallen, each as likely: how many are as uneven as what was seen?"""
+    """The share of all ways for the changed pairs to fall that are as uneven as this one."""
     n = lost + won
     ways = [abs(2 * sum(way) - n) for way in itertools.product((0, 1), repeat=n)]
     return sum(way >= abs(lost - won) for way in ways) / len(ways)
@@ -124,12 +122,12 @@ def test_mcnemar_wants_pairs():
         paired_test([True], [True, False])
 
 
-def test_lengths_alone_are_right_as_often_as_the_better_guess_of_each_group():
+def test_the_length_only_baseline_takes_the_better_guess_in_each_group():
     longer = [True, True, False, False, False, False, True, True]
     groups = ["a", "a", "a", "b", "b", "b", "b", "c"]
-    assert by_length(longer, groups) == [True, True, False, True, True, True, False, True]
+    assert length_alone(longer, groups) == [True, True, False, True, True, True, False, True]
     with pytest.raises(ValueError):
-        by_length([True], ["a", "b"])
+        length_alone([True], ["a", "b"])
 
 
 def brute_ece(confidence, correct, bins):
@@ -158,9 +156,7 @@ def test_ece_is_the_gap_summed_over_bins(seed, bins):
 
 def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
     assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1 and ece([], []) == 0
-    assert ece([1.0, 0.95], [0, 1]) == pytest.approx(
-        0.475
-    )  # a confidence of exactly one falls into the last bin
+    assert ece([1.0, 0.95], [0, 1]) == pytest.approx(0.475)  # 1.0 falls into the last bin
 
 
 def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
@@ -171,18 +167,14 @@ def test_boilerplate_is_the_share_of_answers_with_a_common_phrase():
         "alpha beta gamma delta",
         "too short",
     ]
-    assert (
-        boilerplate([*unlike, "well I CANNOT help with that", "I cannot help with anything", "no"])
-        == 2 / 8
-    )  # "i cannot help with"
-    assert (
-        boilerplate([*unlike, *unlike[:-1], "x", "y", "z"], share=0.25) == 0
-    )  # two of twelve are not a quarter
+    alike = ["well I CANNOT help with that", "I cannot help with anything", "no"]
+    assert boilerplate([*unlike, *alike]) == 2 / 8  # "i cannot help with"
+    assert boilerplate([*unlike, *unlike[:-1], "x", "y", "z"]) == 0  # 2 of 12 are no quarter
     assert boilerplate(["the same old answer"] * 8) == 1 and boilerplate([]) == 0
 
 
 def brute_bleu(text, references, n):
-    """Papineni et al. 2002, written out: every n-gram of the text crossed off against the reference that has it most."""
+    """Papineni et al. 2002: an n-gram counts as often as in the reference that has it most."""
     words, references = text.split(), [r.split() for r in references]
     product = 1.0
     for size in range(1, n + 1):

@@ -1,4 +1,4 @@
-"""PPO's parts against definitions: GAE by its double sum, KL by enumeration, losses by hand, and nothing outside the mask."""
+"""PPO's parts: GAE against its double sum, KL by enumeration, losses by hand, poison in masks."""
 
 import inspect
 import math
@@ -11,7 +11,7 @@ from minicai import ppo
 
 
 def batch(seed=0, B=4, T=9):
-    """Answers of several lengths at several places: the last ends at the last column, one is a single token."""
+    """Answers of several lengths at several places: one is a single token, one ends at the end."""
     g = torch.Generator().manual_seed(seed)
     mask = torch.zeros(B, T, dtype=torch.bool)
     for row, (start, end) in enumerate([(2, 6), (0, 5), (4, 5), (3, 9)]):
@@ -71,15 +71,10 @@ def test_nothing_outside_the_mask_counts(poison):
 
 def test_garbage_outside_the_mask_reaches_no_gradient_of_the_entropy():
     mask, _ = batch()
-    logits = (
-        torch.randn(*mask.shape, 5).masked_fill(~mask[..., None], float("nan")).requires_grad_()
-    )
-    ppo.entropy(logits, mask).backward()
-    assert (
-        (logits.grad[~mask] == 0).all()
-        and logits.grad[mask].isfinite().all()
-        and logits.grad[mask].abs().sum() > 0
-    )
+    logits = torch.randn(*mask.shape, 5).masked_fill(~mask[..., None], float("nan"))
+    ppo.entropy(logits.requires_grad_(), mask).backward()
+    assert (logits.grad[~mask] == 0).all() and logits.grad[mask].isfinite().all()
+    assert logits.grad[mask].abs().sum() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.long, torch.uint8])
@@ -88,20 +83,16 @@ def test_a_mask_may_be_of_any_dtype(dtype):
 
     def everything(m):
         loss, stats = ppo.policy_loss(x, y, z, m)
-        others = (
-            ppo.masked_mean(x, m),
-            ppo.whiten(x, m),
-            ppo.value_loss(x, y, z, m),
-            ppo.explained_variance(x, y, m),
-        )
-        shaped = ppo.shape_rewards(torch.arange(4.0), x, y, m, 0.1)
         return [
             *ppo.gae(x, y, m),
             loss,
             *stats.values(),
-            *others,
-            shaped,
-            ppo.entropy(x[..., None] * y[:, :1, None], m),
+            ppo.masked_mean(x, m),
+            ppo.whiten(x, m),
+            ppo.value_loss(x, y, z, m),
+            ppo.explained_variance(x, y, m),
+            ppo.shape_rewards(torch.arange(4.0), x, y, m, 0.1),
+            ppo.entropy(torch.stack([x, y, z], -1), m),
         ]
 
     for one, other in zip(everything(mask), everything(mask.to(dtype))):
@@ -110,9 +101,8 @@ def test_a_mask_may_be_of_any_dtype(dtype):
 
 def test_gae_keeps_the_precision_of_its_rewards():
     mask = torch.ones(1, 2, dtype=torch.bool)
-    advantages, _ = ppo.gae(
-        torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2, dtype=torch.long), mask, lam=1.0
-    )
+    rewards, values = torch.tensor([[0.0, 0.5]]), torch.zeros(1, 2, dtype=torch.long)
+    advantages, _ = ppo.gae(rewards, values, mask, lam=1.0)
     assert advantages.tolist() == [[0.5, 0.5]]
 
 
@@ -121,9 +111,8 @@ def test_whitening_is_numpys_over_the_masked_entries():
     inside = x[mask].numpy()
     expected = (inside - inside.mean()) / inside.std(ddof=1)
     np.testing.assert_allclose(ppo.whiten(x, mask)[mask].numpy(), expected, atol=1e-6)
-    np.testing.assert_allclose(
-        ppo.whiten(x, mask, shift=False)[mask].numpy(), expected + inside.mean(), atol=1e-6
-    )
+    scaled = ppo.whiten(x, mask, shift=False)
+    np.testing.assert_allclose(scaled[mask].numpy(), expected + inside.mean(), atol=1e-6)
     one = torch.zeros(1, 3, dtype=torch.bool)
     one[0, 1] = True
     assert ppo.whiten(torch.tensor([[7.0, 5.0, 9.0]]), one).isfinite().all()
@@ -152,9 +141,8 @@ def test_k1_and_k3_are_unbiased_and_k2_is_not():
     torch.testing.assert_close(means[0], kl)
     torch.testing.assert_close(means[2], kl)
     assert abs(means[1] - kl) > 1e-3
-    samples = torch.multinomial(
-        logp.exp(), 200_000, replacement=True, generator=torch.Generator().manual_seed(1)
-    )
+    g = torch.Generator().manual_seed(1)
+    samples = torch.multinomial(logp.exp(), 200_000, replacement=True, generator=g)
     for k in (0, 2):
         values = ppo.kl_estimates(logp[samples], ref[samples])[k]
         assert abs(values.mean() - kl) < 4 * values.std() / math.sqrt(len(samples))
@@ -186,13 +174,11 @@ def test_k3_of_a_small_step_keeps_its_digits():
 
 
 def test_defaults_are_those_of_the_papers():
-    defaults = {
-        f: inspect.signature(f).parameters for f in (ppo.gae, ppo.policy_loss, ppo.value_loss)
-    }
-    assert defaults[ppo.gae]["lam"].default == 0.95 and defaults[ppo.gae]["gamma"].default == 1.0
-    assert (
-        defaults[ppo.policy_loss]["clip"].default == defaults[ppo.value_loss]["clip"].default == 0.2
-    )
+    def default(function, name):
+        return inspect.signature(function).parameters[name].default
+
+    assert default(ppo.gae, "gamma") == 1.0 and default(ppo.gae, "lam") == 0.95
+    assert default(ppo.policy_loss, "clip") == default(ppo.value_loss, "clip") == 0.2
 
 
 def test_k3_is_never_negative_and_stays_finite():
@@ -202,9 +188,8 @@ def test_k3_is_never_negative_and_stays_finite():
 
 
 def test_k3_pulls_a_policy_back_however_far_above_its_reference_it_is():
-    r = torch.tensor(
-        [-9.0, -1.0, 0.0, 1.0, 9.9, 10.1, 40.0], dtype=torch.float64, requires_grad=True
-    )
+    r = torch.tensor([-9.0, -1.0, 0.0, 1.0, 9.9, 10.1, 40.0], dtype=torch.float64)
+    r.requires_grad_()
     ppo.kl_estimates(r, torch.zeros_like(r))[2].sum().backward()
     torch.testing.assert_close(r.grad, 1 - torch.exp(-r.detach()))
 
@@ -251,23 +236,31 @@ def test_at_the_old_policy_the_ratio_is_one_and_the_loss_is_minus_the_mean_advan
 def test_clipping_only_stops_what_would_go_too_far(ratio, advantage, loss, gradient):
     mask = torch.ones(1, 1, dtype=torch.bool)
     logps = torch.tensor([[math.log(ratio)]], requires_grad=True)
-    got, stats = ppo.policy_loss(
-        logps, torch.zeros(1, 1), torch.tensor([[advantage]]), mask, clip=0.2
-    )
+    advantages = torch.tensor([[advantage]])
+    got, stats = ppo.policy_loss(logps, torch.zeros(1, 1), advantages, mask, clip=0.2)
     got.backward()
     assert got.item() == pytest.approx(loss, rel=1e-5)
-    assert (logps.grad.abs().item() > 0) == gradient and stats["clip_fraction"] == float(
-        not gradient
-    )
+    assert (logps.grad.abs().item() > 0) == gradient != stats["clip_fraction"].item()
+    assert stats["ratio"].item() == pytest.approx(ratio)
+
+
+def test_approx_kl_is_the_divergence_of_the_old_policy_from_the_new_one():
+    new, old = distributions()
+    new, samples = new.log_softmax(0).detach(), torch.arange(6)
+    each = [
+        ppo.policy_loss(new[i, None, None], old[i, None, None], torch.zeros(1, 1), torch.ones(1, 1))
+        for i in samples
+    ]
+    found = sum(p * stats["approx_kl"] for p, (_, stats) in zip(old.exp(), each))
+    torch.testing.assert_close(found, (old.exp() * (old - new)).sum())
 
 
 def test_losses_have_the_gradients_of_finite_differences():
     mask, (logps, old, advantages) = batch(6)
     logps, old = 0.1 * logps, 0.1 * old
-    assert torch.autograd.gradcheck(
-        lambda x: ppo.policy_loss(x, old, advantages, mask)[0], logps.requires_grad_()
-    )
-    assert torch.autograd.gradcheck(lambda x: ppo.value_loss(x, old, advantages, mask), logps)
+    logps.requires_grad_()
+    for loss in (lambda *x: ppo.policy_loss(*x)[0], ppo.value_loss):
+        assert torch.autograd.gradcheck(loss, (logps, old, advantages, mask))
 
 
 def test_value_loss_takes_the_worse_of_plain_and_clipped():
@@ -277,15 +270,22 @@ def test_value_loss_takes_the_worse_of_plain_and_clipped():
     assert ppo.value_loss(value, old, target, mask, clip=5.0).item() == 0
 
 
-def test_entropy_and_explained_variance():
-    mask = torch.tensor([[True, False]])
-    logits = torch.zeros(1, 2, 8)
-    assert ppo.entropy(logits, mask).item() == pytest.approx(math.log(8))
+def test_entropy_is_the_mean_over_the_masked_distributions():
+    mask, _ = batch()
+    assert ppo.entropy(torch.zeros(*mask.shape, 8), mask).item() == pytest.approx(math.log(8))
+    logits = torch.randn(*mask.shape, 8, generator=torch.Generator().manual_seed(0))
+    each = torch.distributions.Categorical(logits=logits[mask]).entropy()
+    torch.testing.assert_close(ppo.entropy(logits, mask), each.mean())
+
+
+def test_explained_variance_is_one_for_the_returns_and_zero_for_a_constant():
     mask, (returns, noise, _) = batch(7)
     assert ppo.explained_variance(returns, returns, mask) == 1
-    assert ppo.explained_variance(torch.zeros_like(returns), returns, mask).item() == pytest.approx(
-        0
-    )
+    for value in (0.0, 3.0):
+        constant = torch.full_like(returns, value)
+        assert ppo.explained_variance(constant, returns, mask).item() == pytest.approx(0)
+    expected = 1 - noise[mask].var() / returns[mask].var()
+    torch.testing.assert_close(ppo.explained_variance(returns - noise, returns, mask), expected)
 
 
 # --- groups ---
@@ -295,21 +295,38 @@ def test_rloo_compares_with_the_others_and_grpo_with_the_group():
     returns = torch.tensor([1.0, 2.0, 6.0, 5.0, 5.0, 5.0])
     assert ppo.rloo(returns, 3).tolist() == pytest.approx([1 - 4, 2 - 3.5, 6 - 1.5, 0, 0, 0])
     group = np.array([1.0, 2.0, 6.0])
-    assert ppo.grpo(returns, 3)[:3].numpy() == pytest.approx(
-        (group - 3) / group.std(ddof=1), rel=1e-3
-    )
+    expected = (group - 3) / group.std(ddof=1)
+    assert ppo.grpo(returns, 3)[:3].numpy() == pytest.approx(expected, rel=1e-3)
     assert ppo.grpo(returns, 3)[3:].abs().sum() == 0
-    for bad in (1, 4):
-        with pytest.raises(ValueError, match="groups"):
-            ppo.rloo(returns, bad)
+    for function in (ppo.rloo, ppo.grpo):
+        for bad in (1, 4):
+            with pytest.raises(ValueError, match=f"6 answers do not make groups of {bad}"):
+                function(returns, bad)
+
+
+def test_gae_is_one_of_three_kinds_of_advantages():
+    mask, (rewards, values, _) = batch(9)
+    found = ppo.advantages("gae", rewards, torch.full((4,), 9.0), values, mask, group=1)
+    for a, b in zip(found, ppo.gae(rewards, values, mask)):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_the_tokens_of_an_answer_share_the_advantage_of_its_group(kind):
+    mask, (rewards, values, _) = batch(10)
+    rewards, scores = rewards * mask, torch.tensor([1.0, 3.0, -2.0, 5.0], dtype=torch.float64)
+    found, _ = ppo.advantages(kind, rewards, scores, values, mask, group=2)
+    whole = ppo.rloo(rewards.sum(1), 2) if kind == "rloo" else ppo.grpo(scores, 2)
+    assert whole.abs().min() > 0.1 and found.shape == mask.shape
+    for row in range(4):
+        assert (found[row, mask[row]] == whole[row]).all()
+        assert (found[row, ~mask[row]] == 0).all()
 
 
 def test_means_are_over_the_masked_entries_alone():
     """Zeros outside the mask are not enough: in a mean they would still be counted."""
     mask, (x, y, z) = batch(8)
-    logits = torch.randn(
-        *mask.shape, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64
-    )
+    logits = torch.randn(*mask.shape, 5, generator=torch.Generator().manual_seed(0))
 
     def everything(x, y, z, logits, mask):
         loss, stats = ppo.policy_loss(x, y, z, mask)

@@ -1,333 +1,420 @@
-"""The report: written from results.json alone, whatever of it is there, with pictures or without matplotlib."""
+"""Tables and the report: every number in its place, whatever of the results is there."""
 
+import math
 import random
 import sys
-from pathlib import Path
+from collections import Counter
 
 import pytest
 
-from minicai import plots
+from minicai import report
+from minicai.audit import reliability
 from minicai.constitution import Constitution
-from minicai.guard import sweep
-from minicai.judge import reliability
-from minicai.metrics import rate
+from minicai.critique import BREAKS, KEEPS
+from minicai.exam import BENIGN, HARMFUL, RATES
+from minicai.files import UserError
+from minicai.metrics import paired_test, rate
 from minicai.report import (
+    METRICS,
     SKILLS,
-    chain_text,
-    choice,
-    for_terminal,
-    gap_text,
-    story,
-    verdict,
-    with_requests,
+    STAGE_2,
+    aligned,
+    interval,
+    lookup,
+    markdown,
+    paired,
+    paired_rows,
+    percent,
+    same_requests,
+    table,
+    trained_from,
     write_report,
 )
-from minicai.tradeoff import cost, operating_point, points
+from minicai.transcript import chain_text, comparison_text, for_terminal, with_requests
 from minicai.world.content import TECHNIQUES
-from minicai.world.skills import BREAKS, KEEPS
-from tests.test_guard import random_rows
-
-PNG = b"\x89PNG"
+from minicai.world.grader import OUTCOMES
+from minicai.world.requests import PLAIN
 
 
-def stage(name, under, over):
-    """An entry of results.json as evaluate.py wrote it before there was anything around a model."""
-    r = lambda k, n=20: rate(i < k for i in range(n))  # noqa: E731
-    types = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")
-    plain = (
-        "hedged",
-        "ambiguous_handled",
-        "steps_correct",
-        "garbled",
-        "consistency",
-        "helpful_in_refusal",
-        "names_harm",
-        "rude_or_preachy",
-        "known_accuracy",
-        "seldom_accuracy",
-        "fabrication",
-        "under_refusal_disguised",
-        "over_refusal_disguised",
-        "jailbreak_of_refused",
-    )
-    return dict(
-        {key: r(3) for key in plain},
+def some_rate(rng, n=20):
+    return rate(rng.random() < 0.5 for _ in range(n))
+
+
+def stage(name):
+    """An entry of results.json with all its keys and random rates."""
+    rng = random.Random(name)
+    forms = [{t: some_rate(rng) for t in TECHNIQUES} for _ in range(4)]
+    return {key: some_rate(rng) for key in (*RATES, "consistency", "jailbreak_of_refused")} | dict(
         name=name,
-        commit="abc",
-        hardware="a machine",
-        mean_tokens=20.0,
-        under_refusal=r(under),
-        over_refusal=r(over),
-        by_type={
-            t: {o: r(5) for o in ("complied", "refused", "safe_help", "other")} for t in types
-        },
-        jailbreak={t: r(under) for t in TECHNIQUES}
-        | {k: {t: r(under) for t in TECHNIQUES} for k in ("held_out", "seen")},
-        jailbreak_benign={t: r(9) for t in TECHNIQUES},
-        samples=[dict(set="harmful", turns=["how?"], answer=f"{name} says no")],
+        mean_tokens=20.5,
+        by_type={t: {o: some_rate(rng) for o in OUTCOMES} for t in PLAIN},
+        jailbreak=forms[0] | dict(held_out=forms[1], seen=forms[2]),
+        jailbreak_benign=forms[3],
+        samples=[dict(set="harmful", turns=["hi", "yes?", "how?"], answer=f"{name} says no")],
     )
 
 
-def old_results():
-    filtered = dict(words=["want"], under_refusal=rate([1, 0]), over_refusal=rate([1, 0]))
+def least_results():
+    """Of a base alone."""
     return dict(
         world="world",
         preset="smoke",
-        seed=0,
+        seed=7,
+        commit="abc123",
+        hardware="a machine",
         exam=dict(split="test"),
-        decoding=dict(temperature=0, max_new_tokens=128),
+        keyword_filter=dict(
+            words=["want", "so"], under_refusal=rate([1, 0]), over_refusal=rate([1, 0, 0, 0])
+        ),
+        redteam={},
         chain=[],
-        keyword_filter=filtered,
-        stages=[stage("base", 20, 0), stage("sft", 2, 4)],
+        stages=[stage("base")],
+        paired=[],
     )
 
 
 def full_results():
-    results, rng = old_results(), random.Random(0)
-    results["stages"] += [stage("dpo", 1, 3), stage("ppo", 4, 2), stage("round1", 1, 2)]
-    line = [
-        dict(
-            alpha=a,
-            under_refusal=rate([1] * u + [0] * (9 - u)),
-            under_refusal_disguised=rate([1] * u + [0] * (18 - u)),
-            **{key: rate([0] * 9) for key in ("over_refusal", "garbled", "over_refusal_disguised")},
-        )
-        for a, u in ((0, 9), (0.5, 4), (1, 1))
-    ]
-    results["interpolation"] = dict(sft=line)
-    seconds = dict(answer=0.1, input=0.3, output=0.2)
-    results["stages"][1]["guard"] = dict(wording="p/0", seconds=seconds, **sweep(random_rows(1)))
-    refusals = dict(offers_before=rate([0, 1]), offers_after=rate([1, 1]), leaked=rate([0, 0]))
-    results["stages"][1]["helpful_refusals"] = dict(own=refusals, bare=refusals)
+    rng, constitution = random.Random(0), Constitution("constitution.json")
+    results = least_results()
+    results["stages"] = [stage(name) for name in ("base", "sft", "dpo", "ppo", "round1")]
     results["paired"] = [
-        dict(metric="under_refusal", before="base", after="sft", n=20, fell=18, rose=0, p=2**-17),
-        dict(metric="over_refusal", before="base", after="sft", n=20, fell=0, rose=4, p=0.125),
+        dict(metric="under_refusal", before="base", after="sft", n=20, fell=18, rose=1, p=2**-17),
+        dict(metric="over_refusal_disguised", before="dpo", after="round1", n=20, p=0.125)
+        | dict(fell=0, rose=4),
     ]
     p = [rng.random() for _ in range(100)]
     results["judge_audit"] = dict(
-        reliability=reliability(p, [rng.random() < q for q in p], list(range(100))),
+        accuracy=rate([1] * 3 + [0]),
+        length_alone=rate([1, 0]),
+        ece=0.125,
         prefers_safe=rate([1] * 9 + [0]),
-    )
-    results["judge_audit"] |= dict(
-        accuracy=rate([1] * 3 + [0]), length_alone=rate([1, 0]), ece=0.125
+        reliability=reliability(p, [rng.random() < q for q in p], list(range(100))),
     )
     results["reward_model"] = dict(
         own_accuracy=rate([1] * 5 + [0] * 3),
         own_length_alone=rate([1] * 3),
         agrees_with_labels=dict(accuracy=0.875, n=8, ece=0.1),
     )
-    results["skills"] = {key: rate([1, 0]) for key, _ in SKILLS}
-    found = dict(
-        judge=rate([1, 0]),
-        grader=rate([1, 1]),
-        agreement=rate([1, 0]),
-        distinct_2=0.5,
-        self_bleu=0.25,
-    )
-    results["redteam"] = {"rl/dpo/demo": found}
-    results["ppo_curves"] = {
-        "train_ppo": [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]
-    }
+    results["skills"] = {key: rate([1] * i + [0]) for i, (key, _) in enumerate(SKILLS)}
+    red = dict(judge=rate([1, 0]), grader=rate([1, 1]), agreement=rate([1, 0, 0, 0]))
+    results["redteam"] = {"rl/dpo/demo": red | dict(distinct_2=0.5, self_bleu=0.25)}
+    curve = [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]
+    results["ppo_curves"] = {"ppo": curve, "ppo-beta-0": curve[:5]}
+    results["chain"] = [with_requests(chain(constitution), constitution)]
     return results
 
 
-def written(results, tmp_path):
-    write_report(results, tmp_path / "report.md", (1.0, 2.0))
-    return (tmp_path / "report.md").read_text()
-
-
-@pytest.mark.parametrize("make", [old_results, full_results])
-def test_without_matplotlib_the_report_says_so_once_and_is_whole(make, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    text = written(make(), tmp_path)
-    assert (
-        text.count("matplotlib is not installed") == 1
-        and "![" not in text
-        and not list(tmp_path.glob("*.png"))
-    )
-    assert (
-        "## The trade-off" in text
-        and "### Operating point" in text
-        and "## The same requests at every stage" in text
-    )
-    if make is full_results:
-        for heading in (
-            "### sft behind the guard",
-            "### Weights between base (0) and sft (1)",
-            "### Helpful refusals, sft",
-            "### Paired",
-            "## Reliability of the judge",
-            "## Reward against KL, train_ppo",
-            "## Red team",
-            "at most 128 tokens",
-        ):
-            assert heading in text
-        assert (
-            "base complies with 100.0 % of harmful requests, and as a judge prefers the safe of two answers to 90.0 % of them"
-            in text
-        )
-        assert "| rl/dpo/demo | 50.0 (" in text
-        stage_2 = text[
-            text.index("## The judge and the reward model") : text.index("## A baseline")
-        ]
-        cells = [
-            line.split(" | ")[1].split(" ")[0]
-            for line in stage_2.splitlines()
-            if line.startswith("|")
-        ][2:]
-        assert cells == ["75.0", "50.0", "12.5", "90.0", "62.5", "100.0", "87.5"]
-    else:
-        assert "reward model" not in text
-        assert "In disguise: harm let through 15.0 to 15.0" in text
-
-
-def test_pictures_are_linked_beside_the_report(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        plots, "draw", lambda results, path, costs: [("a curve", path.with_name("report-x.png"))]
-    )
-    text = written(full_results(), tmp_path)
-    assert "![a curve](report-x.png)" in text and "matplotlib" not in text
-
-
-@pytest.mark.parametrize(
-    "make, names",
-    [
-        (old_results, ["jailbreaks", "tradeoff"]),
-        (full_results, ["jailbreaks", "judge", "reward-kl", "tradeoff"]),
-    ],
-)
-def test_every_picture_that_has_numbers_is_drawn(make, names, tmp_path):
-    pytest.importorskip("matplotlib")
-    text = written(make(), tmp_path)
-    assert sorted(p.stem.removeprefix("report-") for p in tmp_path.glob("*.png")) == names
-    for name in names:
-        assert f"(report-{name}.png)" in text and (
-            tmp_path / f"report-{name}.png"
-        ).read_bytes().startswith(PNG)
-
-
-def test_every_curve_of_the_picture_goes_through_all_its_points():
-    figure = pytest.importorskip("matplotlib.figure").Figure()
-    results = full_results()
-    assert plots.tradeoff(results, figure, (1, 1))
-    both = [q for q in results["stages"][1]["guard"]["points"] if q["layer"] == "both"]
-    for axes, of in zip(figure.axes, ("", "_disguised")):
-        lines = {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
-        for label, rows in (
-            ("weights from base (0) to sft (1)", results["interpolation"]["sft"]),
-            ("sft behind both checks", both),
-        ):
-            expected = [
-                [100 * q[f"{side}{of}"]["rate"] for side in ("over_refusal", "under_refusal")]
-                for q in rows
-            ]
-            assert lines[label] == expected
-
-
-def test_the_story_tells_each_move_and_how_sure_it_is():
-    results = full_results()
-    test = lambda before, after, metric, p: dict(
-        metric=metric, before=before, after=after, n=20, fell=9, rose=0, p=p
-    )  # noqa: E731
-    for after, metric in (
-        ("dpo", "under_refusal"),
-        ("dpo", "over_refusal"),
-        ("ppo", "over_refusal"),
-    ):
-        results["paired"] += [
-            test("sft", after, metric, 0.004),
-            test("base", after, metric, 0.9),
-        ]  # the second is not asked for
-    base, sft, dpo, ppo, last = story(results).split("\n")
-    assert "under-refusal 100.0, over-refusal 0.0" in base
-    assert "down to 10.0 (p < 0.0001)" in sft and "up to 20.0 (p = 0.1250, may be chance)" in sft
-    assert "90.0 points less harm let through for 20.0 points more help denied" in sft
-    assert "**dpo** against sft" in dpo and "the curve itself moved" in dpo
-    assert "under-refusal down to 5.0 (p = 0.0040), over-refusal down to 15.0 (p = 0.0040)" in dpo
-    assert (
-        "**ppo** against sft" in ppo
-        and "10.0 points less help denied for 10.0 points more harm" in ppo
-    )
-    untested = story(full_results()).split("\n")[2]
-    assert (
-        "**dpo** against sft: under-refusal down to 5.0, over" in untested
-        and "Neither error rose" in untested
-    )
-    chance = dict(metric="over_refusal", before="sft", after="dpo", n=20, fell=2, rose=1, p=1.0)
-    unsure = [
-        dict(metric="under_refusal", before="sft", after="dpo", n=20, fell=1, rose=0, p=1.0),
-        chance,
-    ]
-    results = full_results() | dict(paired=unsure)
-    assert "Neither error rose, nor fell further than chance" in story(results).split("\n")[2]
-    assert "**round1** against dpo" in last and "over-refusal down to 10.0" in last
-
-
-@pytest.mark.parametrize(
-    "under, over, said",
-    [
-        (0, 0, "Neither"),
-        (-5, 0, "curve itself moved"),
-        (-5, -1, "curve itself"),
-        (3, 0, "Worse"),
-        (3, 2, "Worse"),
-        (-5, 2, "5.0 points less harm"),
-        (5, -2, "2.0 points less help denied"),
-    ],
-)
-def test_a_move_is_named_by_both_its_sides(under, over, said):
-    assert said in verdict(under, over)
-
-
-@pytest.mark.parametrize("costs", [(1.0, 1.0), (5.0, 1.0), (0.0, 1.0), (1.0, 9.0)])
-def test_the_choice_names_the_cheapest_point_and_its_cost(costs):
-    results = full_results()
-    best = operating_point(points(results), *costs)
-    text = choice(results, costs)
-    assert f"**{best['name']} (" in text and f"= {100 * cost(best, *costs):.1f}." in text
-    assert ("times as long" in text) == (best["kind"] == "guard")
-
-
-def test_the_gap_is_told_of_the_base_and_of_no_other_stage():
-    results = full_results()
-    assert gap_text(results).startswith("the base complies with") and "(n 10)" in gap_text(results)
-    results["stages"] = [s for s in results["stages"] if s["name"] != "base"]
-    assert gap_text(results) == ""
-
-
-def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles():
-    constitution = Constitution(Path(__file__).parent.parent / "constitution.json")
-    first, second = constitution.wordings[0], constitution.wordings[1]
-    chain = dict(
+def chain(constitution):
+    return dict(
         turns=["Why?"],
         responses=["Because.", "Because.", "I do not know."],
         critiques=[KEEPS, BREAKS],
-        principles=[first.id, second.id],
+        principles=[wording.id for wording in constitution.wordings[:2]],
     )
-    told = with_requests(chain, constitution)
-    assert told["requests"] == [first.critique, second.critique] and "requests" not in chain
+
+
+# --- cells and tables ---
+
+
+def test_a_rate_is_looked_up_by_its_path():
+    entry = dict(a=dict(b=rate([1, 0]), ece=0.125))
+    assert lookup(entry, "a.b") == rate([1, 0]) and lookup(entry, "a.ece") == dict(rate=0.125)
+    assert lookup(entry, "a.none") == lookup(entry, "a.ece.b") == dict(rate=None)
+    forms = {t: rate([]) for t in TECHNIQUES}
+    assert lookup(dict(jailbreak=forms), "jailbreak_mean") == dict(rate=None)
+    forms |= {TECHNIQUES[0]: rate([1]), TECHNIQUES[2]: rate([1, 0])}
+    assert lookup(dict(jailbreak=dict(seen=forms)), "jailbreak.seen_mean") == dict(rate=0.75)
+
+
+def test_a_rate_is_written_with_its_interval_and_n():
+    assert percent(rate([])) == interval(rate([])) == "-"
+    assert interval(rate([1] * 15 + [0] * 133)) == "10.1 (6.2-16.1), n 148"  # Newcombe 1998
+    assert interval(dict(rate=0.125)) == percent(dict(rate=0.125)) == "12.5"
+
+
+def test_tables_line_up():
+    rows = [["what", "a"], ["x", "100.0"], ["longer", "-"]]
+    assert aligned(rows) == "what        a\nx       100.0\nlonger      -"
+    assert markdown(rows).split("\n")[:3] == ["| what | a |", "| --- | ---: |", "| x | 100.0 |"]
+    assert markdown(rows[:1]) == ""
+
+
+def cells(text: str, label: str) -> list[str]:
+    """The cells of the one line of a Markdown table that begins with a label."""
+    [line] = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_the_table_of_stages_has_every_metric_under_its_stage():
+    results = full_results()
+    text, stages = table(results), results["stages"]
+    head, *lines = text.splitlines()
+    assert head.split("  ")[0] == "percent" and head.split()[-2:] == ["1", "better"]
+    assert "SL-CAI" in head and "DPO-CAI" in head and "RL-CAI" in head
+    for (key, label, better), line in zip(METRICS, lines):
+        assert line.startswith(label)
+        assert line.removeprefix(label).split() == [
+            *(percent(lookup(stage, key)) for stage in stages),
+            better,
+        ]
+    assert "mean tokens of an answer" in text and text.count("20.5") == 5
+    assert "A filter of 2 keywords (want, so)" in text and "lets 50.0 % of the harmful" in text
+    assert "blocks 25.0 % of the harmless" in text
+    assert [line.split()[-4] for line in text.splitlines()[-6:-2]] == [
+        "0.0",
+        "50.0",
+        "66.7",
+        "75.0",
+    ]
+    assert "the base as a critic" not in table(least_results())
+
+
+def test_every_metric_of_the_tables_is_measured():
+    for key, label, better in METRICS:
+        assert lookup(stage("base"), key)["rate"] is not None and better in ("low", "high"), label
+
+
+# --- stages compared question by question ---
+
+
+@pytest.mark.parametrize(
+    "names, start",
+    [
+        ("base sft dpo ppo round1 round2", "- base sft sft dpo round1"),
+        ("base ppo", "- base"),  # without sft.pt: the stage before
+        ("mine base sft", "- - base"),
+        ("base sft sft-hard dpo-ipo ppo-beta-0 mine", "- base base sft sft ppo-beta-0"),
+        ("base dpo round2", "- base dpo"),
+    ],
+)
+def test_each_stage_is_compared_with_the_one_it_was_trained_from(names, start):
+    names = names.split()
+    assert [trained_from(name, names) or "-" for name in names] == start.split()
+
+
+def transcript(rng, share, topics):
+    """30 answers to each set that counts for an error, half of it erroneous by `share`."""
+    sets = ("harmful", "legitimate", "sensitive", HARMFUL[0], BENIGN[8], "fact often")
+    return [
+        dict(set=name, topic=i % topics, outcome=rng.choices(("complied", "refused"), share)[0])
+        for name in sets
+        for i in range(30)
+    ]
+
+
+def binomial_p(fell, rose):
+    """Two-sided: the chance that a fair coin splits the changed answers at least as unevenly."""
+    n = fell + rose
+    return sum(math.comb(n, k) for k in range(n + 1) if abs(k - n / 2) >= abs(fell - n / 2)) / 2**n
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_paired_rows_count_changed_answers_and_test_them(seed):
+    rng = random.Random(seed)
+    old, new = transcript(rng, (7, 3), 30), transcript(rng, (4, 6), 30)
+    rows = {row.pop("metric"): row for row in paired({"base": old, "sft": new})}
+    expected = {
+        "under_refusal": (("harmful",), "complied"),
+        "over_refusal": (("legitimate", "sensitive"), "refused"),
+        "under_refusal_disguised": (HARMFUL[:1], "complied"),
+        "over_refusal_disguised": (BENIGN[8:], "refused"),
+    }
+    assert list(rows) == list(expected)
+    for metric, (sets, error) in expected.items():
+        pairs = [(a, b) for a, b in zip(old, new) if a["set"] in sets]
+        changes = Counter((a["outcome"] == error, b["outcome"] == error) for a, b in pairs)
+        fell, rose = changes[True, False], changes[False, True]
+        p = rows[metric].pop("p")
+        found = dict(before="base", after="sft", n=len(pairs), fell=fell, rose=rose)
+        assert rows[metric] == found and fell + rose > 5
+        if len(sets) == 1:  # one question about each topic
+            assert p == pytest.approx(binomial_p(fell, rose), abs=1e-12)
+
+
+def test_the_test_of_paired_rows_turns_all_questions_about_a_topic_together():
+    rng = random.Random(0)
+    old, new = transcript(rng, (7, 3), 6), transcript(rng, (4, 6), 6)
+    row = paired({"base": old, "dpo": new})[0]
+    before, after = ([t["outcome"] == "complied" for t in stage[:30]] for stage in (old, new))
+    assert row["p"] == paired_test(before, after, [i % 6 for i in range(30)])
+    assert row["p"] != paired_test(before, after)
+
+
+def test_one_stage_alone_is_compared_with_nothing():
+    assert paired({"base": transcript(random.Random(0), (1, 1), 9)}) == []
+
+
+def test_paired_rows_name_both_stages_and_their_rates():
+    results = full_results()
+    _, *rows = paired_rows(results)
+    base, sft, dpo, _, last = results["stages"]
+    before, after = percent(base["under_refusal"]), percent(sft["under_refusal"])
+    label = "SL-CAI against base: under-refusal"
+    assert rows[0] == [label, "20", before, after, "18", "1", "< 0.0001"] and before != after
+    rates = [percent(s["over_refusal_disguised"]) for s in (dpo, last)]
+    label = "round 1 against DPO-CAI: over-refusal, disguised"
+    assert rows[1] == [label, "20", *rates, "0", "4", "0.1250"]
+
+
+# --- the report ---
+
+
+def written(results, tmp_path) -> str:
+    write_report(results, tmp_path / "report.md")
+    return (tmp_path / "report.md").read_text()
+
+
+def test_without_matplotlib_the_report_says_so_once_and_is_whole(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    results = full_results()
+    text = written(results, tmp_path)
+    assert text.count("matplotlib is not installed") == 1 and "![" not in text
+    assert not list(tmp_path.glob("*.png"))
+    sections = [line for line in text.splitlines() if line.startswith("#")]
+    assert sections == [
+        "# Report",
+        "## Every stage",
+        "## Pictures",
+        "## Stages compared",
+        "## The base as a critic",
+        "## The judge and the reward model",
+        "## A baseline",
+        "## By type of request",
+        "## Jailbreak forms",
+        "## Red team",
+        "## Critique and revision",
+        "## The same requests at every stage",
+    ]
+    assert "test split, seed 7, preset smoke, commit abc123, a machine" in text
+    for key, label, better in METRICS:
+        assert cells(text, label) == [
+            *(interval(lookup(stage, key)) for stage in results["stages"]),
+            better,
+        ]
+    part = text[text.index("## The judge and the reward model") : text.index("## A baseline")]
+    measured = [line.split(" | ")[1].split(" ")[0] for line in part.splitlines() if " | " in line]
+    assert measured[2:] == ["75.0", "50.0", "12.5", "90.0", "62.5", "100.0", "87.5"]
+    sft, form = results["stages"][1], TECHNIQUES[3]
+    seen, hidden = sft["jailbreak"]["seen"][form], sft["jailbreak"]["held_out"][form]
+    rates = [seen, hidden, sft["jailbreak_benign"][form]]
+    assert cells(text, form)[1] == " / ".join(map(percent, rates))
+    found = sft["by_type"]["ambiguous"]["safe_help"]
+    assert cells(text, "ambiguous: safe_help")[1] == percent(found)
+    red = cells(text, "rl/dpo/demo")
+    assert [cell.split()[0] for cell in red] == ["50.0", "100.0", "25.0", "50.0", "25.0"]
+    assert "**harmful:** hi / yes? / how?" in text and "**DPO-CAI:** dpo says no" in text
+    assert "**Revision:** I do not know." in text
+
+
+def test_a_report_of_one_stage_has_only_what_there_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "draw", lambda results, path: [("a curve", "report-x.png")])
+    text = written(least_results(), tmp_path)
+    assert "![a curve](report-x.png)" in text and "matplotlib" not in text
+    for absent in ("critic", "reward model", "Red team", "compared", "Critique and revision"):
+        assert absent not in text
+    assert "## By type of request" in text
+
+
+def test_the_terminal_shows_a_chain_and_the_same_requests_without_markdown():
+    text = same_requests(full_results())
+    assert "**" not in text and "\n>\n" not in text
+    assert "a chain of Stage 1:" in text and "> Revision: I do not know." in text
+    assert "> SL-CAI: sft says no" in text and "> round 1: round1 says no" in text
+    results = least_results()
+    results["stages"][0]["samples"][0]["answer"] = None
+    assert "> base: (did not end)" in same_requests(results)
+    assert "chain" not in same_requests(results)
+
+
+def test_labels_of_the_tables_are_unlike():
+    for labels in ([label for _, label, _ in METRICS], [label for _, label in SKILLS]):
+        assert len(set(labels)) == len(labels)
+    assert len(dict(STAGE_2)) == len(STAGE_2)
+
+
+# --- transcripts of chains and comparisons ---
+
+
+@pytest.fixture(scope="module")
+def constitution():
+    return Constitution("constitution.json")
+
+
+def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles(constitution):
+    plain, (first, second) = chain(constitution), constitution.wordings[:2]
+    told = with_requests(plain, constitution)
+    assert told["requests"] == [first.critique, second.critique] and "requests" not in plain
     whole, short = chain_text(told), chain_text(told, in_short=True)
-    for text in (
-        first.critique,
-        second.critique,
-        KEEPS,
-        BREAKS,
-        "**Draft:** Because.",
-        "**Revision:** I do not know.",
-    ):
-        assert whole.count(text) == 1
-    assert (
-        first.critique not in short
-        and KEEPS not in short
-        and f"under `{first.id}` found nothing to change" in short
-    )
+    parts = ("**Person:** Why?", "**Draft:** Because.", first.critique, KEEPS, second.critique)
+    places = [whole.index(part) for part in (*parts, BREAKS, "**Revision:** I do not know.")]
+    assert places == sorted(places) and whole.count("**Revision:**") == 1
+    assert all(line.startswith(">") for line in whole.splitlines())
+    assert first.critique not in short and KEEPS not in short
+    assert f"under `{first.id}` found nothing to change" in short
     assert second.critique in short and "**Revision:** I do not know." in short
-    gone = with_requests(chain | dict(principles=[first.id, "gone/0"]), constitution)
-    assert gone["requests"] == [
-        first.critique,
-        None,
-    ] and "no longer in the constitution" in chain_text(gone)
-    assert "(not kept)" in chain_text(chain)  # of results that were written before requests were
-    unended = chain_text(told | dict(critiques=[None, BREAKS]), in_short=True)
-    assert "nothing to change" not in unended and "**Critique:** (none)" in unended
     assert "**" not in for_terminal(whole) and "\n>\n" not in for_terminal(whole)
+
+
+def test_a_chain_may_hold_a_wording_that_is_gone_or_a_critique_that_did_not_end(constitution):
+    plain, (first, _) = chain(constitution), constitution.wordings[:2]
+    gone = with_requests(plain | dict(principles=[first.id, "gone/0"]), constitution)
+    assert gone["requests"] == [first.critique, None]
+    assert "(`gone/0`): (no longer in the constitution)" in chain_text(gone)
+    told = with_requests(plain | dict(critiques=[None, BREAKS]), constitution)
+    unended = chain_text(told, in_short=True)
+    assert "nothing to change" not in unended and "**Critique:** (none)" in unended
+    lines = chain_text(told | dict(turns=["Why?", "What?", "One\ntwo"])).splitlines()
+    assert "> **Assistant:** What?" in lines and "> two" in lines
+
+
+@pytest.fixture
+def rows(constitution):
+    """Comparison 4 as label.py writes it: under two principles by the judge, 7 by the person."""
+    row = dict(id=4, kind="ai", turns=["h0w?"], plain=["how?"], by=["policy", "base"])
+    row |= dict(a="No way.", b="First this.", a_first=0.25, b_first=0.125, p=0.1875)
+    reasons = [["It declines. " + KEEPS, 0.0625], ["It helps. " + BREAKS, 0.9375]]
+    first, second = (dict(principle=wording.id) for wording in constitution.wordings[:2])
+    return [
+        row | first | dict(reasons=reasons),
+        row | second | dict(reasons=[]),
+        dict(id=7, kind="human", turns=["bread?"], by=["base", "evasive"], a="Bake.", b="Hm.", p=0),
+    ]
+
+
+def test_a_comparison_of_the_judge_explains_itself(rows, constitution):
+    first, second = constitution.wordings[:2]
+    text = comparison_text(rows, 4, constitution)
+    for part in (
+        "Person: h0w?",
+        "The judge reads: how?",
+        "(a) by the policy: No way.",
+        "(b) by the base: First this.",
+        f"Principle {first.id}: {first.critique}",
+        f"Critique of (a): It declines. {KEEPS} P(it breaks the principle) = 0.062",
+        f"Critique of (b): It helps. {BREAKS} P(it breaks the principle) = 0.938",
+        "P((a) is better) = 0.250. The label is 0.188.",
+        f"Principle {second.id}: {second.comparison}",  # of the direct judge
+        "P((a) is better) = 0.250 with (a) first, 0.125 with (b) first. The label is 0.188.",
+    ):
+        assert part in text
+    assert "**" not in text and "simulated" not in text
+    plain = [row | dict(plain=row["turns"]) for row in rows[:2]]
+    assert "The judge reads" not in comparison_text(plain, 4, constitution)
+    gone = [rows[0] | dict(principle="gone/0")]
+    assert "Principle gone/0: (no longer" in comparison_text(gone, 4, constitution)
+
+
+def test_a_comparison_of_the_person_says_which_answer_the_person_prefers(rows, constitution):
+    text = comparison_text(rows, 7, constitution)
+    assert "(a) by the base: Bake." in text and "prefers (b)" in text and "Principle" not in text
+    assert "prefers (a)" in comparison_text([rows[2] | dict(p=1)], 7, constitution)
+
+
+def test_a_comparison_that_cannot_be_explained_is_named(rows, constitution):
+    with pytest.raises(UserError, match="--explain 9: .* the nearest is 7"):
+        comparison_text(rows, 9, constitution)
+    with pytest.raises(UserError, match="the nearest is none"):
+        comparison_text([], 9, constitution)
+    del rows[1]["reasons"]
+    with pytest.raises(UserError, match="comparison 4 does not say how it was judged"):
+        comparison_text(rows, 4, constitution)

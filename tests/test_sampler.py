@@ -1,17 +1,16 @@
-"""The sampler against full forward passes, a distribution worked out in Python floats, and counting."""
+"""The sampler against full forward passes, distributions in Python floats, and counting."""
 
 import math
 import random
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 
 from minicai import sampler
 from minicai.gpt import GPT, GPTConfig
 from minicai.sampler import filter_logits, generate, sample, score_options
-
-torch.set_num_threads(1)
 
 STOPS = [1, 2, 3, 4]
 
@@ -66,7 +65,10 @@ def distribution(logits, temperature=1.0, top_k=None, top_p=None) -> list[float]
 
 
 def misfit(counts: Counter, expected: dict) -> float:
-    """Pearson's chi-square over its 99.9 percent quantile (Wilson and Hilferty's approximation); above 1: no fit."""
+    """Pearson's chi-square over its 99.9 % quantile; above 1: no fit.
+
+    The quantile is Wilson and Hilferty's approximation.
+    """
     total, cells, rest = sum(counts.values()), [], [0, 0.0]
     for key, p in expected.items():
         if p * total >= 5:
@@ -91,9 +93,9 @@ def test_cached_logits_equal_uncached_ones_at_every_step_of_ragged_rows(monkeypa
     model, prompts = tiny(), ragged([3, 11, 1, 7, 5, 16, 2, 9])
     seen = []
 
-    def spy(logits, *rest):
+    def spy(logits, u, **settings):
         seen.append(logits.clone())
-        return sample(logits, *rest)
+        return sample(logits, u, **settings)
 
     monkeypatch.setattr(sampler, "sample", spy)
     results = generate(
@@ -101,15 +103,12 @@ def test_cached_logits_equal_uncached_ones_at_every_step_of_ragged_rows(monkeypa
     )
     lengths = {len(result.ids) for result in results}
     assert len(lengths) > 2  # rows did leave the batch at different times
-    rows = sorted(
-        range(len(prompts)), key=lambda i: -len(prompts[i])
-    )  # the sampler decodes the longest first
+    rows = sorted(range(len(prompts)), key=lambda i: -len(prompts[i]))  # as the sampler sorts them
     assert len(seen) == max(lengths)
     for step, logits in enumerate(seen):
         live = [i for i in rows if len(results[i].ids) > step]
-        assert (
-            len(live) <= len(logits) < len(live) / 0.75 + 1
-        )  # a finished row stays until a quarter has finished
+        # A row that is done stays until a quarter of the rows are.
+        assert len(live) <= len(logits) < len(live) / 0.75 + 1
         batch = iter(logits)  # in the same order, between rows that wait to leave
         for i in live:
             expected = torch.tensor(next_logits(model, prompts[i] + results[i].ids[:step]))
@@ -428,6 +427,27 @@ def test_progress_counts_every_prompt_once(monkeypatch):
         progress=calls.append,
     )
     assert sum(calls) == 8 and min(calls) > 0
+
+
+@pytest.mark.parametrize("kind", [tuple, np.array, torch.tensor])
+def test_prompts_of_any_kind_give_the_samples_of_lists(kind):
+    model, prompts = tiny(), ragged([3, 8, 1, 5])
+    prompts.append(prompts[0])
+    as_kind = [kind(prompt) for prompt in prompts]
+    lists = generate(model, prompts, 8, stop_ids=STOPS, seed=5)
+    assert generate(model, as_kind, 8, stop_ids=STOPS, seed=5) == lists
+    options = [[[1, 2], [3]]] * 5
+    assert score_options(model, as_kind, options) == score_options(model, prompts, options)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_not_numbers_are_refused(bad, temperature):
+    model = tiny()
+    with torch.no_grad():
+        model.head.weight[3] = bad
+    with pytest.raises(ValueError, match="not numbers"):
+        generate(model, ragged([3, 8]), 4, temperature=temperature, seed=0)
 
 
 def test_no_prompts_give_no_completions():

@@ -1,16 +1,19 @@
-"""Our losses and their gradients against Hugging Face's TRL 1.16.0, on the same logits; skipped where TRL is missing.
+"""Our losses and their gradients against TRL 1.16.0 on the same logits. Skipped without TRL.
 
-    pip install trl==1.16.0 && python -m pytest tests/test_trl.py    # about 400 MB with what it needs
+    pip install trl==1.16.0 && python -m pytest tests/test_trl.py    # about 400 MB
 
-dpo, hinge, ipo; collate_pairs       DPOTrainer ("sigmoid", "hinge", "ipo"); its DataCollatorForPreference
-dpo with soft labels, cdpo           DPOTrainer ("aot", one pair at a time, where its sorting does nothing)
-kto                                  KTOTrainer, given the batch's own answers as mismatched ones (our departure)
-simpo, orpo; bradley_terry_loss      CPOTrainer ("simpo"), ORPOTrainer; RewardTrainer
-rloo, shape_rewards                  RLOOTrainer
-grpo, policy_loss, entropy, k3       GRPOTrainer ("bnpo", the mean over all tokens)
+dpo, hinge, ipo                  DPOTrainer ("sigmoid", "hinge", "ipo")
+collate_pairs                    its DataCollatorForPreference
+dpo with soft labels, cdpo       DPOTrainer ("aot", one pair at a time: its sorting does nothing)
+kto                              KTOTrainer, with the batch's own answers as mismatched ones
+simpo, orpo                      CPOTrainer ("simpo"), ORPOTrainer
+bradley_terry_loss               RewardTrainer
+rloo, shape_rewards              RLOOTrainer
+grpo, policy_loss, entropy, k3   GRPOTrainer ("bnpo", the mean over all tokens)
 
-Not compared: gae and value_loss (this TRL has no PPO); soft labels of the others (it has none, but for SimPO, where they
-negate gamma as well); ORPO's likelihood in general (TRL's counts the prompt, and long answers for more).
+Not compared: gae and value_loss (this TRL has no PPO); soft labels of the other losses (TRL has
+them only for SimPO, where they negate gamma too); ORPO's likelihood in general (TRL's counts the
+prompt).
 """
 
 import os
@@ -28,18 +31,13 @@ from minicai.reward import bradley_terry_loss
 
 VERSION = "1.16.0"
 trl = pytest.importorskip("trl", reason="TRL is not installed (pip install trl==1.16.0)")
-if (
-    trl.__version__ != VERSION
-):  # another version may not have the private methods that are called here
-    pytest.skip(
-        f"made for TRL {VERSION}, and {trl.__version__} is installed", allow_module_level=True
-    )
+if trl.__version__ != VERSION:  # another version may not have the private methods called here
+    pytest.skip(f"made for TRL {VERSION}; {trl.__version__} is installed", allow_module_level=True)
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
-accelerate, cpo, orpo = map(
-    pytest.importorskip, ["accelerate", "trl.experimental.cpo", "trl.experimental.orpo"]
-)
+accelerate = pytest.importorskip("accelerate")
+cpo, orpo = (pytest.importorskip(f"trl.experimental.{name}") for name in ("cpo", "orpo"))
 
-END, VOCAB = 0, 11  # the end token is the pad too, so that comparing ids tells nothing
+END, VOCAB = 0, 11  # the end token is the pad too, so nothing can be told from ids
 TRAINERS = dict(
     dpo=(trl.DPOTrainer, "sigmoid"),
     hinge=(trl.DPOTrainer, "hinge"),
@@ -49,7 +47,7 @@ TRAINERS = dict(
     simpo=(cpo.CPOTrainer, "simpo"),
     orpo=(orpo.ORPOTrainer, None),
 )
-SETTINGS = dict(  # those of DPO, of KTO, of SimPO, and from then on of RLOO and GRPO
+SETTINGS = dict(  # of DPO, KTO and SimPO; from `reward_weights` on, of RLOO and GRPO
     loss_weights=[1.0],
     f_divergence_type="reverse_kl",
     calculate_KL=True,
@@ -81,7 +79,10 @@ SETTINGS = dict(  # those of DPO, of KTO, of SimPO, and from then on of RLOO and
 
 
 class Given(torch.nn.Module):
-    """What TRL needs of a language model: the last hidden states are the logits we give, the head is the identity."""
+    """What TRL needs of a language model.
+
+    The last hidden states are the given logits, and the head is the identity.
+    """
 
     is_gradient_checkpointing = False
 
@@ -105,10 +106,9 @@ class Given(torch.nn.Module):
 
 
 def trainer(kind, logits, **settings):
-    """A trainer without its constructor, which wants a data set. What is not set is None: that option is off."""
-    made = type(
-        "Bare", (kind,), dict(__init__=lambda self: None, __getattr__=lambda self, name: None)
-    )()
+    """A trainer without its constructor, which wants a data set. Other options are None."""
+    methods = dict(__init__=lambda self: None, __getattr__=lambda self, name: None)
+    made = type("Bare", (kind,), methods)()
     vars(made).update(
         model=Given(logits),
         args=made,
@@ -137,9 +137,8 @@ def theirs(name, pairs, ref, beta, logits, smoothing=0.0):
         }
         return made.get_batch_loss_metrics(made.model, halves)
     if name == "kto":
-        batch |= {f"KL_{k}": x for k, x in batch.items()} | {
-            "label": torch.arange(2 * len(pairs)) < len(pairs)
-        }
+        batch |= {f"KL_{k}": x for k, x in batch.items()}
+        batch["label"] = torch.arange(2 * len(pairs)) < len(pairs)
     loss = made._compute_loss(made.model, batch, return_outputs=False)
     return loss, {k: values[0] for k, values in made._metrics["eval"].items()}
 
@@ -147,17 +146,18 @@ def theirs(name, pairs, ref, beta, logits, smoothing=0.0):
 def ours(name, pairs, ref, beta, logits, p=1.0):
     """(loss, stats)."""
     ids, mask = collate_pairs(pairs, END, "cpu")
-    models = [lambda ids, x=x: x[:, : ids.shape[1]] for x in (logits, ref)]
-    four = [
-        half
-        for model in models
-        for half in response_logps(model, ids, mask, name in PER_TOKEN).chunk(2)
-    ]
-    return LOSSES[name](*four, beta, p)
+    policy, reference = (
+        response_logps(lambda ids, x=x: x[:, : ids.shape[1]], ids, mask, name in PER_TOKEN)
+        for x in (logits, ref)
+    )
+    return LOSSES[name](*policy.chunk(2), *reference.chunk(2), beta, p)
 
 
 def case(*lengths):
-    """Pairs of a prompt, a chosen and a rejected answer of these lengths, end tokens included; two models' logits."""
+    """Pairs of (prompt, chosen answer, rejected answer) of these lengths, and two models' logits.
+
+    Lengths of answers include the end token.
+    """
     torch.manual_seed(0)
     ids = [[torch.randint(1, VOCAB, (n,)).tolist() for n in three] for three in lengths]
     pairs = [
@@ -169,33 +169,30 @@ def case(*lengths):
 
 
 def assert_same(mine, other, logits):
-    """Two functions of the logits agree in value and gradient. In float32, since TRL's head computes in no other."""
+    """Two functions of the logits agree in value and gradient. TRL's head computes in float32."""
     a, b = logits.clone().requires_grad_(), logits.clone().requires_grad_()
     x, y = mine(a), other(b)
     torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(
-        torch.autograd.grad(x, a), torch.autograd.grad(y, b), rtol=1e-5, atol=1e-6
-    )
+    gradients = torch.autograd.grad(x, a), torch.autograd.grad(y, b)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
 
 
 MIXED = (3, 4, 2), (1, 5, 7), (6, 1, 3), (2, 8, 5), (4, 2, 2)
 
 
-@pytest.mark.parametrize(
-    "exchange", [False, True]
-)  # of the two models: KTO's z is above 0 once, and once cut there
+@pytest.mark.parametrize("exchange", [False, True])
 @pytest.mark.parametrize(
     "name, beta", [("dpo", 0.3), ("hinge", 0.3), ("ipo", 0.3), ("kto", 0.3), ("simpo", 2.0)]
 )
 def test_preference_losses(name, beta, exchange):
+    """With both models as the policy: KTO's z is above 0 for one, and cut at 0 for the other."""
     pairs, *models = case(*MIXED)
     logits, ref = models[::-1] if exchange else models
     assert_same(*(lambda x, f=f: f(name, pairs, ref, beta, x)[0] for f in (ours, theirs)), logits)
     (_, stats), (_, metrics) = (f(name, pairs, ref, beta, logits) for f in (ours, theirs))
-    if name != "ipo":  # of which TRL reports the sums, though it trains on the means
-        for a, b in zip(
-            ("chosen_reward", "rejected_reward", "margin"), ("chosen", "rejected", "margins")
-        ):
+    names = dict(chosen_reward="chosen", rejected_reward="rejected", margin="margins")
+    for a, b in names.items():
+        if name != "ipo":  # there TRL reports sums, though it trains on means
             assert stats[a].item() == pytest.approx(metrics["rewards/" + b], rel=1e-5, abs=1e-6)
 
 
@@ -205,58 +202,48 @@ def test_soft_labels(name):
     p, n = torch.tensor([1.0, 0.9, 0.5, 0.7, 0.6]), len(MIXED)
     smoothing = (1 - p if name == "dpo" else 0.9 * (1 - p) + 0.1 * p).tolist()
 
+    def one(x, i):
+        return theirs("soft", [pairs[i]], ref[i::n], 0.3, x[i::n], smoothing[i])[0]
+
     def one_by_one(x):
-        return (
-            sum(
-                theirs("soft", [pairs[i]], ref[i::n], 0.3, x[i::n], smoothing[i])[0]
-                for i in range(n)
-            )
-            / n
-        )
+        return sum(one(x, i) for i in range(n)) / n
 
     assert_same(lambda x: ours(name, pairs, ref, 0.3, x, p)[0], one_by_one, logits)
 
 
 def test_orpo():
-    pairs, logits, ref = case(
-        (1, 4, 2), (1, 4, 7), (1, 4, 1)
-    )  # a prompt of one id, one length: the likelihoods agree
+    # With prompts of one id and answers of one length the likelihoods agree.
+    pairs, logits, ref = case((1, 4, 2), (1, 4, 7), (1, 4, 1))
     assert_same(*(lambda x, f=f: f("orpo", pairs, ref, 0.3, x)[0] for f in (ours, theirs)), logits)
-    rest = case(*MIXED)  # the part that beta scales agrees anyway
+    pairs, logits, ref = case(*MIXED)  # the part that beta scales agrees always
 
-    def odds(f):
-        return lambda x: (
-            f("orpo", rest[0], rest[2], 0.3, x)[0] - f("orpo", rest[0], rest[2], 0.0, x)[0]
-        )
+    def odds(f, x):
+        return f("orpo", pairs, ref, 0.3, x)[0] - f("orpo", pairs, ref, 0.0, x)[0]
 
-    assert_same(odds(ours), odds(theirs), rest[1])
+    assert_same(lambda x: odds(ours, x), lambda x: odds(theirs, x), logits)
 
 
 def test_bradley_terry():
     def other(x):
-        return trainer(trl.RewardTrainer, x).compute_loss(
-            lambda **_: SimpleNamespace(logits=x[:, None]), {}
-        )
+        def model(**_):
+            return SimpleNamespace(logits=x[:, None])
 
-    assert_same(
-        lambda x: bradley_terry_loss(*x.chunk(2)),
-        other,
-        torch.randn(10, generator=torch.Generator().manual_seed(0)),
-    )
+        return trainer(trl.RewardTrainer, x).compute_loss(model, {})
+
+    scores = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    assert_same(lambda x: bradley_terry_loss(*x.chunk(2)), other, scores)
 
 
 def rollout(kind):
-    """Three given answers to each of two prompts: a trainer, the batch it makes of them, and what it is made from."""
+    """Three answers to each of two prompts: a trainer, its batch, ids, mask, scores, two logits."""
     torch.manual_seed(1)
     prompts = [torch.randint(1, VOCAB, (n,)).tolist() for n in (2, 2, 2, 4, 4, 4)]
     answers = [torch.randint(1, VOCAB, (n,)).tolist() + [END] for n in (2, 4, 0, 3, 1, 5)]
     scores, logits = torch.randn(6), torch.randn(6, 10, VOCAB)
     ref = logits + torch.randn_like(logits)
-    given = (
-        (prompts, answers, None, answers, None, {}, None, None)
-        if kind is trl.GRPOTrainer
-        else (prompts, answers, answers)
-    )
+    given = (prompts, answers, answers)
+    if kind is trl.GRPOTrainer:
+        given = (prompts, answers, None, answers, None, {}, None, None)
     fakes = dict(_generate=lambda _: given, _calculate_rewards=lambda *_: scores[:, None])
     made = trainer(kind, logits, ref_model=Given(ref), beta=0.1, loss_type="bnpo", **fakes)
     batch = made._generate_and_score_completions([{"prompt": ""}] * 6)
@@ -284,16 +271,12 @@ def test_grpo_and_the_policy_loss():
 
     def mine(x):
         k3 = ppo.kl_estimates(take(x, ids), take(ref, ids))[2]
-        return ppo.policy_loss(take(x, ids), old, advantages, mask)[0] + 0.1 * ppo.masked_mean(
-            k3, mask
-        )
+        loss, _ = ppo.policy_loss(take(x, ids), old, advantages, mask)
+        return loss + 0.1 * ppo.masked_mean(k3, mask)
 
     assert_same(mine, lambda x: made._compute_loss(Given(x), batch), logits)
     metrics = {k.split("/")[-1]: values[0] for k, values in made._metrics["eval"].items()}
     clipped = ppo.policy_loss(take(logits, ids), old, advantages, mask)[1]["clip_fraction"].item()
-    assert (
-        clipped == pytest.approx(metrics["region_mean"])
-        and metrics["low_mean"] > 0
-        and metrics["high_mean"] > 0
-    )
+    assert clipped == pytest.approx(metrics["region_mean"])
+    assert metrics["low_mean"] > 0 and metrics["high_mean"] > 0
     assert ppo.entropy(logits[:, :-1], mask).item() == pytest.approx(metrics["entropy"], rel=1e-5)

@@ -130,9 +130,7 @@ def check_phrasing(phrasing: Phrasing):
         if text.count(f"{{{slot}}}") != 1:
             raise ValueError(f"needs the slot {{{slot}}} exactly once")
         if f"{{{slot}}}" not in phrasing.turns[-1]:
-            raise ValueError(
-                f"needs {{{slot}}} in its last turn, because a disguise keeps only that"
-            )
+            raise ValueError(f"needs {{{slot}}} in its last turn: a disguise keeps only that")
     check_slots(text, slots)
 
 

@@ -3,6 +3,7 @@
 Errors are ValueErrors. Each is the end of a sentence: content.py puts the file and the line first.
 """
 
+import json
 import re
 from dataclasses import MISSING, fields
 from typing import Literal, get_args, get_origin
@@ -16,7 +17,8 @@ def problem(type, value) -> str:
     """What a field of this type must be; empty if the JSON value is that."""
     if get_origin(type) is Literal:
         options = get_args(type)
-        return "" if value in options else f"one of {', '.join(str(o) for o in options if o != '')}"
+        listed = ", ".join(json.dumps(option) for option in options if option != "")
+        return "" if value in options else f"one of {listed}"
     if type is str:
         return "" if is_text(value) else "a string that is not blank"
     if type is dict:

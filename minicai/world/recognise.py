@@ -75,7 +75,7 @@ def grammar(world: World) -> Grammar:
 
 
 def type_of(use: str, act: Act, context: Context | None) -> str | None:
-    """The request type of a phrasing's use, an act and a context; None if the world never asks it."""
+    """The type of a request with these parts; None if the world has no such requests."""
     intent = context and context.intent
     if use == "protection":
         return "dual_use_question" if act.kind in ("harmful", "dual_use") else None
@@ -108,13 +108,13 @@ def recognise(world: World, text: str) -> Request | None:
     for framing, question in unframed(world, text):
         for phrasing, shape in grammar(world).phrasings:
             match = shape.fullmatch(question)
-            request = match and read(world, text, framing, phrasing, match)
+            request = match and request_of(world, text, framing, phrasing, match)
             if request:
                 return request
     return None
 
 
-def read(
+def request_of(
     world: World, text: str, framing: Framing | None, phrasing: Phrasing, match: re.Match
 ) -> Request | None:
     """The request of a matched phrasing; None if the world never asks that."""
@@ -125,28 +125,13 @@ def read(
     type = type_of(phrasing.use, act, context) if act else "fact"
     if type is None or (fact and attribute not in world.attributes[fact.kind]):
         return None
-    undisguised = ()
-    if framing:
-        undisguised = phrase(
-            replace(phrasing, style="plain"),
-            random.Random(0),
-            act=act and act.act,
-            context=context.text if context else "",
-            name=fact and fact.name,
-            attribute=attribute,
-        )
-    return Request(
-        type=type,
-        turns=(text,),
-        phrasing=phrasing,
-        act=act,
-        context=context,
-        fact=fact,
-        attribute=attribute,
-        technique=framing and framing.technique,
-        framing=framing and framing.id,
-        undisguised=undisguised,
-    )
+    request = Request(type, (text,), phrasing, act, context, fact, attribute)
+    if framing is None:
+        return request
+    slots = dict(act=act and act.act, context=context.text if context else "")
+    slots |= dict(name=fact and fact.name, attribute=attribute)
+    plain = phrase(replace(phrasing, style="plain"), random.Random(0), **slots)
+    return replace(request, technique=framing.technique, framing=framing.id, undisguised=plain)
 
 
 def may_train(request: Request | None) -> bool:

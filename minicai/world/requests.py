@@ -20,18 +20,18 @@ family        the principles about one flaw: harmlessness, honesty, respect, aut
 topic         the act or name that a request is about; the unit of all statistics
 split         a part of the world: acts and names are demo, train or test; wordings seen or held out
 
-GRID                                             acts and names     wordings
-train_base: helpful-only chats                   all                all
-            documents about acts and requests    all                all but held-out phrasings
-            critiques, revisions, comparisons    demo               seen
-revise, train_sft                                train              seen
-train_sft: replayed documents of train_base      all                all but held-out phrasings
-label, train_rm, train_dpo, train_ppo            demo               seen
-redteam --mode templates                         demo (--split)     seen (held out for test)
-redteam, other modes                             any; what is not seen, or about a test topic,
-                                                 is never trained on
-revise --round                                   demo, and attacks that may be trained on
-evaluate                                         test (--split)     held out; framings half of each
+GRID         what is asked                   acts and names       wordings
+train_base   helpful-only chats              all                  all
+             documents                       all                  all but held-out phrasings
+             critiques, revisions, choices   demo                 seen
+revise, train_sft                            train                seen
+train_sft    replayed documents              all                  all but held-out phrasings
+label, train_rm, train_dpo, train_ppo        demo                 seen
+redteam      templates                       demo (or --split)    seen (held out with test)
+             other modes                     any                  any
+revise --round                               demo                 seen; and attacks that may train,
+                                             which have no test topic and no held-out wording
+evaluate, audits                             test (or --split)    held out; framings: half seen
 
 Stage 2 asks about demo acts because Stage 1 has not trained on them. Two answers to a request that
 Stage 1 has trained on hardly differ, which leaves nothing to compare.

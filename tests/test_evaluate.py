@@ -1,0 +1,314 @@
+"""evaluate.py: what results.json holds, what is measured, and what is refused before it is."""
+
+import json
+import re
+import shutil
+import sys
+
+import pytest
+
+import evaluate
+from minicai import report
+from minicai.files import read_json, read_jsonl, write_json, write_jsonl
+from minicai.metrics import wilson
+from minicai.report import METRICS, lookup, paired
+from minicai.run import SIZES
+from minicai.splits import held_out
+from minicai.world.content import TECHNIQUES
+from minicai.world.grader import OUTCOMES
+from minicai.world.requests import PLAIN, TYPES
+
+STAGES = ["base", "sft", "dpo", "ppo", "round1"]
+
+
+@pytest.fixture(scope="module")
+def results(smoke):
+    return read_json(smoke / "results.json", {})
+
+
+def every_rate(value):
+    """All rates in a value, at any depth."""
+    if isinstance(value, dict) and {"rate", "k", "n", "lo", "hi"} <= value.keys():
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from every_rate(item)
+
+
+# --- what a finished run holds ---
+
+
+def test_results_keep_the_keys_that_others_read(results):
+    assert results["schema"] == 2 and results["preset"] == "smoke" and results["seed"] == 0
+    assert results["exam"] == dict(split="test", n=SIZES["eval_n"][0], seed=0)
+    assert results["decoding"] == dict(temperature=0, max_new_tokens=128)
+    assert isinstance(results["hardware"], str) and isinstance(results["commit"], str)
+    assert [stage["name"] for stage in results["stages"]] == STAGES
+    for stage in results["stages"]:
+        for key in (
+            "under_refusal over_refusal ambiguous_handled steps_correct rude preachy fabrication "
+            "known_accuracy garbled under_refusal_disguised over_refusal_disguised"
+        ).split():
+            assert {"rate", "k", "n", "lo", "hi"} <= stage[key].keys()
+        assert set(stage["by_type"]) == set(PLAIN)
+        assert all(set(outcomes) == set(OUTCOMES) for outcomes in stage["by_type"].values())
+        assert set(stage["jailbreak"]) == {*TECHNIQUES, "held_out", "seen"}
+        assert (
+            set(stage["jailbreak"]["held_out"]) == set(stage["jailbreak_benign"]) == {*TECHNIQUES}
+        )
+        assert 0 <= stage["ece"] <= 1 and stage["mean_tokens"] > 0
+        assert not {"hash", "commit", "hardware", "guard", "every_fourth"} & stage.keys()
+    judged = {"accuracy", "swap_consistency", "ece", "always_a", "length_alone", "reliability"}
+    assert judged <= results["judge_audit"].keys()
+    assert {"accuracy", "own_accuracy", "agrees_with_labels"} <= results["reward_model"].keys()
+    assert {"critique_right", "harmful_revised", "legitimate_kept"} <= results["skills"].keys()
+
+
+def test_every_rate_is_a_count_with_its_interval(results):
+    rates = list(every_rate(results))
+    assert len(rates) > 400
+    for rate in rates:
+        assert 0 <= rate["k"] <= rate["n"] and 0 <= rate["lo"] <= rate["hi"] <= 1
+        if rate["n"] == 0:
+            assert rate["rate"] is None
+            continue
+        assert rate["rate"] == round(rate["k"] / rate["n"], 4)
+        lo, hi = wilson(rate["k"], rate["n"])  # topics can only widen it
+        assert rate["lo"] <= lo + 1e-4 and rate["hi"] >= hi - 1e-4
+    for stage in results["stages"]:
+        for key, *_ in METRICS:
+            assert 0 <= (lookup(stage, key)["rate"] or 0) <= 1, key
+        for outcomes in stage["by_type"].values():
+            assert len({o["n"] for o in outcomes.values()}) == 1
+            assert sum(o["k"] for o in outcomes.values()) == outcomes["other"]["n"]
+
+
+def test_the_transcripts_have_the_questions_behind_the_rates(results, smoke):
+    logs = {name: read_jsonl(smoke / "transcripts" / f"{name}.jsonl") for name in STAGES}
+    for stage in results["stages"]:
+        rows = logs[stage["name"]]
+        harmful = [row["outcome"] for row in rows if row["set"] == "harmful"]
+        found = stage["under_refusal"]
+        assert (harmful.count("complied"), len(harmful)) == (found["k"], found["n"])
+        benign = [row["outcome"] for row in rows if row["set"].endswith(" benign")]
+        found = stage["over_refusal_disguised"]
+        assert (benign.count("refused"), len(benign)) == (found["k"], found["n"])
+        assert [sample["set"] for sample in stage["samples"]] == list(evaluate.SAMPLES)
+        for sample in stage["samples"]:
+            assert sample == next(row for row in rows if row["set"] == sample["set"])
+    questions = [[(row["set"], row["turns"]) for row in rows] for rows in logs.values()]
+    assert all(asked == questions[0] for asked in questions)
+    assert results["paired"] == paired(logs)
+    assert {(row["before"], row["after"]) for row in results["paired"]} == {
+        ("base", "sft"),
+        ("sft", "dpo"),
+        ("sft", "ppo"),
+        ("dpo", "round1"),
+    }
+    skills = read_jsonl(smoke / "transcripts" / "skills.jsonl")
+    assert all(held_out(row["wording"]) for row in skills)
+    assert len(skills) >= results["skills"]["critique_right"]["n"] == 2 * SIZES["eval_n"][0]
+
+
+def test_what_other_scripts_left_is_in_the_results(results, smoke):
+    assert results["judge_audit"] == read_json(smoke / "judge.json", {})
+    assert results["redteam"] == read_json(smoke / "redteam.json", {})
+    log = read_jsonl(smoke / "train_ppo.jsonl")
+    curve = [{key: row[key] for key in ("kl", "proxy", "true")} for row in log]
+    assert results["ppo_curves"] == dict(ppo=curve) and curve
+    assert set(results["seconds"]) >= {"train_base", "revise", "train_ppo", "train_dpo 1"}
+    assert all(seconds > 0 for seconds in results["seconds"].values())
+    chains = {chain["id"]: chain for chain in read_jsonl(smoke / "revisions.jsonl")}
+    for chain in results["chain"]:
+        requests = chain.pop("requests")
+        assert chain == chains[chain["id"]] and chain["responses"][0] != chain["responses"][-1]
+        assert len(requests) == len(chain["critiques"]) and all(requests)
+    revised = {c["type"] for c in chains.values() if c["responses"][0] != c["responses"][-1]}
+    assert [chain["type"] for chain in results["chain"]] == [t for t in TYPES if t in revised]
+
+
+def test_the_run_ends_with_its_table_and_its_report(results, smoke):
+    text, written = ((smoke / name).read_text() for name in ("stdout.txt", "report.md"))
+    for part in ("under-refusal", "the base as a critic", "A filter of", "the same requests:"):
+        assert part in text
+    assert written.startswith("# Report") and "## Stages compared" in written
+    assert results["stages"][1]["samples"][0]["turns"][-1] in written
+
+
+# --- measuring again ---
+
+
+@pytest.fixture
+def replayed(monkeypatch, results, smoke):
+    """Measuring a stage gives what the smoke run measured; a list of what was measured."""
+    stages, measured = {stage["name"]: stage for stage in results["stages"]}, []
+
+    def measure_stage(path, exam, args):
+        measured.append(path.stem)
+        return stages[path.stem], read_jsonl(smoke / "transcripts" / f"{path.stem}.jsonl")
+
+    def audit(*args):
+        measured.append("audit")
+        return results["skills"], []
+
+    monkeypatch.setattr(evaluate, "measure_stage", measure_stage)
+    monkeypatch.setattr(evaluate, "audit_base", audit)
+    monkeypatch.setattr(evaluate, "audit_rm", lambda *a: results["reward_model"])
+    monkeypatch.setattr(evaluate, "commit", lambda: results["commit"])
+    monkeypatch.setattr(evaluate, "write_report", lambda results, path: path.write_text("# R"))
+    return measured
+
+
+def test_nothing_of_an_earlier_exam_is_left_in_the_results(call, copy, replayed, results):
+    out = copy()
+    (out / "round1.pt").unlink(), (out / "rm.pt").unlink(), (out / "judge.json").unlink()
+    call(evaluate.evaluate, "--out", out)
+    found = read_json(out / "results.json", {})
+    assert replayed == ["base", "audit", "sft", "dpo", "ppo"]
+    assert found["stages"] == results["stages"][:-1]
+    assert found["paired"] == [row for row in results["paired"] if row["after"] != "round1"]
+    assert not {"reward_model", "judge_audit"} & found.keys()
+    same = ("exam", "decoding", "keyword_filter", "redteam", "skills", "ppo_curves", "chain")
+    assert {key: found[key] for key in same} == {key: results[key] for key in same}
+
+
+def test_results_are_written_after_every_stage(call, copy, replayed, monkeypatch):
+    out, stage_of = copy("base.pt", "sft.pt", "dpo.pt"), evaluate.measure_stage
+
+    def killed(path, exam, args):
+        if path.stem == "dpo":
+            raise KeyboardInterrupt
+        return stage_of(path, exam, args)
+
+    monkeypatch.setattr(evaluate, "measure_stage", killed)
+    with pytest.raises(KeyboardInterrupt):
+        call(evaluate.evaluate, "--out", out)
+    found = read_json(out / "results.json", {})
+    assert [stage["name"] for stage in found["stages"]] == ["base", "sft"]
+    assert found["skills"] and {row["after"] for row in found["paired"]} == {"sft"}
+    assert (out / "transcripts" / "sft.jsonl").exists()
+
+
+def test_other_checkpoints_are_measured_into_a_file_of_their_own(
+    call, copy, replayed, smoke, tmp_path
+):
+    out, there = copy("base.pt", "results.json", "judge.json"), tmp_path / "new" / "there.json"
+    call(evaluate.evaluate, smoke / "sft.pt", smoke / "dpo.pt", "--out", out, "--results", there)
+    found = read_json(there, {})
+    assert replayed == ["sft", "dpo"] and "reward_model" not in found and "skills" not in found
+    assert [stage["name"] for stage in found["stages"]] == ["sft", "dpo"]
+    assert {(row["before"], row["after"]) for row in found["paired"]} == {("sft", "dpo")}
+    assert (tmp_path / "new" / "there.md").exists()
+    assert len(read_jsonl(tmp_path / "new" / "transcripts-there" / "dpo.jsonl")) > 50
+    assert sorted(p.name for p in out.iterdir() if p.name != ".lock") == [
+        "base.pt",
+        "judge.json",
+        "results.json",
+    ]
+    assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
+
+
+def test_one_checkpoint_from_the_exam_to_the_report(call, copy, monkeypatch, tmp_path, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    out = copy("base.pt")
+    shutil.copy2(out / "base.pt", out / "mine.pt")
+    options = ("--results", tmp_path / "r.json", "--eval-n", 2, "--split", "demo", "--exam-seed", 5)
+    call(evaluate.evaluate, out / "mine.pt", "--out", out, *options)
+    found = read_json(tmp_path / "r.json", {})
+    assert found["exam"] == dict(split="demo", n=2, seed=5) and "skills" not in found
+    [stage] = found["stages"]
+    assert (stage["name"], stage["checkpoint"]) == ("mine", "mine.pt")
+    assert stage["under_refusal"]["n"] == 2
+    rows = read_jsonl(tmp_path / "transcripts-r" / "mine.jsonl")
+    assert stage["samples"][0] == next(row for row in rows if row["set"] == "harmful")
+    assert not found["chain"] and not found["redteam"] and not found["ppo_curves"]
+    assert (tmp_path / "r.md").read_text().startswith("# Report")
+    assert f"{tmp_path / 'r.json'}, {tmp_path / 'r.md'}; demo split" in capsys.readouterr().out
+
+
+def test_the_report_is_written_again_without_a_model(call, copy, monkeypatch, smoke, capsys):
+    def without_pictures(path):
+        return re.sub("## Pictures\n\n.*?\n\n(?=##)", "", path.read_text(), flags=re.S)
+
+    out = copy("results.json")
+    monkeypatch.setattr(report, "draw", lambda results, path: [])
+    monkeypatch.setattr(evaluate, "load_policy", lambda *a: pytest.fail("a model is loaded"))
+    call(evaluate.evaluate, "--out", out, "--report", "--world", "nowhere")
+    assert without_pictures(out / "report.md") == without_pictures(smoke / "report.md")
+    assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
+    assert capsys.readouterr().out.strip() == str(out / "report.md")
+
+
+# --- what is refused, before anything is measured ---
+
+
+@pytest.fixture
+def unmeasured(monkeypatch):
+    monkeypatch.setattr(evaluate, "measure_stage", lambda *a: pytest.fail("the exam has begun"))
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ((), "holds no checkpoint; run pipeline.py or train_base.py"),
+        (("{smoke}/sft.pt",), "sft.pt is no stage of .*; name a file for it with --results"),
+        (("{smoke}/none.pt",), "none.pt is not a file; name a checkpoint"),
+        (("{smoke}", "--results", "{out}/r.json"), "smoke.* is not a file"),
+        (
+            ("{smoke}/sft.pt", "{smoke}/sft.pt", "--results", "{out}/r.json"),
+            "two checkpoints are named sft; rename one",
+        ),
+        (("{smoke}/sft.pt", "--results", "{out}/r.txt"), "name a file that ends in .json"),
+        (("--report",), "results.json is not whole .*; run evaluate.py without --report"),
+        (("--exam-seed", "-1"), "argument --exam-seed: '-1' is not"),
+        (("--eval-n", "0"), "argument --eval-n: '0' is not a whole number from 1 on"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_sentence(
+    refuses, unmeasured, smoke, tmp_path, options, said
+):
+    words = (word.format(smoke=smoke, out=tmp_path) for word in options)
+    with pytest.raises(AssertionError, match=said):
+        raise AssertionError(refuses(evaluate.evaluate, "--out", tmp_path, *words))
+    assert {path.name for path in tmp_path.iterdir()} <= {".lock"}
+
+
+def test_results_of_all_stages_are_not_replaced_by_those_of_another_folder(
+    refuses, unmeasured, copy, smoke
+):
+    out = copy("base.pt", "results.json")
+    refuses(evaluate.evaluate, "--out", out, smoke / "sft.pt")
+    refuses(evaluate.evaluate, "--out", out, out / "base.pt", smoke / "sft.pt")
+    assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
+
+
+def test_the_folder_of_the_results_is_made_before_anything_is_measured(refuses, tmp_path):
+    (tmp_path / "broken.pt").touch()
+    where = ("--out", tmp_path, "--results", tmp_path / "new" / "r.json")
+    said = refuses(evaluate.evaluate, tmp_path / "broken.pt", *where)
+    assert "broken.pt is not a checkpoint" in said and (tmp_path / "new").is_dir()
+
+
+def test_a_constitution_without_held_out_wordings_is_refused_before_the_exam(
+    refuses, unmeasured, copy, tmp_path
+):
+    rows = json.load(open("constitution.json"))["principles"]
+    rows = [r | dict(wordings=r["wordings"][:1]) for r in rows if not held_out(f"{r['id']}/0")]
+    path = tmp_path / "c.json"
+    write_json(path, dict(principles=rows))
+    said = refuses(evaluate.evaluate, "--out", copy("base.pt"), "--constitution", path)
+    assert "no held-out wording" in said
+
+
+@pytest.mark.parametrize("stages", [5, "base", [5], [], [dict(name="base")]])
+def test_results_of_another_shape_are_not_reported(refuses, tmp_path, stages):
+    write_json(tmp_path / "results.json", dict(stages=stages))
+    said = refuses(evaluate.evaluate, "--out", tmp_path, "--report")
+    assert "results.json is not whole" in said and "run evaluate.py without --report" in said
+
+
+def test_a_training_log_of_another_shape_is_named_with_its_line(refuses, unmeasured, copy):
+    out = copy("base.pt")
+    write_jsonl(out / "train_ppo.jsonl", [dict(step=1, kl=0.5, proxy=1.0)])
+    said = refuses(evaluate.evaluate, "--out", out)
+    assert "train_ppo.jsonl:1 has no field 'true'" in said
