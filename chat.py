@@ -25,7 +25,7 @@ from minicai.critique import critique_and_revise
 from minicai.files import UserError, append_jsonl, load_policy, newest_stage
 from minicai.guard import guarded_answer, helpful_refusals
 from minicai.reward import RewardModel
-from minicai.run import at_least_zero, main, option_type, parser, setup
+from minicai.run import at_least_zero, main, make_folder, option_type, parser, setup
 from minicai.tokenizer import talk
 
 try:
@@ -63,6 +63,8 @@ class Chat:
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
         if args.show_critique or args.guard or args.helpful_refusals:
             self.base, _ = load_policy(self.path.parent / "base.pt", args.device)
+        if args.guard:
+            make_folder(args.out)  # for the log
         if args.guard or args.helpful_refusals:
             self.harmless = self.constitution.draw(self.rng, family="harmlessness")
         if args.show_reward:

@@ -111,6 +111,8 @@ def measure_stage(path: Path, exam: Exam, args) -> tuple[dict, list[dict]]:
     total = sum(map(len, exam.sets.values()))
     with tqdm(total=total, desc=f"exam for {path.stem}", unit=" answers") as bar:
         scores, transcript = measure(model, tokenizer, exam, bar.update)
+    if not scores["finished"]["k"]:
+        print(f"WARNING: {path} finished no answer. It is broken, and its rates mean nothing.")
     first = {row["set"]: row for row in reversed(transcript)}
     samples = [first[name] for name in SAMPLES if name in first]
     return dict(name=path.stem, checkpoint=path.name, **scores, samples=samples), transcript

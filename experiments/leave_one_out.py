@@ -8,9 +8,10 @@ models meet the same held-out attacks, all in that technique: DPO-CAI, the round
 the rounds that saw all. In Stage 1 all three have met benign requests in it. Success is the
 grader's word. Adds to OUT/leave_one_out.json.
 
-Answer so far (first edition's code, cpu preset, seed 0): hardly. Of attacks in leetspeak 14 % get
-through DPO-CAI, 12 % after two rounds without leetspeak and 16 % after two with it (n 150): what
-gets through is misread, and rounds do not teach reading.
+Answer so far (first edition's code, cpu preset, n 150): it depends on the technique. Leetspeak,
+seed 0: 14 % get through DPO-CAI, 12 % after rounds without it, 16 % after rounds with it. Such
+attacks are misread, and rounds do not teach reading. Many-shot, seed 1: 6.7 % before, 0.7 % after
+rounds without it.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Constitutional AI from scratch: a small GPT, a sampler, and the pieces that make it harmless, honest and still helpful."""
+"""Constitutional AI from scratch: the model, the method, and what measures it."""

@@ -103,33 +103,34 @@ def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
 # --- chains and comparisons -----------------------------------------------------------------------
 
 
-def is_texts(value) -> bool:
-    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+def is_text(value) -> bool:
+    return isinstance(value, str)
 
 
-def is_text_or_none(value) -> bool:
+def is_maybe_text(value) -> bool:
     return value is None or isinstance(value, str)
 
 
+def list_of(fits, lengths=lambda n: True):
+    """A test for a list whose entries fit, and whose length fits."""
+    return lambda value: isinstance(value, list) and lengths(len(value)) and all(map(fits, value))
+
+
 TURNS = (
-    lambda value: is_texts(value) and len(value) % 2 == 1,
+    list_of(is_text, lambda n: n % 2 == 1),
     "a list of an odd number of texts, the person's last",
 )
-TEXT = (lambda value: isinstance(value, str), "a text")
 FIELDS = {  # of rows that training reads: (test, words), see files.read_jsonl
     "id": (lambda value: isinstance(value, int | str), "a number or a text"),
     "turns": TURNS,
     "plain": TURNS,
-    "responses": (is_texts, "a list of texts"),
-    "principles": (is_texts, "a list of texts"),
-    "critiques": (
-        lambda value: isinstance(value, list) and all(map(is_text_or_none, value)),
-        "a list of texts",
-    ),
-    "response": (is_text_or_none, "a text"),
-    "a": TEXT,
-    "b": TEXT,
-    "by": (lambda value: is_texts(value) and len(value) == 2, "a list of two texts"),
+    "responses": (list_of(is_text), "a list of texts"),
+    "principles": (list_of(is_text), "a list of texts"),
+    "critiques": (list_of(is_maybe_text), "a list of texts"),
+    "response": (is_maybe_text, "a text"),
+    "a": (is_text, "a text"),
+    "b": (is_text, "a text"),
+    "by": (list_of(is_text, lambda n: n == 2), "a list of two texts"),
     "kind": (lambda value: value in ("ai", "human"), "'ai' or 'human'"),
     "p": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
 }
@@ -138,6 +139,13 @@ FIELDS = {  # of rows that training reads: (test, words), see files.read_jsonl
 def read_chains(path) -> list[dict]:
     """The critique-revision chains that revise.py wrote. Raises UserError when there are none."""
     rows = read_jsonl(path, required=("id", "turns", "responses"), fields=FIELDS)
+    seen = set()
+    for number, row in enumerate(rows, 1):
+        if row["id"] in seen:
+            raise UserError(
+                f"{path}:{number} has the id {row['id']} of an earlier line; delete one"
+            )
+        seen.add(row["id"])
     rows = [row for row in rows if row["responses"]]
     if not rows:
         raise UserError(f"{path} holds no chain; run revise.py")

@@ -125,8 +125,8 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
             setattr(args, name, values[PRESETS.index(args.preset)])
     args.device = pick_device(args.device)
     args.out = args.out or Path("out") / args.preset
-    make_folder(args.out)
     if writes:
+        make_folder(args.out)
         lock(args.out)
     random.seed(args.seed)
     torch.manual_seed(args.seed)

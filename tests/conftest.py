@@ -1,6 +1,5 @@
 """What the tests share: one smoke run of the whole pipeline, and ways to run a script."""
 
-import os
 import runpy
 import shutil
 import signal
@@ -56,17 +55,13 @@ def smoke(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def copy(smoke, tmp_path):
-    """copy(names...) -> a folder with these files of the smoke run, or with all. Write as you like.
-
-    Checkpoints are hard links: scripts replace them whole.
-    """
+    """copy(names...) -> a folder with these files of the smoke run, or with all."""
 
     def make(*names) -> Path:
         folder = tmp_path / "copy"
         folder.mkdir()
         for name in names or [path.name for path in smoke.iterdir() if path.is_file()]:
-            take = os.link if name.endswith(".pt") else shutil.copy2
-            take(smoke / name, folder / name)
+            shutil.copy2(smoke / name, folder / name)
         return folder
 
     return make

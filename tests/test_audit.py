@@ -193,8 +193,11 @@ def test_a_critic_is_right_where_its_verdict_is_the_truth(monkeypatch, world, co
     def strict(turns, response, wording):
         return f"Bad. {BREAKS}", "I can't help with that."
 
-    (kept, rows), (broke, _) = (
-        skills_of(critic, monkeypatch, world, constitution) for critic in (lenient, strict)
+    def sloppy(turns, response, wording):
+        return f"Bad. {BREAKS}", response.split(", then ")[0]  # without the last step
+
+    (kept, rows), (broke, _), (cut, _) = (
+        skills_of(critic, monkeypatch, world, constitution) for critic in (lenient, strict, sloppy)
     )
     broken = [row["broken"] for row in rows[:60]]
     assert 15 < sum(broken) < 45 and len(rows) == 60 + 20 + 20
@@ -210,6 +213,7 @@ def test_a_critic_is_right_where_its_verdict_is_the_truth(monkeypatch, world, co
     # Of the revision cases, help with harm stays help, and a refusal keeps no step.
     assert kept["harmful_revised"]["k"] == 0 and kept["legitimate_kept"]["rate"] == 1
     assert broke["harmful_revised"]["rate"] == 1 and broke["legitimate_kept"]["k"] == 0
+    assert cut["harmful_revised"]["k"] == cut["legitimate_kept"]["k"] == 0
     assert kept["harmful_revised"]["n"] == kept["legitimate_kept"]["n"] == 20
 
 

@@ -4,16 +4,19 @@ import json
 import re
 import shutil
 import sys
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 import evaluate
 from minicai import report
-from minicai.files import read_json, read_jsonl, write_json, write_jsonl
+from minicai.files import load_policy, read_json, read_jsonl, write_json, write_jsonl
 from minicai.metrics import wilson
 from minicai.report import METRICS, lookup, paired
+from minicai.reward import RewardModel
 from minicai.run import SIZES
-from minicai.splits import held_out
+from minicai.splits import held_out, split_of
 from minicai.world.content import TECHNIQUES
 from minicai.world.grader import OUTCOMES
 from minicai.world.requests import PLAIN, TYPES
@@ -120,9 +123,8 @@ def test_what_other_scripts_left_is_in_the_results(results, smoke):
     assert all(seconds > 0 for seconds in results["seconds"].values())
     chains = {chain["id"]: chain for chain in read_jsonl(smoke / "revisions.jsonl")}
     for chain in results["chain"]:
-        requests = chain.pop("requests")
-        assert chain == chains[chain["id"]] and chain["responses"][0] != chain["responses"][-1]
-        assert len(requests) == len(chain["critiques"]) and all(requests)
+        assert chain == chains[chain["id"]] | dict(requests=chain["requests"])
+        assert chain["responses"][0] != chain["responses"][-1] and all(chain["requests"])
     revised = {c["type"] for c in chains.values() if c["responses"][0] != c["responses"][-1]}
     assert [chain["type"] for chain in results["chain"]] == [t for t in TYPES if t in revised]
 
@@ -192,7 +194,8 @@ def test_results_are_written_after_every_stage(call, copy, replayed, monkeypatch
 def test_other_checkpoints_are_measured_into_a_file_of_their_own(
     call, copy, replayed, smoke, tmp_path
 ):
-    out, there = copy("base.pt", "results.json", "judge.json"), tmp_path / "new" / "there.json"
+    names = ["base.pt", "judge.json", "results.json", "rm.pt", "sft.pt"]
+    out, there = copy(*names), tmp_path / "new" / "there.json"
     call(evaluate.evaluate, smoke / "sft.pt", smoke / "dpo.pt", "--out", out, "--results", there)
     found = read_json(there, {})
     assert replayed == ["sft", "dpo"] and "reward_model" not in found and "skills" not in found
@@ -200,11 +203,7 @@ def test_other_checkpoints_are_measured_into_a_file_of_their_own(
     assert {(row["before"], row["after"]) for row in found["paired"]} == {("sft", "dpo")}
     assert (tmp_path / "new" / "there.md").exists()
     assert len(read_jsonl(tmp_path / "new" / "transcripts-there" / "dpo.jsonl")) > 50
-    assert sorted(p.name for p in out.iterdir() if p.name != ".lock") == [
-        "base.pt",
-        "judge.json",
-        "results.json",
-    ]
+    assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == names
     assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
 
 
@@ -221,9 +220,26 @@ def test_one_checkpoint_from_the_exam_to_the_report(call, copy, monkeypatch, tmp
     assert stage["under_refusal"]["n"] == 2
     rows = read_jsonl(tmp_path / "transcripts-r" / "mine.jsonl")
     assert stage["samples"][0] == next(row for row in rows if row["set"] == "harmful")
+    assert {split_of(row["topic"]) for row in rows} == {"demo"}
     assert not found["chain"] and not found["redteam"] and not found["ppo_curves"]
     assert (tmp_path / "r.md").read_text().startswith("# Report")
     assert f"{tmp_path / 'r.json'}, {tmp_path / 'r.md'}; demo split" in capsys.readouterr().out
+
+
+def test_the_reward_model_is_audited_on_samples_of_the_fine_tuned_model(monkeypatch, smoke):
+    sft, (reward, _, extra) = load_policy(smoke / "sft.pt")[0], RewardModel.load(smoke / "rm.pt")
+
+    def audit_reward(policy, model, tokenizer, exam, n, seed):
+        assert torch.equal(policy.embed.weight, sft.embed.weight)
+        assert torch.equal(model.score.weight, reward.score.weight)
+        assert (exam, n, seed) == ("exam", 7, 5)
+        return dict(accuracy=0.75)
+
+    monkeypatch.setattr(evaluate, "audit_reward", audit_reward)
+    args = SimpleNamespace(out=smoke, device="cpu", eval_n=7, exam_seed=5)
+    found = evaluate.audit_rm("exam", args)
+    labels = extra["held_out"]
+    assert found == dict(accuracy=0.75, test_accuracy=0.75, agrees_with_labels=labels) and labels
 
 
 def test_the_report_is_written_again_without_a_model(call, copy, monkeypatch, smoke, capsys):

@@ -33,6 +33,11 @@ def questions(world):
     return Exam(world, 16, 0)
 
 
+@pytest.fixture(scope="module")
+def many(world):
+    return Exam(world, 80, 1)
+
+
 # --- questions ---
 
 
@@ -58,10 +63,10 @@ def test_no_question_gives_away_a_step_of_a_test_act(world, questions):
             assert not any(step in turn for step in steps), turn
 
 
-def test_a_rephrased_question_asks_the_same_in_other_words(questions):
+def test_a_rephrased_question_asks_the_same_in_other_words(many):
     for type in REPHRASED:
-        again, first = questions.sets[f"{type} again"], questions.sets[type]
-        assert len(again) == 4
+        again, first = many.sets[f"{type} again"], many.sets[type]
+        assert len(again) == 20
         for one, other in zip(first, again):
             assert (one.type, one.act, one.context) == (other.type, other.act, other.context)
             assert one.phrasing.id != other.phrasing.id and one.turns[-1] != other.turns[-1]
@@ -82,8 +87,8 @@ def test_what_is_asked_in_a_disguise_is_asked_plainly_too(questions):
                 assert all(getattr(r, part) == getattr(plain, part) for part in parts)
 
 
-def test_half_of_the_framings_are_held_out_ones(world):
-    sets = Exam(world, 80, 1).sets
+def test_half_of_the_framings_are_held_out_ones(many):
+    sets = many.sets
     hidden = [held_out(r.framing) for name in DISGUISED + BENIGN for r in sets[name]]
     assert len(hidden) == 20 * len(TECHNIQUES) * 2 and 0.43 < sum(hidden) / len(hidden) < 0.57
     for t in TECHNIQUES:

@@ -8,31 +8,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from minicai import files
 from minicai.constitution import Constitution
-from minicai.files import (
-    UserError,
-    append_jsonl,
-    load_checkpoint,
-    load_policy,
-    load_state,
-    newest_stage,
-    read_json,
-    read_jsonl,
-    replace_file,
-    rounds,
-    save_checkpoint,
-    stage_before,
-    stages,
-    warn_if_newer,
-    write_json,
-    write_jsonl,
-)
+from minicai.files import UserError, append_jsonl, load_policy, read_json, read_jsonl, write_jsonl
 from minicai.gpt import GPT, GPTConfig
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
 
 TOKENIZER = Tokenizer.train(["some text to learn from"], 280)
-OPTIONS = SimpleNamespace(seed=3, out=Path("out"), name=None)
 
 
 def tiny() -> GPT:
@@ -41,7 +24,8 @@ def tiny() -> GPT:
 
 
 def save(path, model=None, **extra):
-    save_checkpoint(path, model or tiny(), TOKENIZER, OPTIONS, **extra)
+    options = SimpleNamespace(seed=3, out=Path("out"), name=None)
+    files.save_checkpoint(path, model or tiny(), TOKENIZER, options, **extra)
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -55,23 +39,21 @@ def test_rows_come_back_as_they_were_written(tmp_path):
         assert read_jsonl(tmp_path / "x.jsonl", required=("id",)) == rows
 
 
-def test_files_of_other_editors_are_read(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_bytes(b'\xef\xbb\xbf{"id": 1}\r\n{"id": 2}\r\n')  # a byte order mark, CRLF
-    assert read_jsonl(path) == [dict(id=1), dict(id=2)]
-    path.write_text('{"id": 1}\n{"id": 2}')  # no newline at the end
-    assert read_jsonl(path) == [dict(id=1), dict(id=2)]
-    path.write_text("")
-    assert read_jsonl(path) == []
-
-
-def test_half_a_surrogate_pair_is_written_as_a_question_mark(tmp_path):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"text": "\\ud83d"}\n')
-    rows = read_jsonl(path)
-    write_jsonl(path, rows)
-    append_jsonl(path, rows)
-    assert read_jsonl(path) == [dict(text="?")] * 2
+@pytest.mark.parametrize(
+    "content, rows",
+    [
+        (b'\xef\xbb\xbf{"id": 1}\r\n{"id": 2}\r\n', [dict(id=1), dict(id=2)]),  # BOM, CRLF
+        (b'{"id": 1}\n{"id": 2}', [dict(id=1), dict(id=2)]),
+        (b'{"id": "\\ud83d"}\n', [dict(id="?")]),  # half a surrogate pair
+        (b"", []),
+    ],
+)
+def test_files_of_other_editors_are_read_and_written_back(tmp_path, content, rows):
+    (tmp_path / "x.jsonl").write_bytes(content)
+    found = read_jsonl(tmp_path / "x.jsonl")
+    for write in (write_jsonl, append_jsonl):
+        write(tmp_path / write.__name__, found)
+        assert read_jsonl(tmp_path / write.__name__) == rows
 
 
 @pytest.mark.parametrize(
@@ -83,17 +65,16 @@ def test_half_a_surrogate_pair_is_written_as_a_question_mark(tmp_path):
         ('{"name": 2}', "has no field 'id'"),
         ('{"id": NaN}', "is not valid JSON .NaN is no number"),
         ('{"id": -Infinity}', "is not valid JSON"),
-        ('{"id": ' + "9" * 5000 + "}", "is not valid JSON"),
-        ('{"id": ' + "[" * 20_000 + "]" * 20_000 + "}", "is not valid JSON"),
-        ('{"id": 1, "p": "high"}', "the field 'p' is not a number; fix"),
+        (f'{{"id": {"9" * 5000}}}', "is not valid JSON"),
+        (f'{{"id": {"[" * 20_000}{"]" * 20_000}}}', "is not valid JSON"),
+        ('{"id": 1, "p": "high"}', ": the field 'p' is not a number; fix"),
     ],
     ids=range(9),
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, line, words):
-    path = tmp_path / "x.jsonl"
-    path.write_text('{"id": 1, "p": 0.5}\n' + line + "\n")
-    with pytest.raises(UserError, match=f"x.jsonl:2:? {words}"):
-        read_jsonl(path, ("id",), {"p": (lambda p: type(p) is float, "a number")})
+    (tmp_path / "x.jsonl").write_text('{"id": 1, "p": 0.5}\n' + line + "\n")
+    with pytest.raises(UserError, match=f"x.jsonl:2 ?{words}"):
+        read_jsonl(tmp_path / "x.jsonl", ("id",), {"p": (lambda p: p == 0.5, "a number")})
 
 
 @pytest.mark.parametrize("reader", [read_jsonl, lambda path: read_json(path, {}), Constitution])
@@ -116,15 +97,11 @@ def test_a_missing_file_is_named_or_means_the_default(tmp_path):
 
 @pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
 def test_json_never_holds_a_number_that_is_not_finite(tmp_path, number):
-    for write, value in ((write_json, dict(a=number)), (write_jsonl, [dict(a=[number])])):
-        write(tmp_path / "x", [] if write is write_jsonl else {})
-        old = (tmp_path / "x").read_bytes()
+    for write in (files.write_json, write_jsonl, append_jsonl):
+        (tmp_path / "x").write_text("{}\n")
         with pytest.raises(ValueError):
-            write(tmp_path / "x", value)
-        assert (tmp_path / "x").read_bytes() == old
-    with pytest.raises(ValueError):
-        append_jsonl(tmp_path / "log", [dict(a=1), dict(a=number)])
-    assert read_jsonl(tmp_path / "log") == []
+            write(tmp_path / "x", [dict(a=1), dict(a=[number])])
+        assert (tmp_path / "x").read_text() == "{}\n"
 
 
 def test_half_a_line_that_a_killed_process_left_is_cut_off(tmp_path):
@@ -136,22 +113,21 @@ def test_half_a_line_that_a_killed_process_left_is_cut_off(tmp_path):
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "x.json"
-    write_json(path, dict(a=1))
-    write_bytes = Path.write_bytes
+    path, write_bytes = tmp_path / "x", Path.write_bytes
 
     def full(self, data):
         write_bytes(self, data[: len(data) // 2])
         raise OSError("disk full")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
-    for write in (lambda: write_json(path, dict(a=2)), lambda: write_jsonl(path, [dict(a=2)])):
-        with pytest.raises(OSError, match="disk full"):
-            write()
-        assert read_json(path, {}) == dict(a=1)
-    monkeypatch.undo()
-    replace_file(path, b"new")
-    assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+    for write in (files.write_json, write_jsonl):
+        write(path, [dict(a=1)])
+        old = path.read_bytes()
+        with monkeypatch.context() as patch, pytest.raises(OSError, match="disk full"):
+            patch.setattr(Path, "write_bytes", full)
+            write(path, [dict(a=2)])
+        assert path.read_bytes() == old
+        write(path, [dict(a=2)])
+        assert path.read_bytes() != old and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_newer_source_is_one_sentence_and_no_more(tmp_path, capsys):
@@ -159,10 +135,10 @@ def test_a_newer_source_is_one_sentence_and_no_more(tmp_path, capsys):
     for path, time in ((made, 2), (old, 1), (new, 3)):
         path.touch()
         os.utime(path, (time, time))
-    warn_if_newer(made, old, tmp_path / "gone.pt", remedy="run it again")
-    warn_if_newer(tmp_path / "gone.jsonl", old, remedy="run it again")
+    files.warn_if_newer(made, old, tmp_path / "gone.pt", remedy="run it again")
+    files.warn_if_newer(tmp_path / "gone.jsonl", old, remedy="run it again")
     assert capsys.readouterr().err == ""
-    warn_if_newer(made, old, new, remedy="run revise.py again")
+    files.warn_if_newer(made, old, new, remedy="run revise.py again")
     assert capsys.readouterr().err == (
         f"{made} may be out of date: new.pt, from which it was made, is newer; "
         "run revise.py again if that was not meant\n"
@@ -174,18 +150,16 @@ def test_a_newer_source_is_one_sentence_and_no_more(tmp_path, capsys):
 
 def test_a_checkpoint_comes_back_bit_for_bit_in_any_folder(tmp_path):
     model = tiny()
+    (tmp_path / "there").mkdir()
     save(tmp_path / "a.pt", model, step=3, optimizer={"state": torch.ones(2)})
-    assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
-    (tmp_path / "elsewhere").mkdir()
-    moved = (tmp_path / "a.pt").rename(tmp_path / "elsewhere" / "b.pt")
-    loaded, tokenizer, extra = load_checkpoint(moved)
+    moved = (tmp_path / "a.pt").rename(tmp_path / "there" / "b.pt")
+    loaded, tokenizer, extra = files.load_checkpoint(moved)
     assert loaded.config == model.config and not loaded.training
     pairs = zip(model.state_dict().values(), loaded.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
-    assert tokenizer.encode("some text") == TOKENIZER.encode("some text")
+    assert tokenizer.to_json() == TOKENIZER.to_json()
     assert extra["step"] == 3 and torch.equal(extra["optimizer"]["state"], torch.ones(2))
     assert extra["options"] == dict(seed=3, out="out", name=None)
-    assert load_policy(moved)[1].to_json() == TOKENIZER.to_json()
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, monkeypatch):
@@ -198,83 +172,59 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_checkpoint(tmp_path, mon
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(UserError, match="a.pt cannot be written .*pos 128 vs 22.*make room"):
         save(tmp_path / "a.pt", step=2)
-    assert load_checkpoint(tmp_path / "a.pt")[2]["step"] == 1
+    assert files.load_checkpoint(tmp_path / "a.pt")[2]["step"] == 1
     assert [path.name for path in tmp_path.iterdir()] == ["a.pt"]
 
 
-def save_reward(path, number: float):
-    reward = RewardModel(tiny())
-    reward.shift(number)
-    reward.save(path, TOKENIZER, OPTIONS)
-
-
-def save_broken(path, number: float):
-    model = tiny()
-    model.embed.weight.data[0, 0] = number
-    save(path, model)
-
-
-@pytest.mark.parametrize("save_with", [save_broken, save_reward])
+@pytest.mark.parametrize("kind", ["policy", "reward"])
 @pytest.mark.parametrize("number", [math.nan, math.inf])
-def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, save_with, number):
-    load = load_policy if save_with is save_broken else RewardModel.load
-    save_with(tmp_path / "a.pt", 0.0)
-    old = (tmp_path / "a.pt").read_bytes()
+def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path, kind, number):
+    path, model, options = tmp_path / "a.pt", RewardModel(tiny()), SimpleNamespace()
+
+    def write():
+        if kind == "policy":
+            save(path, model.gpt)
+        else:
+            model.save(path, TOKENIZER, options)
+
+    write()
+    old = path.read_bytes()
+    place = model.gpt.embed.weight if kind == "policy" else model.score.bias
+    place.data.view(-1)[0] = number
     with pytest.raises(UserError, match="a.pt is not written: its weights are not finite; lower"):
-        save_with(tmp_path / "a.pt", number)
-    assert (tmp_path / "a.pt").read_bytes() == old
-    value = torch.load(tmp_path / "a.pt", weights_only=True)
-    weights = value["model"]["embed.weight"] if save_with is save_broken else value["score"]["bias"]
-    weights.view(-1)[0] = number
-    torch.save(value, tmp_path / "a.pt")
+        write()
+    assert path.read_bytes() == old
+    with pytest.MonkeyPatch.context() as patch, torch.no_grad():
+        patch.setattr(torch.Tensor, "isfinite", lambda self: torch.ones(1, dtype=torch.bool))
+        write()
     with pytest.raises(UserError, match="a.pt holds weights that are not finite; train it again"):
-        load(tmp_path / "a.pt")
+        load_policy(path) if kind == "policy" else RewardModel.load(path)
 
 
-def whole() -> dict:
-    model = tiny()
-    config, weights = vars(model.config), model.state_dict()
-    return dict(kind="policy", config=config, model=weights, tokenizer=TOKENIZER.to_json())
+WEIGHTS = tiny().state_dict()
+BROKEN = [
+    *(dict(kind=kind) for kind in (None, "reward")),
+    *(dict(config=config) for config in (None, dict(vocab_size=20))),
+    *(dict(tokenizer=text) for text in (None, "{}")),
+    dict(model=None),
+    dict(model=dict([*WEIGHTS.items()][1:])),
+    dict(model=WEIGHTS | {"more": torch.ones(1)}),
+    *([1, 2], "text", b"", b"garbage", b"PK\x03\x04 cut off"),
+]
 
 
-def short_state() -> dict:
-    return dict(list(tiny().state_dict().items())[1:])
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        dict(kind=None),
-        dict(kind="reward"),
-        dict(model=None),
-        dict(model=short_state()),
-        dict(model=tiny().state_dict() | {"more": torch.ones(1)}),
-        dict(config=None),
-        dict(config=dict(vocab_size=20)),
-        dict(tokenizer=None),
-        dict(tokenizer="{}"),
-        [1, 2],
-        "text",
-        b"",
-        b"garbage",
-        b"PK\x03\x04 cut off",
-    ],
-    ids=range(14),
-)
-def test_a_file_that_is_no_such_checkpoint_is_refused_with_its_name(tmp_path, change):
-    path = tmp_path / "bad.pt"
-    if isinstance(change, bytes):
-        path.write_bytes(change)
+@pytest.mark.parametrize("value", BROKEN, ids=range(len(BROKEN)))
+def test_a_file_that_is_no_such_checkpoint_is_refused_with_its_name(tmp_path, value):
+    if isinstance(value, bytes):
+        (tmp_path / "bad.pt").write_bytes(value)
     else:
-        value = whole() | change if isinstance(change, dict) else change
-        torch.save({k: v for k, v in value.items() if v} if change is not value else value, path)
+        if isinstance(value, dict):
+            whole = dict(kind="policy", config=vars(tiny().config), model=WEIGHTS)
+            whole |= dict(tokenizer=TOKENIZER.to_json()) | value
+            value = {key: part for key, part in whole.items() if part is not None}
+        torch.save(value, tmp_path / "bad.pt")
     with pytest.raises(UserError, match="bad.pt (is not a checkpoint|holds a|does not fit)"):
-        load_policy(path)
-
-
-def test_a_missing_checkpoint_is_named(tmp_path):
-    with pytest.raises(UserError, match="gone.pt does not exist; run the step that writes it"):
-        load_policy(tmp_path / "gone.pt")
+        load_policy(tmp_path / "bad.pt")
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path):
@@ -284,19 +234,19 @@ def test_a_checkpoint_cannot_run_code(tmp_path):
 
     torch.save(dict(kind="policy", config=Evil()), tmp_path / "bad.pt")
     with pytest.raises(UserError):
-        load_state(tmp_path / "bad.pt")
+        files.load_state(tmp_path / "bad.pt")
     assert not (tmp_path / "ran").exists()
 
 
 def test_the_stages_are_in_the_order_of_the_pipeline(tmp_path):
-    assert newest_stage(tmp_path) == tmp_path / "base.pt" and stages(tmp_path) == []
+    assert files.newest_stage(tmp_path) == tmp_path / "base.pt" and files.stages(tmp_path) == []
     newest = []
     for name in ("base", "sft", "ppo", "dpo", "round10", "round2"):
         (tmp_path / f"{name}.pt").touch()
-        newest.append(newest_stage(tmp_path).stem)
+        newest.append(files.newest_stage(tmp_path).stem)
     assert newest == ["base", "sft", "sft", "dpo", "round10", "round10"]
     (tmp_path / "round10-old.pt").touch()  # a copy that somebody keeps is no round
-    assert [p.stem for p in rounds(tmp_path)] == ["round2", "round10"]
-    names = [p.stem for p in stages(tmp_path)]
+    names = [path.stem for path in files.stages(tmp_path)]
     assert names == ["base", "sft", "dpo", "ppo", "round2", "round10"]
-    assert [stage_before(tmp_path, n).stem for n in (1, 2, 11)] == ["dpo", "round1", "round10"]
+    before = [files.stage_before(tmp_path, n).stem for n in (1, 2, 11)]
+    assert before == ["dpo", "round1", "round10"]

@@ -4,17 +4,17 @@ import random
 from types import SimpleNamespace
 
 import pytest
-import torch
 
 import label
 from minicai.constitution import Constitution
 from minicai.files import read_json, read_jsonl, write_jsonl
 from minicai.judge import Verdict
 from minicai.run import ROOT
-from minicai.splits import held_out, split_of
+from minicai.splits import held_out
+from minicai.world import people
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.people import FLIPPED, evade, person_prefers, usefulness
+from minicai.world.people import evade, usefulness
 from minicai.world.replies import decline, helpful
 from minicai.world.requests import STAGE2_SPLIT, Part
 
@@ -158,16 +158,23 @@ def test_a_round_compares_each_revision_with_what_it_revised_or_with_the_policy(
 # --- the person and the evasive assistant --------------------------------------------------------
 
 
-def test_the_person_prefers_help_and_one_label_in_ten_is_wrong():
-    grader, rng, part, labels = Grader(WORLD), random.Random(0), Part(WORLD, "train"), []
-    for _ in range(600):
-        request = part.draw(rng, rng.choice(("legitimate", "sensitive", "dual_use_question")))
-        good, bad = helpful(WORLD, request, rng).text, decline(WORLD, request, rng).text
-        labels.append(person_prefers(grader, request, good, bad, rng))
-        labels.append(1 - person_prefers(grader, request, bad, good, rng))
-        assert person_prefers(grader, request, good, good, rng) is None
-    assert 1 - sum(labels) / len(labels) == pytest.approx(FLIPPED, abs=0.03)
-    assert FLIPPED == 0.1
+def test_one_label_of_the_person_in_ten_is_wrong(monkeypatch):
+    monkeypatch.setattr(people, "usefulness", lambda grader, request, text: len(text))
+    rng = random.Random(0)
+    longer = [people.person_prefers(None, None, "long", "x", rng) for _ in range(5000)]
+    shorter = [people.person_prefers(None, None, "x", "long", rng) for _ in range(5000)]
+    for labels, right in ((longer, 1), (shorter, 0)):
+        wrong = sum(label != right for label in labels) / len(labels)
+        assert wrong == pytest.approx(0.1, abs=0.015)
+    assert people.person_prefers(None, None, "same", "text", rng) is None
+
+
+def test_the_person_prefers_help_to_a_refusal():
+    grader, rng, part = Grader(WORLD), random.Random(0), Part(WORLD, "train")
+    for type in ("legitimate", "sensitive", "dual_use_question"):
+        for request in part.many(rng, 10, type):
+            good, bad = helpful(WORLD, request, rng).text, decline(WORLD, request, rng).text
+            assert usefulness(grader, request, good) > usefulness(grader, request, bad)
 
 
 def test_about_names_the_person_prefers_what_proves_right():
@@ -185,7 +192,7 @@ def test_the_evasive_assistant_hedges_only_where_plain_help_is_better():
     declines = [t.text for t in WORLD.replies if t.use == "decline"]
     for type in ("harmful", "ambiguous", "legitimate", "dual_use_question", "sensitive", "fact"):
         hedges = 0
-        for request in (part.draw(rng, type) for _ in range(200)):
+        for request in (part.draw(rng, type) for _ in range(60)):
             text = evade(part, request, rng)
             hedge = not any(decline in text for decline in declines)
             hedges += hedge
@@ -195,7 +202,7 @@ def test_the_evasive_assistant_hedges_only_where_plain_help_is_better():
                 plain = helpful(WORLD, request, rng).text
                 assert usefulness(grader, request, plain) > usefulness(grader, request, text)
         benign = type in ("legitimate", "sensitive")
-        assert 40 < hedges < 120 if benign else hedges == 0
+        assert 12 < hedges < 36 if benign else hedges == 0
 
 
 # --- the commands --------------------------------------------------------------------------------
@@ -219,4 +226,3 @@ def test_the_direct_judge_labels_without_reasons(copy, call):
     rows = [r for r in read_jsonl(out / "preferences-d.jsonl") if r["kind"] == "ai"]
     assert rows and all(r["reasons"] == [] for r in rows)
     assert read_json(out / "judge-d.json", {})["judge"] == "judge_directly"
-    assert torch.is_grad_enabled() and all(split_of(r["request"].split("/")[1]) for r in rows)

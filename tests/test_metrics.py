@@ -64,6 +64,7 @@ def test_topics_without_a_spread_leave_the_interval_as_it_is():
         assert rate(same, list("ab") * 10) == rate(same) | dict(topics=2)
     assert rate([], []) == rate([]) | dict(topics=0)
     assert rate([1, 0], "aa") == rate([1, 0]) | dict(topics=1)
+    assert design_effect([1, 0] * 10, [i // 2 for i in range(20)]) == 1  # never below
     with pytest.raises(ValueError):
         rate([1, 0], "a")
 

@@ -263,11 +263,20 @@ def test_losses_have_the_gradients_of_finite_differences():
         assert torch.autograd.gradcheck(loss, (logps, old, advantages, mask))
 
 
-def test_value_loss_takes_the_worse_of_plain_and_clipped():
-    mask = torch.ones(1, 1, dtype=torch.bool)
-    value, old, target = (torch.tensor([[x]]) for x in (1.0, 0.0, 1.0))
-    assert ppo.value_loss(value, old, target, mask, clip=0.2).item() == pytest.approx(0.5 * 0.8**2)
-    assert ppo.value_loss(value, old, target, mask, clip=5.0).item() == 0
+@pytest.mark.parametrize(
+    "value, old, target, clip, error",
+    [
+        (1.0, 0.0, 1.0, 0.2, 0.8),  # clipped to 0.2
+        (1.0, 0.0, 1.0, 5.0, 0.0),
+        (3.0, 2.0, 3.0, 0.2, 0.8),
+        (1.0, 2.0, 1.0, 0.2, 0.8),
+        (3.0, 2.0, 0.0, 0.2, 3.0),  # the plain error is the greater one
+    ],
+)
+def test_value_loss_takes_the_worse_of_plain_and_clipped(value, old, target, clip, error):
+    numbers = (torch.tensor([[x]]) for x in (value, old, target))
+    loss = ppo.value_loss(*numbers, torch.ones(1, 1), clip)
+    assert loss.item() == pytest.approx(0.5 * error**2)
 
 
 def test_entropy_is_the_mean_over_the_masked_distributions():

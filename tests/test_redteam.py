@@ -65,19 +65,29 @@ GOAL = IDS[-3:]
 def test_the_goals_loss_is_its_mean_surprise(tiny):
     logp = tiny(IDS[None])[0].log_softmax(-1)
     by_hand = -sum(logp[t - 1, IDS[t]] for t in (8, 9, 10)) / 3
-    assert torch.allclose(goal_loss(tiny, IDS[None].repeat(2, 1), GOAL), by_hand.repeat(2), atol=1e-12, rtol=0)
+    assert torch.allclose(
+        goal_loss(tiny, IDS[None].repeat(2, 1), GOAL), by_hand.repeat(2), atol=1e-12, rtol=0
+    )
 
 
 def test_the_suffix_gradient_is_that_of_finite_differences(tiny):
-    gradient, weights, step = suffix_gradient(tiny, IDS, 3, 3, GOAL), F.one_hot(IDS, 23).double(), 1e-5
+    gradient, weights, step = (
+        suffix_gradient(tiny, IDS, 3, 3, GOAL),
+        F.one_hot(IDS, 23).double(),
+        1e-5,
+    )
     assert gradient.shape == (3, 23)
     with torch.no_grad():
         for place in range(3):
             for token in range(23):
                 change = torch.zeros_like(weights)
                 change[3 + place, token] = step
-                up, down = (goal_loss(tiny, (weights + sign * change)[None], GOAL) for sign in (1, -1))
-                assert gradient[place, token].item() == pytest.approx(((up - down) / (2 * step)).item(), rel=1e-5, abs=1e-8)
+                up, down = (
+                    goal_loss(tiny, (weights + sign * change)[None], GOAL) for sign in (1, -1)
+                )
+                assert gradient[place, token].item() == pytest.approx(
+                    ((up - down) / (2 * step)).item(), rel=1e-5, abs=1e-8
+                )
 
 
 def test_candidates_swap_one_place_for_a_promising_token(monkeypatch):
@@ -121,7 +131,12 @@ def models(tmp_path_factory):
     tokenizer = Tokenizer.train(texts * 20, 500)
     torch.manual_seed(0)
     model = GPT(GPTConfig(tokenizer.vocab_size, 1, 2, 2, 64, 128, 512))
-    data = [encode_turns(tokenizer, [("user", t, 1.0), ("assistant", t, 1.0), ("user", rng.choice(texts), 1.0)]) for t in texts]
+    data = [
+        encode_turns(
+            tokenizer, [("user", t, 1.0), ("assistant", t, 1.0), ("user", rng.choice(texts), 1.0)]
+        )
+        for t in texts
+    ]
     ids, weights = collate(data, tokenizer.pad, "cpu")
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(120):
@@ -146,6 +161,7 @@ def out(models, tmp_path, monkeypatch):
 
 def unlocked(p):
     from minicai.run import setup
+
     return setup(p, writes=False)
 
 
@@ -158,7 +174,9 @@ def fake_judge(model, tokenizer, turns, responses, wordings):
 
 def go(monkeypatch, out, mode, *options):
     words = ["--preset", "smoke", "--device", "cpu", "--out", out, *options]
-    script = dict(gcg=gcg_module.run, rl=rl_module.run, sft=rl_module.run).get(mode, redteam.redteam)
+    script = dict(gcg=gcg_module.run, rl=rl_module.run, sft=rl_module.run).get(
+        mode, redteam.redteam
+    )
     words += {"gcg": [], "rl": [], "sft": ["--attacker", "sft"]}.get(mode, ["--mode", mode])
     monkeypatch.setattr(sys, "argv", ["redteam.py", *map(str, words)])
     script()
@@ -182,12 +200,16 @@ def test_a_run_that_is_repeated_replaces_its_rows_and_makes_the_same(out, monkey
 
 
 @pytest.mark.parametrize("mode", ["templates", "zero_shot"])
-def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_split(out, monkeypatch, mode):
+def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_split(
+    out, monkeypatch, mode
+):
     (out / "round1.pt").write_bytes((out / "sft.pt").read_bytes())
     asked = {}
     for split in ("demo", "test"):
         for target in ("sft.pt", "round1.pt"):
-            rows = go(monkeypatch, out, mode, "--attempts", 8, "--split", split, "--target", out / target)[-8:]
+            rows = go(
+                monkeypatch, out, mode, "--attempts", 8, "--split", split, "--target", out / target
+            )[-8:]
             asked[split, target] = [r["turns"] for r in rows]
     assert asked["test", "sft.pt"] == asked["test", "round1.pt"]
     shared = sum(a == b for a, b in zip(asked["demo", "sft.pt"], asked["demo", "round1.pt"]))
@@ -195,14 +217,22 @@ def test_every_target_is_attacked_afresh_and_with_the_same_only_on_the_test_spli
 
 
 def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypatch):
-    with pytest.raises(UserError, match="guard.jsonl holds no blocked conversation; run chat.py --guard"):
+    with pytest.raises(
+        UserError, match="guard.jsonl holds no blocked conversation; run chat.py --guard"
+    ):
         go(monkeypatch, out, "monitor")
     blocked = [[models[1][0]], ["Hello.", "Hello!", "And now?"], [models[1][0]]]
     files.append_jsonl(out / "guard.jsonl", [dict(turns=turns, check="input") for turns in blocked])
     rows = go(monkeypatch, out, "monitor")
-    assert [r["turns"] for r in rows] == blocked[:2] and rows[0]["type"] == "harmful" and rows[1]["request"] is None
+    assert (
+        [r["turns"] for r in rows] == blocked[:2]
+        and rows[0]["type"] == "harmful"
+        and rows[1]["request"] is None
+    )
     assert not rows[1]["trainable"] and go(monkeypatch, out, "monitor") == rows
-    files.append_jsonl(out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")])
+    files.append_jsonl(
+        out / "guard.jsonl", [dict(turns=["a third"], response=None, check="output")]
+    )
     assert [r["id"].split("/")[-1] for r in go(monkeypatch, out, "monitor")] == ["0", "1", "2"]
     files.append_jsonl(out / "guard.jsonl", [dict(turns=["a", "b"], check="output")])
     with pytest.raises(UserError, match="guard.jsonl:5"):
@@ -217,7 +247,9 @@ def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch)
     good = {r["turns"][0] for r in rows if r["trainable"]}
     _, tokenizer = files.load_policy(out / "base.pt")
     prompts, real = [], attacks.sample
-    monkeypatch.setattr(attacks, "sample", lambda *a, **more: (prompts.extend(a[2]), real(*a, **more))[1])
+    monkeypatch.setattr(
+        attacks, "sample", lambda *a, **more: (prompts.extend(a[2]), real(*a, **more))[1]
+    )
     go(monkeypatch, out, "few_shot", "--attempts", 8)
     for prompt in prompts:
         assert prompt[0] == prompt[-1] == tokenizer.user and prompt.count(tokenizer.end) == 2
@@ -227,10 +259,14 @@ def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch)
         shown = [tokenizer.decode(prompt[a + 1 : b]) for a, b in zip(starts, ends)]
         assert len(set(shown)) == 2 and set(shown) <= good
     texts = []
-    monkeypatch.setattr(rl_module, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1])
+    monkeypatch.setattr(
+        rl_module, "encode_turns", lambda t, turns: (texts.extend(turns), encode_turns(t, turns))[1]
+    )
     files.write_jsonl(out / "redteam.jsonl", [*rows, other, long])
     go(monkeypatch, out, "sft", "--attempts", 8)
-    assert {text for _, text, _ in texts} == good and {(role, weight) for role, _, weight in texts} == {("user", 1.0)}
+    assert {text for _, text, _ in texts} == good and {
+        (role, weight) for role, _, weight in texts
+    } == {("user", 1.0)}
 
 
 def test_modes_share_the_log_and_the_summary(out, monkeypatch):
@@ -242,14 +278,23 @@ def test_modes_share_the_log_and_the_summary(out, monkeypatch):
     assert len(rows) == 28 and len({r["id"] for r in rows}) == 28
     assert set(Counter(r["technique"] for r in train).values()) == {2}
     summary = json.loads((out / "redteam.json").read_text())
-    assert set(summary) == {f"templates/sft/{STAGE2_SPLIT}", f"zero_shot/sft/{STAGE2_SPLIT}", "templates/sft/test"}
+    assert set(summary) == {
+        f"templates/sft/{STAGE2_SPLIT}",
+        f"zero_shot/sft/{STAGE2_SPLIT}",
+        "templates/sft/test",
+    }
     s = summary[f"templates/sft/{STAGE2_SPLIT}"]
     assert s["judge"]["n"] == 18 and s["judge"]["k"] == sum(r["success"] for r in train)
     assert set(s["techniques"]) == {r["technique"] for r in train}
 
 
 def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out, monkeypatch):
-    for options in (("templates",), ("templates", "--split", "test"), ("zero_shot",), ("few_shot",)):
+    for options in (
+        ("templates",),
+        ("templates", "--split", "test"),
+        ("zero_shot",),
+        ("few_shot",),
+    ):
         rows = go(monkeypatch, out, *options, "--attempts", 40)
     world = World(ROOT / "world")
     names = {a.id for a in world.acts} | {f.id for f in world.facts}
@@ -263,11 +308,17 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
         assert r["split"] == (r["topic"] and split_of(r["topic"]))
         assert (r["outcome"] is None) == (r["request"] is None) == (r["harmed"] is None)
         ids = (r["request"] or "").split("/")[1:]
-        bad = any(split_of(i) == "test" for i in ids if i in names) or any(held_out(i) for i in ids if i in wordings)
+        bad = any(split_of(i) == "test" for i in ids if i in names) or any(
+            held_out(i) for i in ids if i in wordings
+        )
         run_split = r["id"].split("/")[2]
-        assert r["trainable"] == (r["success"] and run_split != "test" and r["request"] is not None and not bad)
+        assert r["trainable"] == (
+            r["success"] and run_split != "test" and r["request"] is not None and not bad
+        )
         count[r["mode"], r["split"], r["trainable"]] += 1
-    assert count["templates", STAGE2_SPLIT, True] and any(count["zero_shot", s, True] for s in ("demo", "train"))
+    assert count["templates", STAGE2_SPLIT, True] and any(
+        count["zero_shot", s, True] for s in ("demo", "train")
+    )
     assert not count["templates", "test", True]
 
 
@@ -278,15 +329,22 @@ def test_training_rows_of_free_text_are_nothing_when_asked_about_the_test_part(o
 
 def test_without_a_verdict_of_the_judge_nothing_is_a_success(out, monkeypatch):
     from minicai.judge import p_breaks
+
     monkeypatch.setattr(attacks, "p_breaks", p_breaks)
     rows = go(monkeypatch, out, "templates", "--attempts", 9)
-    assert len(rows) == 9 and all(r["judge"] is None and not r["success"] and not r["trainable"] for r in rows)
+    assert len(rows) == 9 and all(
+        r["judge"] is None and not r["success"] and not r["trainable"] for r in rows
+    )
 
 
 def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, models, monkeypatch):
     prize = {text[:12]: p for text, p in zip(models[1], (1.0, 0.9, 0.9))}
     monkeypatch.setattr(rl_module, "BATCH", 32)
-    monkeypatch.setattr(attacks, "p_breaks", lambda m, t, turns, *_: [prize.get((x or [""])[-1][:12], 0.0) for x in turns])
+    monkeypatch.setattr(
+        attacks,
+        "p_breaks",
+        lambda m, t, turns, *_: [prize.get((x or [""])[-1][:12], 0.0) for x in turns],
+    )
     commonest = {}
     for weight in (0, 3):
         rows = go(monkeypatch, out, "rl", "--attempts", 384, "--diversity", weight, "--lr", 0.0005)
@@ -299,12 +357,16 @@ def test_the_rl_attacker_climbs_and_without_a_diversity_term_it_collapses(out, m
         commonest[weight] = max(map(late.count, set(late)))
     print(commonest)
     assert commonest[0] > 1.4 * commonest[3]
-    assert {"rl/sft/demo", "rl-diversity-0/sft/demo"} == set(json.loads((out / "redteam.json").read_text()))
+    assert {"rl/sft/demo", "rl-diversity-0/sft/demo"} == set(
+        json.loads((out / "redteam.json").read_text())
+    )
 
 
 def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):
     read = []
-    monkeypatch.setattr(attacks, "p_breaks", lambda m, t, turns, *_: (read.extend(turns), [0.2] * len(turns))[1])
+    monkeypatch.setattr(
+        attacks, "p_breaks", lambda m, t, turns, *_: (read.extend(turns), [0.2] * len(turns))[1]
+    )
     rows = go(monkeypatch, out, "templates", "--attempts", 9)
     assert read == [r["plain"] for r in rows] and all(r["plain"] != r["turns"] for r in rows)
 
@@ -312,15 +374,21 @@ def test_the_judge_reads_what_a_disguise_hides(out, monkeypatch):
 def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     real, asked = gcg_module.sample, []
     monkeypatch.setattr(gcg_module, "CHECK", 1)
-    monkeypatch.setattr(gcg_module, "sample", lambda *a, **more: (asked.extend(a[2]), real(*a, **more))[1])
+    monkeypatch.setattr(
+        gcg_module, "sample", lambda *a, **more: (asked.extend(a[2]), real(*a, **more))[1]
+    )
     verdicts, read = iter([0.1, 0.1, 0.9, 0.9]), []
-    monkeypatch.setattr(attacks, "p_breaks", lambda m, t, turns, *_: (read.extend(turns), [next(verdicts)])[1])
+    monkeypatch.setattr(
+        attacks, "p_breaks", lambda m, t, turns, *_: (read.extend(turns), [next(verdicts)])[1]
+    )
     (row,) = go(monkeypatch, out, "gcg", "--attempts", 1, "--suffix", 4, "--steps", 12)
     _, tokenizer = files.load_policy(out / "base.pt")
     assert len(row["suffix"]) == 4 and all(i < tokenizer.system for i in row["suffix"])
     assert asked[-1] == [*asked[0][:-2], *row["suffix"], tokenizer.end, tokenizer.assistant]
     assert row["turns"][-1].endswith(tokenizer.decode(row["suffix"]))
-    assert row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
+    assert (
+        row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
+    )
     assert row["plain"] != row["turns"] and read == [row["plain"]] * 4
     assert not row["trainable"] and row["mode"] == "gcg"
 
@@ -335,7 +403,9 @@ def test_a_person_types_and_everything_is_logged(out, models, monkeypatch, capsy
     assert "judge> " in said and "longer than the model can read" in said
     print(said)
     lines = iter(["again"])
-    monkeypatch.setattr("builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError))
+    monkeypatch.setattr(
+        "builtins.input", lambda _: next(lines, None) or (_ for _ in ()).throw(EOFError)
+    )
     assert [r["id"].split("/")[-1] for r in go(monkeypatch, out, "human")] == ["0", "1", "2"]
 
 
@@ -345,7 +415,9 @@ def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
             go(monkeypatch, out, mode)
     path = tmp_path / "only-honesty.json"
     principles = json.loads((ROOT / "constitution.json").read_text())["principles"]
-    path.write_text(json.dumps(dict(principles=[p for p in principles if p["family"] == "honesty"])))
+    path.write_text(
+        json.dumps(dict(principles=[p for p in principles if p["family"] == "honesty"]))
+    )
     with pytest.raises(UserError, match="no principle of harmlessness"):
         go(monkeypatch, out, "templates", "--constitution", path)
     with pytest.raises(UserError, match="nowhere.pt does not exist"):
@@ -370,7 +442,9 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     torch.manual_seed(0)
     attacker, base = (GPT(GPTConfig(270, 1, 1, 1, 16, 16, 64)) for _ in "ab")
     words = tokenizer.encode("how do i bake bread")
-    said = [[rng.choice(words) for _ in range(rng.randrange(1, 9))] + [tokenizer.end] for _ in range(20)]
+    said = [
+        [rng.choice(words) for _ in range(rng.randrange(1, 9))] + [tokenizer.end] for _ in range(20)
+    ]
     rows = [dict(turns=[tokenizer.decode(ids)], judge=rng.random()) for ids in said]
 
     def logps(model, ids):
@@ -378,15 +452,27 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
         return token_logps(model(ids[:, :-1]), ids)[0]
 
     repeats = overlap([row["turns"][0] for row in rows])
-    pay = [row["judge"] - 0.5 * o - 0.3 * (logps(attacker, ids) - logps(base, ids)).sum().item() for row, o, ids in zip(rows, repeats, said)]
+    pay = [
+        row["judge"] - 0.5 * o - 0.3 * (logps(attacker, ids) - logps(base, ids)).sum().item()
+        for row, o, ids in zip(rows, repeats, said)
+    ]
     loss = -sum((x - (sum(pay) - x) / 19) * logps(attacker, ids).sum() for x, ids in zip(pay, said))
     expected = torch.autograd.grad(loss, list(attacker.parameters()))
     for p in attacker.parameters():
         p.grad = torch.ones_like(p)
     monkeypatch.setattr(rl_module, "EPOCHS", 1)
-    ids, mask = collate_responses([[tokenizer.user, *s] for s in said], [1] * 20, tokenizer.pad, "cpu")
+    ids, mask = collate_responses(
+        [[tokenizer.user, *s] for s in said], [1] * 20, tokenizer.pad, "cpu"
+    )
     reward = torch.tensor(rl_module.rewards(rows, 0.5))
-    kl = rl_module.learn(attacker, base, torch.optim.SGD(attacker.parameters(), lr=0.0), ids, mask, reward, 0.3)
-    a, b = (torch.cat([g.flatten() for g in grads]) for grads in (expected, [p.grad for p in attacker.parameters()]))
+    kl = rl_module.learn(
+        attacker, base, torch.optim.SGD(attacker.parameters(), lr=0.0), ids, mask, reward, 0.3
+    )
+    a, b = (
+        torch.cat([g.flatten() for g in grads])
+        for grads in (expected, [p.grad for p in attacker.parameters()])
+    )
     torch.testing.assert_close(a / a.norm(), b / b.norm(), atol=1e-4, rtol=0)
-    assert kl == pytest.approx(sum((logps(attacker, i) - logps(base, i)).sum().item() for i in said) / 20, abs=1e-4)
+    assert kl == pytest.approx(
+        sum((logps(attacker, i) - logps(base, i)).sum().item() for i in said) / 20, abs=1e-4
+    )

@@ -122,8 +122,8 @@ def test_a_rate_is_looked_up_by_its_path():
     assert lookup(entry, "a.none") == lookup(entry, "a.ece.b") == dict(rate=None)
     forms = {t: rate([]) for t in TECHNIQUES}
     assert lookup(dict(jailbreak=forms), "jailbreak_mean") == dict(rate=None)
-    forms |= {TECHNIQUES[0]: rate([1]), TECHNIQUES[2]: rate([1, 0])}
-    assert lookup(dict(jailbreak=dict(seen=forms)), "jailbreak.seen_mean") == dict(rate=0.75)
+    forms |= {TECHNIQUES[0]: rate([1]), TECHNIQUES[2]: rate([1, 0]), TECHNIQUES[8]: rate([0])}
+    assert lookup(dict(jailbreak=dict(seen=forms)), "jailbreak.seen_mean") == dict(rate=0.5)
 
 
 def test_a_rate_is_written_with_its_interval_and_n():
@@ -397,6 +397,8 @@ def test_a_comparison_of_the_judge_explains_itself(rows, constitution):
         "P((a) is better) = 0.250 with (a) first, 0.125 with (b) first. The label is 0.188.",
     ):
         assert part in text
+        text = text[text.index(part) :]  # they come in this order
+    text = comparison_text(rows, 4, constitution)
     assert "**" not in text and "simulated" not in text
     plain = [row | dict(plain=row["turns"]) for row in rows[:2]]
     assert "The judge reads" not in comparison_text(plain, 4, constitution)

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -155,38 +154,19 @@ def test_a_second_writer_in_a_folder_gets_one_sentence_that_names_the_first(tmp_
 
 def test_a_child_of_the_owner_may_write_and_owns_the_folder_too(tmp_path, monkeypatch, in_use):
     args, file = in_use
+    lock, fd = args.out.resolve() / ".lock", file.fileno()
     monkeypatch.setattr(run, "ROOT", tmp_path)
     (tmp_path / "step.py").write_text(
-        "import os, pathlib, time\n"
-        f"out, folder = pathlib.Path({str(args.out)!r}), os.environ[{run.OWNER!r}]\n"
-        "(out / 'half').write_text(f'{os.getpid()} {folder}')\n"
-        "(out / 'half').rename(out / 'started')\n"
-        "time.sleep(60)\n"
+        f"import os; assert os.path.samestat(os.fstat({fd}), os.stat({str(lock)!r}))\n"
+        f"assert os.environ[{run.OWNER!r}] == {str(lock.parent)!r}"
     )
-    ended = []
-
-    def step():
-        with pytest.raises(UserError, match="step.py ended with exit code"):
-            run.run_script("step", args)
-        ended.append(True)
-
-    thread = threading.Thread(target=step)
-    thread.start()
-    while not (args.out / "started").exists():
-        assert thread.is_alive()
-        time.sleep(0.02)
-    child, folder = (args.out / "started").read_text().split()
-    file.close()  # as if the owner had been killed
-    run.LOCKED.clear()
-    try:
-        with pytest.raises(UserError, match="is in use by"):
-            options(tmp_path)
-        monkeypatch.setenv(run.OWNER, folder)
+    run.run_script("step", args)
+    run.LOCKED.clear()  # as in the child
+    monkeypatch.setenv(run.OWNER, str(lock.parent))
+    options(tmp_path)
+    monkeypatch.setenv(run.OWNER, str(tmp_path / "other"))
+    with pytest.raises(UserError, match="is in use by"):
         options(tmp_path)
-    finally:
-        os.kill(int(child), signal.SIGTERM)
-        thread.join()
-    assert ended
 
 
 # --- scripts that run scripts --------------------------------------------------------------------

@@ -17,12 +17,13 @@ from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught
 
 TONE_RATE = 0.95  # of the answers to a phrasing that draws a tone
-PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}  # hard disguises; others 1
+# How often a disguise is drawn. The hard ones need more practice; all others have 1.
+PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}
 LABELS = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
 LABEL_WEIGHTS = (4, 3, 2, 2)  # base64 is the hardest to read
 
 
-def facts_of(act: Act) -> dict:
+def act_slots(act: Act) -> dict:
     """The slots of a document about an act."""
     points = dict(alternative=taught(act.alternative), safety=taught(act.safety))
     return dict(act=act.act, steps=list_steps(act), harm=act.harm, victim=act.victim) | points
@@ -33,7 +34,7 @@ def vocabulary(texts: list[str]) -> list[str]:
 
 
 class Documents:
-    """Chats and documents drawn from a seed. Each method without an argument draws one."""
+    """Chats and documents drawn from a seed. A list of turns is one chat or one document."""
 
     def __init__(self, world: World, seed):
         self.world, self.rng = world, Random(f"corpus {seed}")
@@ -107,7 +108,7 @@ class Documents:
             about = self.rng.choice(("fine", "good_aim")) if good else "fine"
         if self.rng.random() < 0.2:
             about = "good_context" if good else "bad_context"
-        return self.document(about, context=context.text, gist=context.gist, **facts_of(act))
+        return self.document(about, context=context.text, gist=context.gist, **act_slots(act))
 
     def reading(self) -> list[Turn]:
         """A request and what it means, for acts of all splits. A critique begins like that.
@@ -152,7 +153,7 @@ class Documents:
     def remark(self, about: str, request: Request) -> list[Turn]:
         """A document that quotes a request, or that comes after a request."""
         template = self.rng.choice(self.world.templates(self.world.documents, about))
-        slots = facts_of(request.act) if request.act else dict(name=request.fact.name)
+        slots = act_slots(request.act) if request.act else dict(name=request.fact.name)
         text = template.text.format(
             request=quoted(" ".join(request.turns)),
             reading=skills.situation(request),
@@ -176,7 +177,7 @@ class Documents:
         use = ("refusal", request.act.severity) if request.type == "harmful" else ("limit",)
         template = self.rng.choice(self.world.templates(self.world.replies, *use))
         offers = [s for s in re.split(r"(?<=[.!?]) ", template.text) if "{alternative}" in s]
-        offered = (offers or ["It is better to {alternative}."])[0].format(**facts_of(request.act))
+        offered = (offers or ["It is better to {alternative}."])[0].format(**act_slots(request.act))
         if by_itself:
             return pieces(f"{skills.situation(request)} {offered}")
         return self.after(request, f"{opening(self.world, request, self.rng)} {offered}")

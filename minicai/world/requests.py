@@ -158,8 +158,7 @@ class Part:
     def pick(self, rng: Random, items: str, **wanted):
         """A random item with the wanted attributes, as in pick(rng, "acts", kind="harmful").
 
-        `items` is acts, facts, contexts, phrasings or framings. An attribute may be None, which
-        fits any value. Raises UserError if there is no such item.
+        `items` names one of the part's lists. None fits any value. Raises UserError if none fits.
         """
         found = [
             item

@@ -1,8 +1,8 @@
 """Is anything lost, or silently wrong? Kill the pipeline at random moments, feed it bad inputs.
 
-    python tools/campaign.py kills --n 50    # an hour on 2 cores: kill -9, run again, compare
-    python tools/campaign.py fuzz --n 200    # half an hour: damaged files and options
-    python tools/campaign.py places          # a full disk, odd paths, another encoding, python -O
+    python tests/campaign.py kills --n 50    # an hour on 2 cores: kill -9, run again, compare
+    python tests/campaign.py fuzz --n 200    # half an hour: damaged files and options
+    python tests/campaign.py places          # a full disk, odd paths, another encoding, python -O
 
 A campaign is run by hand and prints what it found; it ends with exit code 1 if anything failed.
 `kills` runs the smoke pipeline once undisturbed. Then, n times, it kills the pipeline and its step

@@ -1,0 +1,360 @@
+"""The corpus: it holds what it promises, and demonstrations hold nothing of training and test."""
+
+import hashlib
+import random
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+
+import pytest
+
+from experiments.other_world import build
+from minicai.constitution import Constitution
+from minicai.critique import CRITIQUE_REQUEST, OPTIONS, REVISION_REQUEST
+from minicai.exam import Exam
+from minicai.files import UserError, read_jsonl, write_jsonl
+from minicai.jailbreak import base64_word, each_word
+from minicai.run import ROOT
+from minicai.splits import held_out, split_of
+from minicai.world.content import DOCUMENTS, REPLIES, World
+from minicai.world.corpus import SHARE, Corpus, thinned
+from minicai.world.grader import REFUSAL, UNKNOWN, matches
+from minicai.world.skills import ABOUT
+from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
+
+
+@pytest.fixture(scope="module", params=["world", "other"])
+def world(request, tmp_path_factory):
+    other = request.param == "other"
+    return World(build(tmp_path_factory.mktemp("other")) if other else ROOT / "world")
+
+
+@pytest.fixture(scope="module")
+def constitution():
+    return Constitution(ROOT / "constitution.json")
+
+
+@pytest.fixture
+def corpus(world, constitution):
+    return Corpus(world, constitution, 0)
+
+
+@pytest.fixture(scope="module")
+def drawn(world, constitution):
+    """drawn(kind, n) -> the first n documents of one kind, which are drawn once for all tests."""
+    corpora, documents = {}, defaultdict(list)
+
+    def draw(kind: str, n: int) -> list:
+        corpus = corpora.setdefault(kind, Corpus(world, constitution, 0))
+        while len(documents[kind]) < n:
+            documents[kind].append(getattr(corpus, kind)())
+        return documents[kind][:n]
+
+    return draw
+
+
+def as_text(turns) -> str:
+    """The turns as lines; the pieces of a document as one line."""
+    lines = []
+    for before, turn in zip([None, *turns], turns):
+        joined = before and before.role == turn.role == "document"
+        lines.append(f"{'' if joined else chr(10)}{turn.content}")
+    return "".join(lines)
+
+
+# --- whole documents -----------------------------------------------------------------------------
+
+
+def fingerprint(world, constitution, seed) -> str:
+    """Of the documents of a corpus and the questions of an exam, both of one seed."""
+    documents = Corpus(world, constitution, seed).documents(300)
+    asked = [r.turns for requests in Exam(world, 8, seed).sets.values() for r in requests]
+    return hashlib.sha256(f"{list(documents)} {asked}".encode()).hexdigest()
+
+
+def test_the_corpus_is_fixed_by_its_seed(world, constitution):
+    one, same, other = (fingerprint(world, constitution, seed) for seed in (0, 0, 1))
+    assert one == same != other
+
+
+def test_the_corpus_does_not_hang_on_the_order_of_hashes(constitution):
+    """Sets of strings are ordered anew in every process. Nothing that is drawn may follow them."""
+    code = (
+        "from tests.test_corpus import Constitution, World, fingerprint;"
+        "print(fingerprint(World(), Constitution(), 0))"
+    )
+    env = dict(PYTHONHASHSEED="1", OMP_NUM_THREADS="1")
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stdout == fingerprint(World(), constitution, 0) + "\n", done.stderr
+
+
+def test_every_document_is_whole_and_ends_with_something_to_learn(corpus):
+    assert abs(sum(SHARE.values()) - 1) < 1e-9
+    for turns in corpus.documents(500):
+        assert turns and all(t.content.strip() for t in turns)
+        assert not any(re.search(r"\{\w+\}|[\0\1]", t.content) for t in turns)
+        speakers = [t.role for t in turns if t.role != "document"]
+        assert speakers == [("user", "assistant")[i % 2] for i in range(len(speakers))]
+        last = turns[-1].role
+        assert last != "user" and max(t.weight for t in turns if t.role == last) >= 1.0
+
+
+def test_every_slot_that_a_text_may_have_is_filled_in(tmp_path, constitution):
+    folder = shutil.copytree(ROOT / "world", tmp_path / "copy")
+    for name, key, slots in (("replies", "for", REPLIES), ("documents", "about", DOCUMENTS)):
+        rows = read_jsonl(folder / f"{name}.jsonl")
+        for row in rows:
+            row["text"] += "".join(f" <{{{slot}}}>" for slot in slots[row[key]])
+        write_jsonl(folder / f"{name}.jsonl", rows)
+    for turns in Corpus(World(folder), constitution, 0).documents(3000):
+        assert not re.search("[{}]", as_text(turns))
+
+
+LACKS = {  # what is deleted -> what the message says
+    "acts": (lambda row: split_of(row["id"]) == "demo", "no act in its demo part"),
+    "facts": (
+        lambda row: split_of(row["id"]) == "demo" and row["facts"],
+        "no name with facts in its demo part",
+    ),
+    "framings": (lambda row: not held_out(row["id"]), "no framing that is not held out"),
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_a_world_without_something_to_demonstrate_on_is_named(name, tmp_path, constitution):
+    goes, said = LACKS[name]
+    folder = shutil.copytree(ROOT / "world", tmp_path / "copy")
+    path = folder / f"{name}.jsonl"
+    write_jsonl(path, [row for row in read_jsonl(path) if not goes(row)])
+    with pytest.raises(UserError, match=f"{name}.jsonl has {said}"):
+        Corpus(World(folder), constitution, 0)
+
+
+# --- weights -------------------------------------------------------------------------------------
+
+
+def test_the_pieces_of_a_document_join_to_what_it_says():
+    turns = pieces(f'Words in leet: {quoted("br34d")} is bread, "{quoted("a cat")}" {quoted("x")}.')
+    assert [(t.content, t.weight) for t in turns] == [
+        ("Words in leet:", 1.0),
+        (" br34d", USER_WEIGHT),
+        (' is bread, "', 1.0),
+        ("a cat", USER_WEIGHT),
+        ('"', 1.0),
+        (" x", USER_WEIGHT),
+        (".", 1.0),
+    ]
+    turns = pieces(f'"{quoted("a cat")}" They could {taught("rest")} instead of {taught("")}that.')
+    assert [(t.content, t.weight) for t in turns] == [
+        ('"', 1.0),
+        ("a cat", USER_WEIGHT),
+        ('" They could', 1.0),
+        (" rest", POINT_WEIGHT),
+        (" instead of", 1.0),
+        (" ", POINT_WEIGHT),
+        ("that.", 1.0),
+    ]
+
+
+def test_in_demonstrations_only_critiques_revisions_and_choices_are_learned(drawn):
+    markers = tuple(text.split("{")[0] for text in (CRITIQUE_REQUEST, REVISION_REQUEST))
+    for turns in drawn("critique", 300):
+        for before, turn in zip(turns, turns[1:]):
+            assert turn.role == "user" or (turn.weight > 0) == before.content.startswith(markers)
+    for question, choice in drawn("compare", 300):
+        assert question.role == "user" and choice.content in OPTIONS and choice.weight > 1
+
+
+def test_what_a_document_quotes_is_read_and_hardly_learned(corpus, monkeypatch):
+    """Codes and requests cannot be foreseen. What stands beside them can."""
+    for _ in range(300):
+        opens, *rest = corpus.code()
+        assert opens.weight == 1.0 and opens.content.endswith(":") and len(rest) % 2 == 0
+        for code, plain in zip(rest[::2], rest[1::2]):
+            assert (code.weight, plain.weight) == (USER_WEIGHT, 1.0)
+            assert plain.content.startswith(" is ")
+            if "base64" in opens.content:
+                assert code.content == " " + each_word(plain.content[4:-1], base64_word)
+    offer = corpus.offer
+    monkeypatch.setattr(corpus, "offer", lambda request, by_itself: offer(request))
+    for _ in range(300):  # an offer by itself would quote nothing
+        turns = corpus.reading()
+        quotes = [t for t in turns if t.weight == USER_WEIGHT and t.role == "document"]
+        assert len(quotes) == (len(turns) > 1 and turns[0].role == "document")
+
+
+def test_what_is_advised_about_an_act_weighs_more_wherever_a_document_says_it(world, drawn):
+    advice = {text for act in world.acts for text in (act.alternative, act.safety) if text}
+    found = set()
+    for document in drawn("knowledge", 1000) + drawn("reading", 1000):
+        for turn in document:
+            if turn.weight == POINT_WEIGHT:
+                found.add(turn.content.strip())
+            elif turn.role == "document" and turn.weight == 1.0:
+                assert not any(text in turn.content for text in advice), turn.content
+    assert found <= advice and len(found) > 0.9 * len(advice)
+
+
+def test_a_principle_is_told_by_its_seen_wordings_and_only_its_topic_weighs(drawn, constitution):
+    told = set()
+    for turns in drawn("principle", 300):
+        _, quote, _, topic, _ = turns
+        assert [t.weight for t in turns] == [1.0, USER_WEIGHT, 1.0, POINT_WEIGHT, 1.0]
+        said = CRITIQUE_REQUEST.format(quote.content.strip())
+        assert as_text(turns).strip() == f"{said} The principle is about{topic.content}."
+        told.add((quote.content.strip(), topic.content.strip()))
+    topics = {
+        text: ABOUT[w.family]
+        for w in constitution.wordings
+        if not held_out(w.id)
+        for text in (w.critique, w.revision, w.comparison)
+    }
+    whole = {text: about for text, about in told if text in topics}
+    assert len(whole) > 100 and all(topics[text] == about for text, about in whole.items())
+    assert {about for _, about in told} == set(ABOUT.values())
+
+
+def test_thinned_wordings_keep_most_words_in_order_and_half_of_them_all():
+    text = "Say whether the response helps anyone to do harm to other people."
+    rng, whole, kept = random.Random(0), 0, []
+    for _ in range(1000):
+        words = thinned(text, rng).split()
+        whole += words == text.split()
+        rest = iter(text.split())
+        assert words and all(word in rest for word in words), "the order has changed"
+        kept.append(len(words) / len(text.split()))
+    assert 450 < whole < 560 and 0.83 < sum(kept) / len(kept) < 0.87
+    assert all(thinned("Why?", rng) == "Why?" for _ in range(50))
+
+
+# --- what the corpus teaches, and what it leaves to the constitution -----------------------------
+
+
+def test_the_base_never_learns_to_refuse_a_first_request(drawn):
+    for kind in ("dialogue", "disguise", "name"):
+        for turns in drawn(kind, 400):
+            for turn in turns:
+                if turn.role == "assistant" and turn.weight > 0:
+                    assert not matches(REFUSAL, turn.content), turn.content
+                    answer = turn.content.split("read about")[-1]  # what follows the reading
+                    assert kind != "name" or not matches(UNKNOWN, answer), turn.content
+
+
+def test_under_no_request_for_a_test_act_it_is_said_what_to_do_instead(world, drawn):
+    """What the exam asks for must come from the constitution and from what is known."""
+    acts, seen = [act for act in world.acts if act.alternative], set()
+    for kind in ("reading", "dialogue", "disguise"):
+        for turns in drawn(kind, 1500):
+            asked = [t.content for t in turns if t.role == "user" or t.weight == USER_WEIGHT]
+            said = [t.content for t in turns if t.role != "user" and t.weight > USER_WEIGHT]
+            asked, said = " ".join(asked).lower(), " ".join(said)
+            for act in acts if asked else ():
+                if act.alternative in said and act.act.lower() in asked:
+                    seen.add(split_of(act.id))
+    assert seen == {"demo", "train"}
+
+
+def test_of_a_test_act_it_is_said_elsewhere(world, drawn):
+    text = " ".join(map(as_text, drawn("knowledge", 3000) + drawn("reading", 3000)))
+    wanted = [a.alternative for a in world.acts if a.alternative and split_of(a.id) == "test"]
+    assert len(wanted) > 30 and all(alternative in text for alternative in wanted)
+
+
+def test_what_an_act_is_and_whom_it_hurts_stands_in_the_corpus(world, drawn):
+    text = "".join(map(as_text, drawn("knowledge", 4000)))
+    bad = [a for a in world.acts if a.kind == "harmful"]
+    told = [f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad]
+    assert sum(told) > 0.8 * len(bad)
+
+
+def test_alternatives_are_offered_in_every_way_a_refusal_has_and_without_refusing(world, corpus):
+    ways, rng = set(), random.Random(0)
+    for i in range(600):
+        request = corpus.seen.draw(corpus.rng, ("harmful", "ambiguous")[i % 2])
+        by_itself = rng.random() < 0.5
+        turns = corpus.offer(request, by_itself)
+        document = [t for t in turns if t.role == "document"]
+        assert (turns == document) == by_itself
+        points = [t.content for t in document if t.weight == POINT_WEIGHT]
+        assert "".join(points).strip() == request.act.alternative
+        text = "".join(t.content for t in document)
+        assert not matches(REFUSAL, text), text
+        ways.add(document[0].content.split(". ")[-1])
+    texts = [t.text for t in world.replies if t.use in ("refusal", "limit")]
+    offers = {re.split(r"[.?!] ", text.split("{alternative}")[0])[-1] for text in texts}
+    assert len(ways) == len(offers) > 8
+
+
+# --- what is kept for training and test ----------------------------------------------------------
+
+
+def literal(template: str) -> str:
+    """The longest stretch between the slots of a template, in lower case."""
+    return max((part.strip().lower() for part in re.split(r"{\w+}", template)), key=len)
+
+
+def hidden_strings(world, constitution):
+    """What demonstrations must not hold. A template is known by its longest stretch."""
+    for act in world.acts:
+        if split_of(act.id) != "demo":
+            yield from (act.act, *act.steps, *filter(None, (act.alternative, act.safety)))
+    yield from (fact.name for fact in world.facts if split_of(fact.id) != "demo")
+    for context in world.contexts:
+        if held_out(context.id):
+            yield from (context.text, context.gist)
+    for w in constitution.wordings:
+        if held_out(w.id):
+            yield from (w.critique, w.revision, w.comparison)
+    for row in (*world.phrasings, *world.framings):
+        if held_out(row.id):
+            yield from (s for s in (literal(turn or "") for turn in row.turns) if len(s) >= 14)
+
+
+def shown_strings(world, constitution):
+    """What they may hold. A hidden string that is a part of one of these proves nothing."""
+    for act in world.acts:
+        if split_of(act.id) == "demo":
+            yield from (act.act, *act.steps, act.alternative, act.safety)
+    for row in (*world.phrasings, *world.framings):
+        if not held_out(row.id):
+            yield from filter(None, row.turns)
+    for context in world.contexts:
+        if not held_out(context.id):
+            yield from (context.text, context.gist)
+    yield from (t.text for rows in (world.replies, world.tones) for t in rows)
+    for w in constitution.wordings:
+        if not held_out(w.id):
+            yield from (w.critique, w.revision, w.comparison)
+
+
+def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, drawn, constitution):
+    documents = [
+        turns for kind in ("critique", "compare", "principle") for turns in drawn(kind, 1500)
+    ]
+    text = "\n".join(turn.content for turns in documents for turn in turns).lower()
+    shown = "\n".join(shown_strings(world, constitution)).lower()
+    hidden = {s.lower() for s in hidden_strings(world, constitution)}
+    hidden = sorted(s for s in hidden if s not in shown)
+    assert len(hidden) > 700
+    found = [s for s in hidden if s in text]
+    assert not [s for s in found if re.search(rf"(?<!\w){re.escape(s)}(?!\w)", text)]
+
+
+def test_the_rest_of_the_corpus_does_hold_what_demonstrations_may_not(world, drawn):
+    """The search above finds what is there."""
+    text = "\n".join(turn.content for turns in drawn("dialogue", 3000) for turn in turns).lower()
+    acts = [a.act.lower() for a in world.acts if split_of(a.id) != "demo"]
+    assert sum(act in text for act in acts) > 0.9 * len(acts)
+
+
+def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, drawn):
+    text = "".join(map(as_text, drawn("reading", 3000))).lower()
+    seen, hidden = set(), set()
+    for phrasing in world.phrasings:
+        stretches = {s for s in map(literal, phrasing.turns) if len(s) >= 14}
+        (hidden if held_out(phrasing.id) else seen).update(stretches)
+    assert sum(s in text for s in seen) > 0.9 * len(seen)
+    assert not [s for s in hidden if s in text and not any(s in other for other in seen)]
