@@ -14,7 +14,7 @@ writes  OUT/preferences.jsonl, one row a comparison, and OUT/judge.json, the aud
 
 Two kinds of rows (Bai et al. 2022, section 4.2). `ai`: the judge compares the answers, under one
 random principle of every family. `human`: a simulated person compares the answers to a harmless
-request, prefers the more helpful one, and is wrong in one case of ten.
+request, and is wrong in one case of ten.
 
 Departure: the paper compares two samples of SL-CAI. Here SL-CAI is nearly always right, and two of
 its samples rarely differ in anything that a principle is about. So most pairs have an answer by the
@@ -40,7 +40,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.judge import JUDGES, LABELS
-from minicai.run import main, name_part, parser, positive, setup
+from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import comparison_text
 from minicai.world.content import World
 from minicai.world.grader import Grader
@@ -127,14 +127,8 @@ def add_labels(args, base, tokenizer, rows, constitution: Constitution, rng) -> 
     """
     families, unlabelled = constitution.families, [row for row in rows if "p" not in row]
     pairs = [(row, constitution.draw(rng, family=f)) for row in unlabelled for f in families]
-    verdicts = JUDGES[args.judge](
-        base,
-        tokenizer,
-        conversations=[row["plain"] for row, _ in pairs],
-        a=[row["a"] for row, _ in pairs],
-        b=[row["b"] for row, _ in pairs],
-        wordings=[wording for _, wording in pairs],
-    )
+    turns, a, b = ([row[key] for row, _ in pairs] for key in ("plain", "a", "b"))
+    verdicts = JUDGES[args.judge](base, tokenizer, turns, a, b, [wording for _, wording in pairs])
     labelled = [row for row in rows if "p" in row]
     for (row, wording), v in zip(pairs, verdicts):
         if v is not None:
@@ -148,28 +142,19 @@ def options():
     p = parser(__doc__)
     add = p.add_argument
     add("--label", choices=LABELS, default="soft", help="made of the judge's probability")
-    add(
-        "--judge",
-        choices=JUDGES,
-        default="critique",
-        help="by critiques of both answers, or at once",
-    )
+    add("--judge", choices=JUDGES, default="critique", help="critique each answer, or at once")
     add("--comparisons", type=positive, help="prompts for the judge; as many for the person")
     add("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
     add("--name", type=name_part, help="write OUT/preferences-NAME.jsonl and OUT/judge-NAME.json")
     add("--round", type=positive, help="label the pairs of this feedback round")
     add("--explain", type=int, metavar="ID", help="print comparison ID and stop")
-    args = setup(p)
-    if args.round and args.name:
-        raise UserError("--name and --round exclude each other: a round names its own file")
-    return args
+    return setup(p)
 
 
 def label():
     args = options()
     world, constitution = World(args.world), Constitution(args.constitution)
-    suffix = f"-round{args.round}" if args.round else f"-{args.name}" if args.name else ""
-    path = args.out / f"preferences{suffix}.jsonl"
+    path = args.out / f"{artifact('preferences', args)}.jsonl"
     if args.explain is not None:
         required = ("id", "kind", "turns", "by", "a", "b", "p")
         print(comparison_text(read_jsonl(path, required, FIELDS), args.explain, constitution))
@@ -185,18 +170,14 @@ def label():
         rows = make_round_pairs(args, policy, tokenizer, rng)
     else:
         rng = random.Random(f"label {args.seed} 0")
-        judge = JUDGES[args.judge]
-        report = audit_judge(
-            base, tokenizer, world, constitution, args.eval_n, args.seed, judge=judge
-        )
-        write_json(args.out / f"judge{suffix}.json", report)
+        size, judge = (args.eval_n, args.seed), JUDGES[args.judge]
+        report = audit_judge(base, tokenizer, world, constitution, *size, judge=judge)
+        write_json(args.out / f"{artifact('judge', args)}.json", report)
         print_audit(report)
         rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
     labelled = add_labels(args, base, tokenizer, rows, constitution, rng)
     if not labelled:
-        raise UserError(
-            "no pair of finished, different answers came to a label: is sft.pt trained?"
-        )
+        raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)
     ai = [row for row in labelled if row["kind"] == "ai"]
     decided = sum(not tied(row["p"]) for row in ai)

@@ -37,7 +37,7 @@ from minicai.files import (
     warn_if_newer,
     write_jsonl,
 )
-from minicai.run import main, name_part, parser, positive, setup
+from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import chain_text, for_terminal, with_requests
 from minicai.world.content import World
 from minicai.world.disguises import disguise
@@ -107,11 +107,7 @@ def options():
     add("--name", type=name_part, help="write OUT/revisions-NAME.jsonl")
     add("--round", type=positive, help="revise for this feedback round")
     add("--show", type=int, metavar="ID", help="print chain ID and stop")
-    args = setup(p)
-    if args.round and args.name:
-        raise UserError("--name and --round exclude each other: a round names its own file")
-    args.name = f"round{args.round}" if args.round else args.name
-    return args
+    return setup(p)
 
 
 def revise():
@@ -119,7 +115,7 @@ def revise():
     world, constitution = World(args.world), Constitution(args.constitution)
     if args.without:
         constitution = constitution.without(args.without)
-    path = args.out / (f"revisions-{args.name}.jsonl" if args.name else "revisions.jsonl")
+    path = args.out / f"{artifact('revisions', args)}.jsonl"
     if args.show is not None:
         return show(path, args.show, constitution)
     base, tokenizer = load_policy(args.out / "base.pt", args.device)

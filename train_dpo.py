@@ -19,11 +19,11 @@ import torch
 
 from minicai.data import Pair, collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
-from minicai.files import UserError, load_policy, save_checkpoint, warn_if_newer
+from minicai.files import load_policy, save_checkpoint, warn_if_newer
 from minicai.gpt import GPT
 from minicai.log import TrainingLog
 from minicai.optim import optimizer_step, set_lr
-from minicai.run import above_zero, main, name_part, parser, positive, setup, share
+from minicai.run import above_zero, artifact, main, name_part, parser, positive, setup, share
 
 
 def pair_logps(policy: GPT, batch: list[Pair], pad: int, per_token: bool) -> torch.Tensor:
@@ -55,20 +55,16 @@ def options():
     add("--name", type=name_part, help="write OUT/dpo-NAME.pt instead of OUT/dpo.pt")
     add("--round", type=positive, help="the preference half of this feedback round")
     args = setup(p)
-    if args.round and args.name:
-        raise UserError("--name and --round exclude each other: a round names its own checkpoint")
-    return args
+    name = artifact("dpo", args)
+    return args, f"round{args.round}" if args.round else name
 
 
 def train():
-    args = options()
-    start, name = args.out / "sft.pt", f"dpo-{args.name}" if args.name else "dpo"
+    args, name = options()
+    start = args.out / (f"sft-round{args.round}.pt" if args.round else "sft.pt")
     files = [args.data or args.out / "preferences.jsonl"]
-    warn_if_newer(files[0], start, remedy="run label.py again")
-    if args.round:
-        start, name = args.out / f"sft-round{args.round}.pt", f"round{args.round}"
-        files += [args.out / f"preferences-round{n}.jsonl" for n in range(1, args.round + 1)]
-        warn_if_newer(files[-1], start, remedy=f"run label.py --round {args.round} again")
+    files += [args.out / f"preferences-round{n}.jsonl" for n in range(1, (args.round or 0) + 1)]
+    warn_if_newer(files[-1], start, remedy="run label.py again")
     policy, tokenizer = load_policy(start, args.device)
     block_size, rng = policy.config.block_size, random.Random(f"dpo {args.seed}")
     pairs = read_pairs(files, tokenizer, args.helpful_fraction, block_size, rng)

@@ -38,7 +38,16 @@ from minicai.metrics import distinct_n
 from minicai.optim import optimizer_step, set_lr
 from minicai.reward import RewardModel
 from minicai.rollout import Actor, add_advantages, complete, score_answers, summarise
-from minicai.run import above_zero, at_least_zero, main, name_part, parser, positive, setup
+from minicai.run import (
+    above_zero,
+    artifact,
+    at_least_zero,
+    main,
+    name_part,
+    parser,
+    positive,
+    setup,
+)
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold
 from minicai.world.requests import MIX, STAGE2_SPLIT, Part, draw_prompts
@@ -128,7 +137,7 @@ def train():
     optimizer = torch.optim.AdamW(
         actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
     )
-    name, group = f"ppo-{args.name}" if args.name else "ppo", 1 if kind == "gae" else GROUP
+    name, group = artifact("ppo", args), 1 if kind == "gae" else GROUP
     world, control = World(args.world), ppo.AdaptiveKL(args.beta, TARGET_KL or 1.0)
     part, grader, size = Part(world, STAGE2_SPLIT), Grader(world), args.ppo_episodes // MINIBATCHES
     size = max(1, size // group) * group  # answers in a minibatch: whole groups

@@ -21,7 +21,7 @@ from minicai.log import TrainingLog
 from minicai.metrics import ece
 from minicai.optim import optimizer_step, set_lr
 from minicai.reward import RewardModel, bradley_terry_loss
-from minicai.run import above_zero, main, name_part, parser, setup, share
+from minicai.run import above_zero, artifact, main, name_part, parser, setup, share
 
 
 def hold_back(pairs: list[Pair], rng: random.Random) -> tuple[list[Pair], list[Pair]]:
@@ -72,10 +72,7 @@ def options():
 
 def train():
     args = options()
-    path, name = (
-        args.data or args.out / "preferences.jsonl",
-        f"rm-{args.name}" if args.name else "rm",
-    )
+    path, name = args.data or args.out / "preferences.jsonl", artifact("rm", args)
     warn_if_newer(path, args.out / "sft.pt", remedy="run label.py again")
     gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")

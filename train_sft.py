@@ -42,7 +42,7 @@ from minicai.files import (
 )
 from minicai.log import TrainingLog
 from minicai.optim import optimizer_step, set_lr
-from minicai.run import above_zero, main, name_part, parser, positive, setup, share
+from minicai.run import above_zero, artifact, main, name_part, parser, positive, setup, share
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
 from minicai.world.disguises import disguise
@@ -124,12 +124,10 @@ def options():
     add("--name", type=name_part, help="write OUT/sft-NAME.pt instead of OUT/sft.pt")
     add("--round", type=positive, help="train the stage before this feedback round further")
     args = setup(p)
-    if args.round and args.name:
-        raise UserError("--name and --round exclude each other: a round names its own checkpoint")
     # A round is gentle: at the full rate it would undo what Stage 2 has done.
     args.lr = args.lr or (args.sft_lr / 5 if args.round else args.sft_lr)
     args.sft_epochs = 1 if args.round else args.sft_epochs
-    return args
+    return args, artifact("sft", args)
 
 
 def read_data(args) -> tuple[list[dict], list[dict]]:
@@ -146,14 +144,12 @@ def read_data(args) -> tuple[list[dict], list[dict]]:
 
 
 def train():
-    args = options()
+    args, name = options()
     chains, of_rounds = read_data(args)
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(chains))
     helpful = helpful_answers(args, base, tokenizer, n_helpful) if n_helpful else []
-    start, name = args.out / "base.pt", f"sft-{args.name}" if args.name else "sft"
-    if args.round:
-        start, name = stage_before(args.out, args.round), f"sft-round{args.round}"
+    start = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
     model, _ = load_policy(start, args.device)
     block_size = model.config.block_size
 

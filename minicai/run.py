@@ -154,6 +154,15 @@ def make_folder(path: Path):
         raise UserError(f"{path} cannot be made a folder ({error.strerror}); name another")
 
 
+def artifact(kind: str, args: argparse.Namespace) -> str:
+    """The stem of the file that a script writes: KIND, KIND-NAME, or KIND-roundN."""
+    n = getattr(args, "round", None)
+    if args.name and n:
+        raise UserError("--name and --round exclude each other: a round names its own file")
+    suffix = f"round{n}" if n else args.name
+    return f"{kind}-{suffix}" if suffix else kind
+
+
 def option_type(convert, fits, wanted: str):
     """A type for argparse: the converted text if it fits. NaN fits no range."""
 

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import evaluate
 from minicai import report
 from minicai.files import load_policy, read_json, read_jsonl, write_json, write_jsonl
-from minicai.metrics import wilson
+from minicai.metrics import rate, wilson
 from minicai.report import METRICS, lookup, paired
 from minicai.reward import RewardModel
 from minicai.run import SIZES
@@ -68,16 +69,16 @@ def test_results_keep_the_keys_that_others_read(results):
 
 
 def test_every_rate_is_a_count_with_its_interval(results):
-    rates = list(every_rate(results))
-    assert len(rates) > 400
-    for rate in rates:
-        assert 0 <= rate["k"] <= rate["n"] and 0 <= rate["lo"] <= rate["hi"] <= 1
-        if rate["n"] == 0:
-            assert rate["rate"] is None
+    found = list(every_rate(results))
+    assert len(found) > 400
+    for r in found:
+        assert 0 <= r["k"] <= r["n"] and 0 <= r["lo"] <= r["hi"] <= 1
+        if r["n"] == 0:
+            assert r["rate"] is None
             continue
-        assert rate["rate"] == round(rate["k"] / rate["n"], 4)
-        lo, hi = wilson(rate["k"], rate["n"])  # topics can only widen it
-        assert rate["lo"] <= lo + 1e-4 and rate["hi"] >= hi - 1e-4
+        assert r["rate"] == round(r["k"] / r["n"], 4)
+        lo, hi = wilson(r["k"], r["n"])  # topics can only widen it
+        assert r["lo"] <= lo + 1e-4 and r["hi"] >= hi - 1e-4
     for stage in results["stages"]:
         for key, *_ in METRICS:
             assert 0 <= (lookup(stage, key)["rate"] or 0) <= 1, key
@@ -224,6 +225,19 @@ def test_one_checkpoint_from_the_exam_to_the_report(call, copy, monkeypatch, tmp
     assert not found["chain"] and not found["redteam"] and not found["ppo_curves"]
     assert (tmp_path / "r.md").read_text().startswith("# Report")
     assert f"{tmp_path / 'r.json'}, {tmp_path / 'r.md'}; demo split" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("finished, warning", [(0, True), (1, False)])
+def test_a_checkpoint_that_finishes_no_answer_is_a_warning(monkeypatch, capsys, finished, warning):
+    row = dict(set="harmful", answer=None)
+    scores = dict(finished=rate([1] * finished + [0] * 5))
+    monkeypatch.setattr(evaluate, "load_policy", lambda *a: (None, None))
+    monkeypatch.setattr(evaluate, "measure", lambda *a: (scores, [row, row]))
+    found, rows = evaluate.measure_stage(
+        Path("x/sft.pt"), SimpleNamespace(sets={}), SimpleNamespace(device="cpu")
+    )
+    assert found == dict(name="sft", checkpoint="sft.pt", samples=[row]) | scores
+    assert ("WARNING: x/sft.pt finished no answer" in capsys.readouterr().out) == warning
 
 
 def test_the_reward_model_is_audited_on_samples_of_the_fine_tuned_model(monkeypatch, smoke):
