@@ -23,7 +23,6 @@ from tqdm import tqdm
 from minicai.answer import MAX_NEW_TOKENS
 from minicai.audit import audit_reward, audit_skills
 from minicai.constitution import Constitution
-from minicai.data import FIELDS
 from minicai.device import hardware
 from minicai.exam import Exam, measure
 from minicai.files import (
@@ -37,6 +36,7 @@ from minicai.files import (
 )
 from minicai.report import paired, same_requests, table, write_report
 from minicai.reward import RewardModel
+from minicai.rows import FIELDS
 from minicai.run import ROOT, main, make_folder, parser, positive, seed, setup
 from minicai.transcript import with_requests
 from minicai.world.content import World

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from minicai.answer import answer
 from minicai.audit import audit_judge, print_audit
 from minicai.constitution import Constitution
-from minicai.data import FIELDS, read_chains, tied
 from minicai.files import (
     UserError,
     load_policy,
@@ -40,6 +39,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.judge import JUDGES, LABELS
+from minicai.rows import FIELDS, read_chains, tied
 from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import comparison_text
 from minicai.world.content import World

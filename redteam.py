@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from minicai.answer import MAX_NEW_TOKENS
 from minicai.constitution import Constitution
-from minicai.data import FIELDS
 from minicai.files import UserError, newest_stage, read_json, read_jsonl, write_json
 from minicai.report import aligned, interval
+from minicai.rows import FIELDS
 from minicai.run import main, parser, positive, setup
 from minicai.tokenizer import talk
 from minicai.world.attacks import Attempt, RedTeam, summarise

@@ -28,7 +28,6 @@ from tqdm import tqdm
 from minicai.answer import answer
 from minicai.constitution import FAMILIES, Constitution
 from minicai.critique import DRAFT_TEMPERATURE, critique_revise_loop
-from minicai.data import FIELDS, read_chains
 from minicai.files import (
     UserError,
     load_policy,
@@ -37,6 +36,7 @@ from minicai.files import (
     warn_if_newer,
     write_jsonl,
 )
+from minicai.rows import FIELDS, read_chains
 from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import chain_text, for_terminal, with_requests
 from minicai.world.content import World

@@ -31,7 +31,7 @@ from tqdm import tqdm
 from minicai.answer import answer
 from minicai.constitution import FAMILIES
 from minicai.critique import DRAFT_TEMPERATURE
-from minicai.data import Example, collate, encode_turns, make_batches, read_chains, weighted_nll
+from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.files import (
     UserError,
     load_policy,
@@ -42,6 +42,7 @@ from minicai.files import (
 )
 from minicai.log import TrainingLog
 from minicai.optim import optimizer_step, set_lr
+from minicai.rows import read_chains
 from minicai.run import above_zero, artifact, main, name_part, parser, positive, setup, share
 from minicai.world.content import World
 from minicai.world.corpus import Corpus

@@ -12,13 +12,14 @@ import torch
 from minicai.answer import answer
 from minicai.constitution import Constitution
 from minicai.critique import BREAKS, KEEPS, critique_and_revise
-from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths, tied
+from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths
 from minicai.exam import Exam, names_harm
 from minicai.gpt import GPT
 from minicai.judge import judge_by_critique
 from minicai.metrics import ece, length_alone, rate, rate_by_topic
 from minicai.report import STAGE_2, aligned, rate_rows
 from minicai.reward import RewardModel
+from minicai.rows import tied
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold

@@ -16,6 +16,7 @@ from torch import Tensor
 from minicai.device import autocast
 from minicai.files import UserError, read_jsonl
 from minicai.gpt import GPT
+from minicai.rows import FIELDS, choose_rows
 from minicai.tokenizer import Tokenizer, talk
 
 
@@ -100,56 +101,7 @@ def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
     return (nll * w).sum() / w.sum()
 
 
-# --- chains and comparisons -----------------------------------------------------------------------
-
-
-def is_text(value) -> bool:
-    return isinstance(value, str)
-
-
-def is_maybe_text(value) -> bool:
-    return value is None or isinstance(value, str)
-
-
-def list_of(fits, lengths=lambda n: True):
-    """A test for a list whose entries fit, and whose length fits."""
-    return lambda value: isinstance(value, list) and lengths(len(value)) and all(map(fits, value))
-
-
-TURNS = (
-    list_of(is_text, lambda n: n % 2 == 1),
-    "a list of an odd number of texts, the person's last",
-)
-FIELDS = {  # of rows that training reads: (test, words), see files.read_jsonl
-    "id": (lambda value: isinstance(value, int | str), "a number or a text"),
-    "turns": TURNS,
-    "plain": TURNS,
-    "responses": (list_of(is_text), "a list of texts"),
-    "principles": (list_of(is_text), "a list of texts"),
-    "critiques": (list_of(is_maybe_text), "a list of texts"),
-    "response": (is_maybe_text, "a text"),
-    "a": (is_text, "a text"),
-    "b": (is_text, "a text"),
-    "by": (list_of(is_text, lambda n: n == 2), "a list of two texts"),
-    "kind": (lambda value: value in ("ai", "human"), "'ai' or 'human'"),
-    "p": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
-}
-
-
-def read_chains(path) -> list[dict]:
-    """The critique-revision chains that revise.py wrote. Raises UserError when there are none."""
-    rows = read_jsonl(path, required=("id", "turns", "responses"), fields=FIELDS)
-    seen = set()
-    for number, row in enumerate(rows, 1):
-        if row["id"] in seen:
-            raise UserError(
-                f"{path}:{number} has the id {row['id']} of an earlier line; delete one"
-            )
-        seen.add(row["id"])
-    rows = [row for row in rows if row["responses"]]
-    if not rows:
-        raise UserError(f"{path} holds no chain; run revise.py")
-    return rows
+# --- comparisons ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -162,29 +114,6 @@ class Pair:
     rejected: list[int]
     p: float  # probability that the chosen answer is the better one, 0.5 to 1
     by_policy: tuple[bool, bool]  # whether the policy wrote the chosen, the rejected answer
-
-
-TIE = 0.05  # a judge whose probability is this close to 0.5 sees no difference
-FEW = 20  # with fewer decided comparisons ties are kept
-
-
-def tied(p: float) -> bool:
-    return abs(p - 0.5) < TIE
-
-
-def choose_rows(rows: list[dict], helpful_fraction: float, rng: random.Random) -> list[dict]:
-    """The rows that are trained on. At most `helpful_fraction` of them compare helpfulness.
-
-    Ties are left out: in most pairs neither answer breaks the principle, and they would outnumber
-    the rest.
-    """
-    ai, human = ([row for row in rows if row["kind"] == kind] for kind in ("ai", "human"))
-    decided = [row for row in ai if not tied(row["p"])]
-    if len(decided) < FEW and len(decided) < len(ai):
-        print(f"the judge decided only {len(decided)} of {len(ai)} comparisons; ties are kept")
-        decided = ai
-    wanted = round(len(decided) * helpful_fraction / (1 - helpful_fraction))
-    return decided + rng.sample(human, min(wanted, len(human)))
 
 
 def encode_pairs(tokenizer: Tokenizer, rows: list[dict], block_size: int) -> list[Pair]:

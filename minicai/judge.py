@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 from minicai.answer import MAX_NEW_TOKENS, answer, option_scores
 from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, comparison_prompt
-from minicai.data import tied
+from minicai.rows import tied
 from minicai.tokenizer import talk
 
 LABELS = {  # from the judge's probability to the label that training sees

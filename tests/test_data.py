@@ -9,10 +9,7 @@ import torch
 
 from minicai import device
 from minicai.data import (
-    FEW,
-    FIELDS,
     Example,
-    choose_rows,
     collate,
     collate_pairs,
     encode_pairs,
@@ -20,14 +17,13 @@ from minicai.data import (
     make_batches,
     padded,
     pair_batches,
-    read_chains,
     read_pairs,
     row_lengths,
-    tied,
     weighted_nll,
 )
 from minicai.files import UserError, write_jsonl
 from minicai.gpt import GPT, GPTConfig
+from minicai.rows import FEW, FIELDS, choose_rows, read_chains, tied
 from minicai.sampler import generate
 from minicai.tokenizer import Tokenizer, talk
 

@@ -42,11 +42,12 @@ def test_rows_come_back_as_they_were_written(tmp_path):
 @pytest.mark.parametrize(
     "content, rows",
     [
-        (b'\xef\xbb\xbf{"id": 1}\r\n{"id": 2}\r\n', [dict(id=1), dict(id=2)]),  # BOM, CRLF
+        (b'\xef\xbb\xbf{"id": 1}\r\n{"id": 2}\r\n', [dict(id=1), dict(id=2)]),
         (b'{"id": 1}\n{"id": 2}', [dict(id=1), dict(id=2)]),
-        (b'{"id": "\\ud83d"}\n', [dict(id="?")]),  # half a surrogate pair
+        (b'{"id": "\\ud83d"}\n', [dict(id="?")]),
         (b"", []),
     ],
+    ids=("BOM, CRLF", "no last newline", "surrogate", "empty"),
 )
 def test_files_of_other_editors_are_read_and_written_back(tmp_path, content, rows):
     (tmp_path / "x.jsonl").write_bytes(content)

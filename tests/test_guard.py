@@ -1,14 +1,10 @@
 """The guard: its sweep against a recount, what each check lets through, and helpful refusals."""
 
-import json
 import random
-import sys
 from types import SimpleNamespace
 
 import pytest
 
-from experiments import guard as sweep_module
-from experiments import helpful_refusals as refusals_module
 from experiments.guard import THRESHOLDS, point, table
 from minicai import guard
 from minicai.constitution import Wording

@@ -49,12 +49,12 @@ def test_the_same_seed_gives_the_same_labels(smoke, copy, call):
 # --- the judge's labels --------------------------------------------------------------------------
 
 
-def add_labels(monkeypatch, rows, verdicts, how="soft") -> tuple[list[dict], list[dict]]:
+def add_labels(monkeypatch, rows, verdicts, how="soft") -> tuple[list[dict], list[tuple]]:
     """(the labelled rows, what the judge was asked)"""
     asked = []
 
-    def judge(model, tokenizer, **columns):
-        asked.extend(dict(zip(columns, values)) for values in zip(*columns.values()))
+    def judge(model, tokenizer, conversations, a, b, wordings):
+        asked.extend(zip(conversations, a, b, wordings))
         return verdicts
 
     monkeypatch.setitem(label.JUDGES, "critique", judge)
@@ -71,11 +71,10 @@ def test_a_pair_is_judged_once_under_each_family_on_the_plain_request(monkeypatc
     rows, n = [row(0), row(1, p=1.0), row(2)], len(CONSTITUTION.families)
     labelled, asked = add_labels(monkeypatch, rows, [Verdict(0.9, 0.8)] * 2 * n)
     assert [r["id"] for r in labelled] == [0] * n + [1] + [2] * n
-    assert [q["wordings"].family for q in asked] == CONSTITUTION.families * 2
-    texts = {tuple(map(str, (q["conversations"], q["a"], q["b"]))) for q in asked}
-    assert texts == {("['how']", "a0", "b0"), ("['how']", "a2", "b2")}
-    drawn = [r["principle"] for r in labelled if r["id"] != 1]
-    assert drawn == [q["wordings"].id for q in asked]
+    assert [wording.family for *_, wording in asked] == CONSTITUTION.families * 2
+    texts = [[["how"], f"a{id}", f"b{id}"] for id in [0] * n + [2] * n]
+    assert [texts for *texts, _ in asked] == texts
+    assert [r["principle"] for r in labelled if r["id"] != 1] == [q[-1].id for q in asked]
     assert labelled[n] == row(1, p=1.0), "the person's label is final"
 
 

@@ -20,7 +20,6 @@ from minicai import files
 from minicai.data import collate, collate_responses, encode_turns, weighted_nll
 from minicai.files import UserError
 from minicai.gpt import GPT, GPTConfig, token_logps
-from minicai.sampler import Completion
 from minicai.splits import held_out, split_of
 from minicai.tokenizer import Tokenizer
 from minicai.world import attacks

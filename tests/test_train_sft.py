@@ -8,8 +8,8 @@ import torch
 
 import minicai.run
 import train_sft
-from minicai.data import read_chains
 from minicai.files import load_checkpoint, load_policy, read_jsonl, write_jsonl
+from minicai.rows import read_chains
 from minicai.run import ROOT
 from minicai.world.content import World
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT
@@ -123,6 +123,6 @@ def test_answers_that_do_not_fit_the_context_are_left_out_and_counted(copy, call
     write_jsonl(out / "long.jsonl", chains)
     said = refuses(train_sft.train, "--out", out, *data)
     assert "none of 3 answers fits the context of 1024 ids" in said
-    write_jsonl(out / "long.jsonl", [*chains, CHAINS[0]])
+    write_jsonl(out / "long.jsonl", [*chains, CHAINS[0] | dict(id=3)])
     call(train_sft.train, "--out", out, *data)
     assert "3 answers do not fit the context and are left out" in capsys.readouterr().out

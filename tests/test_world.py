@@ -13,8 +13,9 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-
 from minicai.common import UserError
+from tests.other_world import build
+
 from minicai.constitution import Constitution
 from minicai.exam import Exam, KeywordFilter
 from minicai.jailbreak import base64_word, each_word, fits, wrap
@@ -44,7 +45,6 @@ from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import PLAIN, TYPES, Part, fresh_fact
 from minicai.world.skills import ABOUT, CRITIQUE_REQUEST, REVISION_REQUEST, situation
-from tests.other_world import build
 
 ROOT = Path(__file__).parent.parent
 SPLITS = ("demo", "train", "test")
