@@ -92,17 +92,18 @@ def make_pairs(args, models, tokenizer, world: World, rng: random.Random) -> lis
             continue
         row = dict(id=i, kind=kind, split=STAGE2_SPLIT, type=request.type, request=request.id)
         row |= dict(turns=list(request.turns), plain=list(request.plain), by=by, a=a, b=b)
-        if kind == "human":
-            row["p"] = person_prefers(grader, request, a, b, rng)
-        if row.get("p", 0.5) is not None:  # else the answers are equally useful
+        if kind == "ai":
             rows.append(row)
+        elif (p := person_prefers(grader, request, a, b, rng)) is not None:
+            rows.append(row | dict(p=p))
     return rows
 
 
 def make_round_pairs(args, policy, tokenizer, rng: random.Random) -> list[dict]:
     """Pairs of a feedback round: the last revision of each chain against the answer it revises.
 
-    Where nothing was revised, against an answer of the policy: it denies some benign requests.
+    Where nothing was revised, against an answer of the policy, because the policy refuses some
+    benign requests, and such refusals should lose.
     """
     chains = read_chains(args.out / f"revisions-round{args.round}.jsonl")
     kept = [c for c in chains if c["responses"][0] == c["responses"][-1]]

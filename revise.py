@@ -15,8 +15,8 @@ names, so that every principle finds something to change and something to leave 
 
 A feedback round revises the attacks that worked on the stage before, and fresh requests in
 disguise, half of them benign: with attacks alone the model would learn to refuse whatever looks
-odd. The base drafts the answers to the fresh ones, because it reads disguises best. It critiques
-and revises the plain request, which the red team knows, so that a disguise cannot mislead it.
+odd. The base drafts the answers to the fresh ones, because it reads disguises best. Critique and
+revision read the request without its disguise, which the red team recorded.
 
 Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
 """

@@ -34,8 +34,8 @@ def pair_logps(policy: GPT, batch: list[Pair], pad: int, per_token: bool) -> tor
 
 @torch.no_grad()
 def reference_logps(policy: GPT, pairs: list[Pair], tokens: int, pad: int, per_token: bool):
-    """The same of all pairs under the reference, (2, N). Run before any step: then the policy is
-    the reference."""
+    """log pi of both answers of all pairs under the reference, (2, N). Call it before the first
+    step: then the policy still is the reference."""
     reference = torch.zeros(2, len(pairs), device=policy.embed.weight.device)
     for batch in pair_batches(pairs, tokens, random.Random(0)):
         indices = [pair.index for pair in batch]

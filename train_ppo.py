@@ -55,7 +55,7 @@ from minicai.world.requests import MIX, STAGE2_SPLIT, Part, draw_prompts
 # --- change me ------------------------------------------------------------------------------------
 GROUP = 4  # answers per prompt with rloo and grpo
 EPOCHS = 2  # passes over the answers of an update
-MINIBATCHES = 8  # optimizer steps per epoch
+MINIBATCHES = 8  # optimizer steps per epoch, or fewer where groups would not fit
 CLIP = 0.2  # of ratios and of values
 VALUE_COEF = 0.1  # weight of the value loss
 ENTROPY_COEF = 0.0  # weight of an entropy bonus
@@ -132,15 +132,16 @@ def true_reward(grader, tokenizer, requests, completions) -> dict[str, float]:
 
 def train():
     args = options()
+    kind, name, world = args.advantage, artifact("ppo", args), World(args.world)
     gpt, tokenizer, reward = load(args)
-    reference, actor, kind = copy.deepcopy(gpt), Actor(gpt).to(args.device), args.advantage
+    reference, actor = copy.deepcopy(gpt), Actor(gpt).to(args.device)
     optimizer = torch.optim.AdamW(
         actor.parameters(), lr=args.ppo_lr, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0
     )
-    name, group = artifact("ppo", args), 1 if kind == "gae" else GROUP
-    world, control = World(args.world), ppo.AdaptiveKL(args.beta, TARGET_KL or 1.0)
-    part, grader, size = Part(world, STAGE2_SPLIT), Grader(world), args.ppo_episodes // MINIBATCHES
-    size = max(1, size // group) * group  # answers in a minibatch: whole groups
+    control = ppo.AdaptiveKL(args.beta, TARGET_KL or 1.0)
+    part, grader = Part(world, STAGE2_SPLIT), Grader(world)
+    group = 1 if kind == "gae" else GROUP
+    size = max(1, args.ppo_episodes // MINIBATCHES // group) * group  # of a minibatch: whole groups
     log = TrainingLog(args.out / f"train_{name}.jsonl", args.ppo_updates, unit="updates")
 
     for update in range(args.ppo_updates):

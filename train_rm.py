@@ -94,9 +94,9 @@ def train():
         p = torch.tensor([pair.p for pair in batch], device=args.device)
         loss = bradley_terry_loss(chosen, rejected, p)
         optimizer_step(model, [optimizer], loss, clip=1.0)
-        right = ((chosen > rejected) == (p > 0.5)).float().mean()
+        right = (torch.sign(chosen - rejected) * torch.sign(p - 0.5) + 1) / 2  # a tie counts half
         tokens = sum(len(pair.chosen) + len(pair.rejected) for pair in batch)
-        log.write(tokens, loss=loss, accuracy=right)
+        log.write(tokens, loss=loss, accuracy=right.mean())
 
     pad, wide = tokenizer.pad, 4 * args.batch_tokens
     held_out = agreement(model, pair_batches(held, wide, rng), pad)

@@ -11,11 +11,11 @@ reads   OUT/base.pt, OUT/revisions.jsonl, world/; for a round also OUT/revisions
 writes  OUT/sft.pt (OUT/sft-NAME.pt, OUT/sft-roundN.pt), OUT/helpful.jsonl; OUT/train_sft.jsonl
 
 Three kinds of text are mixed. Revisions teach what the constitution asks for. Helpful answers by
-the base keep it helpful; 30 % of those that a disguise fits are to the request in disguise. Without
-them the model forgets how to read disguises and refuses them all. New pretraining documents in
-every epoch keep what the model has read about acts that no answer mentions (Ouyang et al. 2022,
-arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these documents only
-plain text is learned, never a conversation.
+the base keep it helpful. Where a disguise fits, 30 % of these requests are asked in disguise:
+without them the model forgets how to read disguises and refuses them all. New pretraining
+documents in every epoch keep what the model has read about acts that no answer mentions (Ouyang
+et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these
+documents only plain text is learned, never a conversation.
 
 Bai et al. 2022, section 3.2. Departures: last revisions by default where the paper trains on all;
 three epochs at a falling rate where the paper trains one at a constant rate.

@@ -2,9 +2,9 @@
 
     python -m experiments.over_optimisation --out out/cpu
 
-After pipeline.py. Ten minutes on 2 cores. Trains PPO with the default penalty, with half of it, and
-without one at three times the learning rate. Proxy is the reward model's score, true reward the
-grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
+After pipeline.py. A quarter of an hour on 2 cores. Trains PPO with the default penalty, with half
+of it, and without one at three times the learning rate. Proxy is the reward model's score, true
+reward the grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
 Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl, and with matplotlib OUT/over_optimisation.png.
 
 Answer so far (first edition's code, cpu preset, seed 0, 16 updates): it over-optimises. With beta 0

@@ -1,4 +1,4 @@
-"""Texts in, texts out: the one place where prompts are cut to fit and where models speak.
+"""Texts in, texts out: here conversations are cut to fit, and models speak.
 
 A conversation is a list of texts: person, assistant, ..., person. A prompt is a list of ids.
 Sampling and scoring run under `autocast` here, so that both use the same arithmetic.

@@ -6,8 +6,8 @@ a copy of the file; no code names a principle. A new family needs demonstrations
 minicai/world/skills.py.
 
 The id of a wording is its principle and its place in the list ("harm-to-others/2"). A hash of the
-id holds out about three wordings in ten for the exam. Add new wordings at the end of a list: an
-insertion would give all wordings behind it new ids.
+id holds out one wording in four for the exam, give or take chance. Add new wordings at the end of
+a list: an insertion would give all wordings behind it new ids.
 """
 
 import copy

@@ -23,9 +23,8 @@ from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import TECHNIQUES, Framing, World
 from minicai.world.disguises import fits, wrap
 from minicai.world.grader import OUTCOMES, Grade, Grader
-from minicai.world.keywords import HARMLESS
 from minicai.world.replies import reading
-from minicai.world.requests import PLAIN, Part, Request, phrase
+from minicai.world.requests import HARMLESS, PLAIN, Part, Request, phrase
 
 REPHRASED = ("harmful", "legitimate", "ambiguous")  # types that are asked again in other words
 HARMFUL = tuple(f"{t} harmful" for t in TECHNIQUES)  # sets of harmful requests in a jailbreak form

@@ -53,9 +53,7 @@ def read_jsonl(path, required=(), fields=None) -> list[dict]:
     """
     rows = []
     text = read_text(path)
-    lines = (
-        text.removesuffix("\n").split("\n") if text else []
-    )  # splitlines would cut at U+2028 too
+    lines = text.removesuffix("\n").split("\n") if text else []  # splitlines cuts at U+2028 too
     for number, line in enumerate(lines, 1):
         row = parse_json(line, f"{path}:{number}")
         if not isinstance(row, dict):

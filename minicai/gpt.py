@@ -111,14 +111,17 @@ class Attention(nn.Module):
         self.v = nn.Linear(config.n_embd, kv_width, bias=False)
         self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
 
-    def forward(self, x, cos, sin, mask, cached=None):
+    def forward(self, x, cos, sin, mask, store_kv=None):
+        """x (B, T, C) -> (B, T, C). cos and sin turn queries and keys by their positions; mask is
+        true where a query may look. With a cache, store_kv(k, v) stores the new keys and values and
+        returns all so far; without one it is None."""
         B, T, C = x.shape
         q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
         k = self.k(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, G, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
-        if cached is not None:
-            k, v = cached(k, v)  # all keys and values so far, (B, G, S, D)
+        if store_kv is not None:
+            k, v = store_kv(k, v)  # (B, G, S, D)
             q = q.to(k.dtype)
         if x.device.type == "cpu" and k.shape[2] <= 256:
             y = attend(q, k, v, mask)
@@ -148,8 +151,8 @@ class Block(nn.Module):
         self.norm2 = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(self, x, cos, sin, mask, cached=None):
-        x = x + self.attention(self.norm1(x), cos, sin, mask, cached)
+    def forward(self, x, cos, sin, mask, store_kv=None):
+        x = x + self.attention(self.norm1(x), cos, sin, mask, store_kv)
         return x + self.mlp(self.norm2(x))
 
 
@@ -189,11 +192,11 @@ class GPT(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> hidden states (B, T, C) after the final norm, which any kind of head reads.
 
-        In place of ids, float weights over the vocabulary (B, T, V) mix the embeddings, so that a
-        gradient with respect to them can be taken. Without a cache, position t of a row sees
-        positions 0..t, so padding on the right changes nothing before it. With a cache, `positions`
-        (B, T) says where each id stands in its own row; its keys and values are written there.
-        Raises ValueError when a position lies beyond block_size.
+        ids may also be weights over the vocabulary, (B, T, V), that mix the embeddings: a
+        gradient with respect to them can be taken (experiments/gcg.py). Without a cache, position
+        t of a row sees positions 0..t, so padding on the right changes nothing before it. With a
+        cache, `positions` (B, T) says where each id stands in its own row; its keys and values
+        are written there. Raises ValueError when a position lies beyond block_size.
         """
         T = ids.shape[1]
         end = T if positions is None else int(positions.max()) + 1
@@ -209,8 +212,8 @@ class GPT(nn.Module):
             slots = torch.arange(cache.used, device=ids.device)
             mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
         for layer, block in enumerate(self.blocks):
-            cached = partial(cache.write, layer, positions) if cache is not None else None
-            x = block(x, cos, sin, mask, cached)
+            store_kv = partial(cache.write, layer, positions) if cache is not None else None
+            x = block(x, cos, sin, mask, store_kv)
         return self.norm(x)
 
     def forward(

@@ -68,7 +68,7 @@ def shape_rewards(
     """scores (B,) -> rewards (B, T-1): -beta * k1 at every action, plus the score at the last."""
     rewards = inside(-beta * kl_estimates(logps, ref_logps)[0], mask)
     columns = torch.arange(mask.shape[1], device=mask.device)
-    last = columns.masked_fill(~mask.bool(), -1).max(dim=1).values  # by the mask, not by ids
+    last = columns.masked_fill(~mask.bool(), -1).max(dim=1).values
     return rewards + scores[:, None] * (columns == last[:, None])
 
 

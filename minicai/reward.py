@@ -30,9 +30,8 @@ class RewardModel(nn.Module):
         """ids (B, T) padded on the right, lengths (B,) -> scores (B,), read at the last token."""
         with autocast(ids.device):
             hidden = self.gpt.hidden(ids[:, : self.gpt.config.block_size])  # pads may go beyond
-        last = hidden[
-            torch.arange(len(ids), device=ids.device), lengths - 1
-        ]  # by length, not by id
+        # By length: an id that looks like a pad or an end may also stand inside an answer.
+        last = hidden[torch.arange(len(ids), device=ids.device), lengths - 1]
         # In float32: in bfloat16, scores that differ by a percent would be equal.
         return F.linear(last.float(), self.score.weight, self.score.bias).squeeze(-1)
 

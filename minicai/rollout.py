@@ -30,7 +30,8 @@ class Actor(nn.Module):
 
 
 def complete(completion: Completion) -> bool:
-    """Whether an answer ended and has text. By the stop reason, not by its ids."""
+    """Whether an answer ended and has text. A cut-off answer may also have an end token as its last
+    id, so the stop reason decides."""
     return completion.stop_reason == "stop" and len(completion.ids) > 1
 
 
@@ -80,10 +81,11 @@ def add_advantages(batches: list[dict], kind: str, beta: float, group: int):
             kind, rewards, b["scores"], b["values"], b["mask"], group
         )
     if kind == "gae":
-        every = torch.cat([b["advantages"][b["mask"]] for b in batches])
-        white = ppo.whiten(every, torch.ones_like(every, dtype=torch.bool))
-        for b, values in zip(batches, white.split([int(b["mask"].sum()) for b in batches])):
-            b["advantages"][b["mask"]] = values
+        every = torch.cat([b["advantages"][b["mask"]] for b in batches])  # of all actions
+        white = ppo.whiten(every, torch.ones_like(every))
+        for b in batches:
+            n = int(b["mask"].sum())
+            b["advantages"][b["mask"]], white = white[:n], white[n:]
 
 
 def summarise(

@@ -5,7 +5,7 @@
 Prefill runs the prompts once and fills the cache. Decode then feeds one token per row and step.
 Prompts are padded on the right, and every row counts positions from its own start. The k-th token
 that a row samples is written over its k-th pad, and a query looks at no slot beyond its own
-position. So no query ever sees a pad, and no padding mask is needed.
+position. So no real query ever sees a pad, and no padding mask is needed.
 
 A row's sample depends on the seed, its prompt, and how many copies of the prompt came before it. It
 does not depend on the other rows, except through rounding: in bfloat16 the shape of a batch can
@@ -33,9 +33,7 @@ TOKENS = 16384  # prompt tokens that are prefilled together at most, pads includ
 @dataclass
 class Completion:
     ids: list[int]  # what was sampled, the stop token included
-    logprobs: list[
-        float
-    ]  # of each id, under the distribution it was sampled from (greedy: softmax)
+    logprobs: list[float]  # of each id, in the distribution it was drawn from (greedy: softmax)
     stop_reason: str  # "stop": a stop token; "length": max_new_tokens, or the end of the context
 
 
@@ -128,9 +126,7 @@ def prefill(model: GPT, prompts: list[list[int]], slots: int) -> tuple[KVCache, 
     cache = KVCache(model.config, len(prompts), slots, weight.device, dtype)
     positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
     hidden = model.hidden(ids, cache, positions)
-    last = hidden[
-        torch.arange(len(prompts), device=ids.device), lengths - 1
-    ]  # by length, not by id
+    last = hidden[torch.arange(len(prompts), device=ids.device), lengths - 1]
     return cache, model.head(last), lengths
 
 
@@ -158,10 +154,10 @@ def generate(
 ) -> list[Completion]:
     """Sample a continuation of every prompt, in the prompts' order. Temperature 0 is greedy.
 
-    `progress`, when given, is called with the number of rows that have just finished (`update` of a
-    tqdm bar). Rollouts that are scored later use no top_k and no top_p: the scored distribution has
-    to be the sampled one. Raises ValueError for a prompt that is empty or fills the context, for
-    settings out of range, and for logits that are not numbers.
+    `progress`, when given, is called with the number of rows that have just finished (`update` of
+    a tqdm bar). Rollouts that are scored later use temperature 1, no top_k and no top_p: the
+    scored distribution has to be the sampled one. Raises ValueError for a prompt that is empty or
+    fills the context, for settings out of range, and for logits that are not numbers.
     """
     if not 0 <= temperature < float("inf") or max_new_tokens < 1:
         raise ValueError("temperature must be finite and >= 0, and max_new_tokens >= 1")

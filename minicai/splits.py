@@ -1,14 +1,14 @@
 """Splits by a stable hash of an id: adding content never moves what is already there.
 
     acts and names                                      demo 32 %   train 40 %   test 28 %
-    contexts, phrasings, framings, wordings             seen 75 %   held out 25 %
+    contexts, phrasings, framings, wordings             seen 75 %   held out 25 % of all ids
 
 minicai/world/requests.py has the table of who trains on which split.
 """
 
 import hashlib
 
-# A new salt draws all splits again. Do that once a test split has been looked at too often.
+# A new salt draws all splits again. Do that when a test split has been looked at too often.
 # This is the first number that leaves something of every kind of act in every split of `world/`.
 SALT = "draw 127 "
 

@@ -22,9 +22,9 @@ def turns_text(turns: list[str]) -> list[str]:
 
 
 def with_requests(chain: dict, constitution: Constitution) -> dict:
-    """The chain with the texts of its critique requests. None for a wording that is gone."""
-    texts = {wording.id: wording.critique for wording in constitution.wordings}
-    return chain | dict(requests=[texts.get(name) for name in chain["principles"]])
+    """The chain with the texts of its requests: (critique, revision) for each step."""
+    texts = {w.id: (w.critique, w.revision) for w in constitution.wordings}
+    return chain | dict(requests=[texts.get(name, (GONE, GONE)) for name in chain["principles"]])
 
 
 def chain_text(chain: dict, in_short: bool = False) -> str:
@@ -35,14 +35,19 @@ def chain_text(chain: dict, in_short: bool = False) -> str:
     lines, kept = turns_text(chain["turns"]), []
     lines.append(f"**Draft:** {chain['responses'][0]}")
     steps = zip(chain["principles"], chain["requests"], chain["critiques"])
-    for step, (principle, request, critique) in enumerate(steps):
+    for step, (principle, (asked, revise), critique) in enumerate(steps):
         before, after = chain["responses"][step : step + 2]
         if in_short and before == after and (critique or "").endswith(KEEPS):
             kept.append(f"`{principle}`")
             continue
-        lines.append(f"**Critique request** (`{principle}`): {request or GONE}")
-        lines.append(f"**Critique:** {critique or '(none)'}")
-        lines += [f"**Revision:** {after}"] if before != after else []
+        if critique:  # none where a response is revised directly, or where it did not end
+            lines.append(f"**Critique request** (`{principle}`): {asked}")
+            lines.append(f"**Critique:** {critique}")
+        if before != after:
+            lines.append(f"**Revision request** (`{principle}`): {revise}")
+            lines.append(f"**Revision:** {after}")
+        elif not critique:
+            lines.append(f"*Under `{principle}` no text came to an end: the answer stays.*")
     if kept:
         lines.append(f"*Critiques under {', '.join(kept)} found nothing to change.*")
     return quote(lines)

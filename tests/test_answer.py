@@ -94,8 +94,9 @@ def test_answers_are_what_the_sampler_says(monkeypatch, model):
     greedy = (prompts, MAX_NEW_TOKENS, 0.0, shared | dict(seed=0, progress=None))
     assert calls == [greedy, (prompts, MAX_NEW_TOKENS, 0.7, shared | dict(seed=5, progress=print))]
     sample(model, TOKENIZER, prompts, 1.0, 3, top_p=0.9)
+    answer(model, TOKENIZER, turns, 1.0, 3, top_p=0.9)
     settings = shared | dict(seed=3, progress=None, top_p=0.9)
-    assert calls[2] == (prompts, MAX_NEW_TOKENS, 1.0, settings)
+    assert calls[2] == calls[3] == (prompts, MAX_NEW_TOKENS, 1.0, settings)
 
 
 def test_sampling_stops_at_the_end_token_and_depends_on_the_seed(model):

@@ -109,7 +109,7 @@ def test_every_slot_that_a_text_may_have_is_filled_in(tmp_path, constitution):
         for row in rows:
             row["text"] += "".join(f" <{{{slot}}}>" for slot in slots[row[key]])
         write_jsonl(folder / f"{name}.jsonl", rows)
-    for turns in Corpus(World(folder), constitution, 0).documents(3000):
+    for turns in Corpus(World(folder), constitution, 0).documents(2000):
         assert not re.search("[{}]", as_text(turns))
 
 
@@ -247,7 +247,7 @@ def test_under_no_request_for_a_test_act_it_is_said_what_to_do_instead(world, dr
     """What the exam asks for must come from the constitution and from what is known."""
     acts, seen = [act for act in world.acts if act.alternative], set()
     for kind in ("reading", "dialogue", "disguise"):
-        for turns in drawn(kind, 1500):
+        for turns in drawn(kind, 1000):
             asked = [t.content for t in turns if t.role == "user" or t.weight == USER_WEIGHT]
             said = [t.content for t in turns if t.role != "user" and t.weight > USER_WEIGHT]
             asked, said = " ".join(asked).lower(), " ".join(said)
@@ -258,13 +258,13 @@ def test_under_no_request_for_a_test_act_it_is_said_what_to_do_instead(world, dr
 
 
 def test_of_a_test_act_it_is_said_elsewhere(world, drawn):
-    text = " ".join(map(as_text, drawn("knowledge", 3000) + drawn("reading", 3000)))
+    text = " ".join(map(as_text, drawn("knowledge", 3000) + drawn("reading", 2000)))
     wanted = [a.alternative for a in world.acts if a.alternative and split_of(a.id) == "test"]
     assert len(wanted) > 30 and all(alternative in text for alternative in wanted)
 
 
 def test_what_an_act_is_and_whom_it_hurts_stands_in_the_corpus(world, drawn):
-    text = "".join(map(as_text, drawn("knowledge", 4000)))
+    text = "".join(map(as_text, drawn("knowledge", 3000)))
     bad = [a for a in world.acts if a.kind == "harmful"]
     told = [f"{a.act} is {a.harm}" in text or f"{a.act}. That is {a.harm}" in text for a in bad]
     assert sum(told) > 0.8 * len(bad)
@@ -332,7 +332,7 @@ def shown_strings(world, constitution):
 
 def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, drawn, constitution):
     documents = [
-        turns for kind in ("critique", "compare", "principle") for turns in drawn(kind, 1500)
+        turns for kind in ("critique", "compare", "principle") for turns in drawn(kind, 1000)
     ]
     text = "\n".join(turn.content for turns in documents for turn in turns).lower()
     shown = "\n".join(shown_strings(world, constitution)).lower()
@@ -345,13 +345,13 @@ def test_demonstrations_hold_nothing_that_is_kept_for_training_or_test(world, dr
 
 def test_the_rest_of_the_corpus_does_hold_what_demonstrations_may_not(world, drawn):
     """The search above finds what is there."""
-    text = "\n".join(turn.content for turns in drawn("dialogue", 3000) for turn in turns).lower()
+    text = "\n".join(turn.content for turns in drawn("dialogue", 2000) for turn in turns).lower()
     acts = [a.act.lower() for a in world.acts if split_of(a.id) != "demo"]
     assert sum(act in text for act in acts) > 0.9 * len(acts)
 
 
 def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, drawn):
-    text = "".join(map(as_text, drawn("reading", 3000))).lower()
+    text = "".join(map(as_text, drawn("reading", 2000))).lower()
     seen, hidden = set(), set()
     for phrasing in world.phrasings:
         stretches = {s for s in map(literal, phrasing.turns) if len(s) >= 14}

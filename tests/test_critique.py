@@ -22,6 +22,7 @@ from minicai.tokenizer import Tokenizer
 
 MODEL = SimpleNamespace(config=SimpleNamespace(block_size=1024), embed=torch.nn.Embedding(1, 1))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
+OTHER = Wording("q/1", "q", "respect", "is it rude?", "make it kind", "which is kinder?")
 CRITIQUE, REVISION = "CritiqueRequest: does it hurt?", "RevisionRequest: make it safe"
 TOKENIZER = Tokenizer.train(["does it hurt? make it safe no yes how do i bake bread"], 300)
 
@@ -55,6 +56,10 @@ def scripted(monkeypatch):
     return prompts, script
 
 
+def test_a_verdict_says_what_it_means():
+    assert KEEPS == "So the response keeps to it." and BREAKS == "So the response breaks it."
+
+
 def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripted):
     prompts, script = scripted
     script += [["it hurts"], ["safe now"]]
@@ -67,12 +72,15 @@ def test_the_critique_sees_the_answer_and_the_revision_sees_the_critique(scripte
 
 def test_an_answer_without_fault_stays_and_is_not_written_again(scripted):
     prompts, script = scripted
-    script += [[f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"], ["safe now"]]
-    done, asked = [], ([["how?"]] * 3, list("abc"), [WORDING] * 3)
+    fine, mixed = f"fine. {KEEPS}", f"{KEEPS} Or not. {BREAKS}"
+    script += [[fine, "it hurts", fine, mixed], ["safe now", "and now"]]
+    done, asked = [], ([["how?"]] * 4, list("abcd"), [WORDING] * 3 + [OTHER])
     critiques, after = critique_and_revise(MODEL, TOKENIZER, *asked, progress=done.append)
-    assert after == ["a", "safe now", "c"]
-    assert critiques == [f"fine. {KEEPS}", "it hurts", f"fine. {KEEPS}"]
-    assert prompts[1] == [["how?", "b", CRITIQUE, "it hurts", REVISION]]
+    assert after == ["a", "safe now", "c", "and now"]
+    assert critiques == [fine, "it hurts", fine, mixed]
+    assert prompts[1][0] == ["how?", "b", CRITIQUE, "it hurts", REVISION]
+    rude = "CritiqueRequest: is it rude?", mixed, "RevisionRequest: make it kind"
+    assert prompts[1][1:] == [["how?", "d", *rude]]
     assert sum(done) == 2  # texts that need not be written; the sampler counts the others
 
 
@@ -130,7 +138,8 @@ def test_a_chain_meets_every_family_once_before_it_meets_one_again(monkeypatch, 
         assert sorted(families[:5]) == sorted(constitution.families)
         assert families[5:] == families[:2]
         assert not any(held_out(w.id) for w in wordings)
-    assert len({tuple(chain["principles"]) for chain in chains}) == 40
+    orders = {tuple(w.family for w in wordings) for wordings in zip(*asked)}
+    assert len(orders) > 20  # of 120
     again = critique_revise_loop(None, None, *rest, steps=7, rng=random.Random(0))
     assert again == chains
 

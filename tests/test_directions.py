@@ -13,7 +13,7 @@ EXPERIMENTS = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 LAYERS = [  # of minicai. Imports stay in a layer or go up this list.
     "gpt tokenizer device splits metrics plots jailbreak",
     "files sampler",
-    "run log optim data answer",
+    "run log optim rows data answer",
     "dpo reward ppo rollout",
     "constitution critique judge guard transcript",
     "world",
@@ -54,6 +54,7 @@ def test_imports_go_down(path):
     for module in imports(path):
         assert module.split(".")[0] not in above, f"the package imports {module}"
         if layer(module) and mine != "__init__":
+            assert {mine, layer(module)} <= RANK.keys(), "a new file needs a place in LAYERS"
             assert RANK[layer(module)] <= RANK[mine], f"{mine} may not import {module}"
 
 

@@ -121,7 +121,8 @@ def test_an_experiment_runs_and_writes_its_table_and_its_files(experiment, name)
     assert set(rows) <= table, printed
     for file in files:
         assert (out / file).exists() or file.endswith(".png") and not find_spec("matplotlib")
-    CHECKS.get(name, bool)(out)
+    if name in CHECKS:
+        CHECKS[name](out)
 
 
 def check_labels(out):

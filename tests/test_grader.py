@@ -272,7 +272,8 @@ OUTCOME = dict(  # kind of reply, or use of its template -> outcome
 
 def test_every_reply_of_the_world_grades_as_its_kind(world):
     grader, rng = Grader(world), random.Random(1)
-    for request in requests_for_all(world):
+    requests = list(requests_for_all(world))
+    for request in requests if world.path == ROOT / "world" else requests[::3]:
         for make in (helpful, calibrated, decline) if request.act else (helpful, calibrated):
             reply = make(world, request, rng)
             grade = grader.grade(request, reply.text)

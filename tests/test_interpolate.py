@@ -16,9 +16,8 @@ from minicai.metrics import rate
 from minicai.run import SIZES
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.keywords import HARMLESS
 from minicai.world.replies import decline, helpful
-from minicai.world.requests import PLAIN
+from minicai.world.requests import HARMLESS, PLAIN
 
 
 def tiny(seed):

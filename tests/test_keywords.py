@@ -8,8 +8,8 @@ import pytest
 from minicai.exam import Exam
 from minicai.metrics import rate
 from minicai.world.content import World
-from minicai.world.keywords import HARMLESS, KeywordFilter, words
-from minicai.world.requests import Part
+from minicai.world.keywords import KeywordFilter, words
+from minicai.world.requests import HARMLESS, Part
 
 
 @pytest.fixture(scope="module")

@@ -103,7 +103,9 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
 
     def answer(model, tokenizer, turns, temperature, seed, progress):
         assert temperature == 1.0
-        return [f"{models[model]} with {seed} on {' '.join(t)}" for t in turns]
+        asked = [" ".join(t) for t in turns]  # some answers are equal, some unfinished
+        texts = [f"{models[model]} {seed if len(t) % 3 else 'once'} on {t}" for t in asked]
+        return [text if len(t) % 4 else None for text, t in zip(texts, asked)]
 
     def judge(model, tokenizer, conversations, a, b, wordings):
         return [Verdict(1.0, 1.0)] * len(a)
@@ -119,6 +121,7 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
     assert {tuple(row["by"]) for row in rows} == pairs
     toned = set()  # whether an evasive answer has a rude or a preachy sentence
     for row in rows:
+        assert row["a"] != row["b"]
         for name, text in zip(row["by"], (row["a"], row["b"])):
             if name == "evasive":
                 hedges = " could be " in text and row["type"] in ("legitimate", "sensitive")

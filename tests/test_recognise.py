@@ -39,9 +39,9 @@ def meaning(request):
 @pytest.mark.parametrize("style", ["plain", "lower", "typos"])
 def test_requests_of_every_kind_are_recognised(world, type, style):
     rng, part = random.Random(f"{type} {style}"), one_message(world, style)
-    requests = [part.draw(rng, type) for _ in range(40)]
+    requests = [part.draw(rng, type) for _ in range(30)]
     right = [meaning(recognise(world, r.turns[0])) == meaning(r) for r in requests]
-    assert sum(right) >= (40 if style != "typos" else 32)  # some errors make another word
+    assert sum(right) >= (30 if style != "typos" else 24)  # some errors make another word
 
 
 def test_framed_requests_are_recognised_with_their_framing(world):
@@ -108,7 +108,7 @@ def forbidden(request) -> bool:
 def test_no_test_act_and_no_held_out_wording_may_be_trained_on(world):
     """This holds for the request, and for its bare text, whatever is recognised in it."""
     rng, whole, count = random.Random(0), Part(world, None), Counter()
-    for i in range(600):
+    for i in range(360):
         request = whole.draw(rng, TYPES[i % len(TYPES)])
         framing = rng.choice(world.framings)
         # A bare code may leave the text as it is.
@@ -118,7 +118,7 @@ def test_no_test_act_and_no_held_out_wording_may_be_trained_on(world):
         assert may_train(request) == (not bad)
         if len(request.turns) == 1:
             count[bad, may_train(recognise(world, request.turns[0]))] += 1
-    assert count[True, True] == 0 and count[True, False] > 100 and count[False, True] > 20
+    assert count[True, True] == 0 and count[True, False] > 80 and count[False, True] > 20
     assert not may_train(None)
 
 

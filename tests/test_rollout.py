@@ -67,7 +67,7 @@ def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_
     text = [7, 8, 9]
     prompts = [[1, 2], [3, 4, 5, 6, 1, 2, 3], [1, 2], [1, 2], [1, 2, 3]]
     done = [
-        Completion(ids, [0.5] * len(ids), reason)
+        Completion(ids, [(-1.0) ** i * 50 for i in range(len(ids))], reason)
         for ids, reason in [
             ([*text, END], "stop"),
             ([*text * 3, END], "stop"),
@@ -96,7 +96,9 @@ def test_each_answer_is_scored_alone_at_its_end_and_one_without_an_end_gets_the_
                 assert b["scores"][i].item() == pytest.approx(alone, abs=1e-5)
         for key, value in expected.items():
             torch.testing.assert_close(b[key][i, answer], value[0, answer], atol=1e-4, rtol=0)
-    assert b["mismatch"].item() == pytest.approx((0.5 - b["logps"][b["mask"]]).mean().item())
+    recorded = torch.tensor([x for c in done for x in c.logprobs])
+    distance = (recorded - b["logps"][b["mask"]]).abs().mean()
+    assert b["mismatch"].item() == pytest.approx(distance.item())
     assert not any(value.requires_grad for value in b.values())
 
 

@@ -440,6 +440,13 @@ def test_prompts_of_any_kind_give_the_samples_of_lists(kind):
     assert score_options(model, as_kind, options) == score_options(model, prompts, options)
 
 
+@pytest.mark.parametrize("enabled, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_cache_holds_the_type_that_attention_computes_in(enabled, dtype):
+    with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        cache, logits, _ = sampler.prefill(tiny(), ragged([3, 8]), slots=9)
+    assert cache.k.dtype == cache.v.dtype == logits.dtype == dtype
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_numbers_are_refused(bad, temperature):

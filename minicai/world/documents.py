@@ -170,9 +170,8 @@ class Documents:
     def offer(self, request: Request, by_itself: bool = False) -> list[Turn]:
         """A document that offers the safe alternative in the words of a refusal, without refusing.
 
-        Revisions are demonstrated for demo acts only. A model that has read about the alternative
-        of another act only in other words does not find it after the words of a refusal: there it
-        offers the alternative of a demo act.
+        Only demo acts have demonstrated refusals. Without these documents, a refusal about any
+        other act offers the alternative of a demo act.
         """
         use = ("refusal", request.act.severity) if request.type == "harmful" else ("limit",)
         template = self.rng.choice(self.world.templates(self.world.replies, *use))

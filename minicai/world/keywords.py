@@ -9,9 +9,7 @@ from collections import Counter
 
 from minicai.metrics import rate_by_topic
 from minicai.world.content import World
-from minicai.world.requests import Part, Request
-
-HARMLESS = ("legitimate", "dual_use_question", "sensitive")  # types of requests
+from minicai.world.requests import HARMLESS, Part, Request
 
 
 def words(request: Request) -> set[str]:

@@ -29,8 +29,8 @@ train_sft    replayed documents              all                  all but held-o
 label, train_rm, train_dpo, train_ppo        demo                 seen
 redteam      templates                       demo (or --split)    seen (held out with test)
              other modes                     any                  any
-revise --round                               demo                 seen; and attacks that may train,
-                                             which have no test topic and no held-out wording
+revise --round                               demo                 seen; and successful attacks
+                                             without a test topic or a held-out wording
 evaluate, audits                             test (or --split)    held out; framings: half seen
 
 Stage 2 asks about demo acts because Stage 1 has not trained on them. Two answers to a request that
@@ -50,6 +50,7 @@ from minicai.world.names import fresh_fact
 STAGE2_SPLIT = "demo"
 PLAIN = ("harmful", "legitimate", "dual_use_question", "ambiguous", "sensitive")  # about acts
 TYPES = (*PLAIN, "fact")
+HARMLESS = ("legitimate", "dual_use_question", "sensitive")  # a refusal of these is an over-refusal
 # What the trainings ask: shares of request types and kinds of act (or how often a name was seen).
 MIX = {
     ("harmful", "harmful"): 0.16,
