@@ -28,9 +28,12 @@ from minicai.exam import Exam, measure
 from minicai.files import (
     UserError,
     load_policy,
+    parse_json,
     read_json,
     read_jsonl,
+    read_text,
     stages,
+    warn_if_newer,
     write_json,
     write_jsonl,
 )
@@ -62,15 +65,14 @@ def options():
 
 def choose(args) -> list[Path]:
     """The checkpoints to measure. Raises UserError where results could not be told apart."""
-    own = stages(args.out)
-    paths = args.checkpoints or own
+    paths = args.checkpoints or stages(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
+    if args.checkpoints and not args.results:
+        raise UserError("named checkpoints need a file of their own; add --results FILE.json")
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is not a file; name a checkpoint, or none for all stages")
-        if args.results is None and not any(path.samefile(stage) for stage in own):
-            raise UserError(f"{path} is no stage of {args.out}; name a file for it with --results")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
@@ -90,6 +92,8 @@ def commit() -> str:
 
 def left_by_others(out: Path, constitution: Constitution) -> dict:
     """What the judge's audit, the red team, PPO, the pipeline and Stage 1 have written to OUT."""
+    warn_if_newer(out / "judge.json", out / "base.pt", remedy="run label.py again")
+    warn_if_newer(out / "rm.pt", out / "preferences.jsonl", remedy="run train_rm.py again")
     found = dict(redteam=read_json(out / "redteam.json", {}))
     found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
     if judged := read_json(out / "judge.json", {}):
@@ -135,8 +139,9 @@ def audit_rm(exam: Exam, args) -> dict:
 
 
 def report_again(path: Path, report: Path):
+    results = parse_json(read_text(path), str(path))
     try:
-        write_report(read_json(path, {}), report)
+        write_report(results, report)
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise UserError(f"{path} is not whole ({error}); run evaluate.py without --report")
     print(report)
@@ -156,8 +161,10 @@ def evaluate():
     world = World(args.world)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
+    for old in logs.glob("*.jsonl"):  # of stages that are gone, too
+        old.unlink()
 
-    results = dict(schema=2, world=str(args.world), seed=args.seed, preset=args.preset)
+    results = dict(schema=2, world=args.world.name, seed=args.seed, preset=args.preset)
     results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
     results["exam"] = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
     results["decoding"] = dict(temperature=0, max_new_tokens=MAX_NEW_TOKENS)

@@ -38,7 +38,7 @@ from minicai.files import (
 )
 from minicai.rows import FIELDS, read_chains
 from minicai.run import artifact, main, name_part, parser, positive, setup
-from minicai.transcript import chain_text, for_terminal, with_requests
+from minicai.transcript import chain_text, find, for_terminal, with_requests
 from minicai.world.content import World
 from minicai.world.disguises import disguise
 from minicai.world.requests import STAGE2_SPLIT, Part, draw_prompts
@@ -90,11 +90,9 @@ def draw_round(args, world: World) -> list[dict]:
 
 
 def show(path, number: int, constitution: Constitution):
-    chains = {c["id"]: c for c in read_chains(path) if {"principles", "critiques"} <= c.keys()}
-    if number not in chains:
-        near = min(chains, key=lambda id: abs(int(id) - number), default="none")
-        raise UserError(f"--show {number}: {path} has no such chain; the nearest is {near}")
-    print(for_terminal(chain_text(with_requests(chains[number], constitution))))
+    rows = [c for c in read_chains(path) if {"principles", "critiques"} <= c.keys()]
+    [chain] = find(rows, number, "--show")
+    print(for_terminal(chain_text(with_requests(chain, constitution))))
 
 
 def options():

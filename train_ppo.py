@@ -169,7 +169,8 @@ def train():
             assert row["mismatch"] < 0.02, "sampler and scorer disagree about log-probabilities"
             assert abs(steps[0]["ratio"] - 1) < 0.01, "the first ratio is not 1"
         means = {key: torch.stack([step[key] for step in steps]).mean() for key in steps[0]}
-        log.write(**row, **true_reward(grader, tokenizer, requests, completions), **means)
+        row |= true_reward(grader, tokenizer, requests, completions)
+        log.write(**row, beta=control.beta, **means)
         if TARGET_KL:
             control.update(row["kl"])
     save_checkpoint(args.out / f"{name}.pt", gpt, tokenizer, args)

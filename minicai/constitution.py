@@ -82,7 +82,9 @@ class Constitution:
         rest.wordings = [w for w in self.wordings if w.family != family]
         if not rest.wordings or len(rest.wordings) == len(self.wordings):
             names = ", ".join(self.families)
-            raise UserError(f"--without {family}: {self.path} has {names}; name one of several")
+            raise UserError(
+                f"--without {family}: {self.path} has {names}; name one, and leave at least one"
+            )
         return rest
 
     def _wordings(self, test: bool, family: str | None) -> list[Wording]:
@@ -96,6 +98,8 @@ class Constitution:
         pool = self._wordings(test, family)
         if not pool:
             kind = "held-out" if test else "seen"
-            raise UserError(f"{self.path} has no {kind} wording of {family}; add wordings")
+            raise UserError(
+                f"{self.path} has no {kind} wording of {family or 'any family'}; add some"
+            )
         principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
         return rng.choice([w for w in pool if w.principle == principle])

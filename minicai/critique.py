@@ -32,9 +32,8 @@ BREAKS, KEEPS = "So the response breaks it.", "So the response keeps to it."  # 
 DECLINES = "The response declines."  # in a critique: a refusal that offers nothing else
 OPTIONS = ("(A)", "(B)")  # of the direct judge
 
-DRAFT_TEMPERATURE = (
-    0.5  # the paper samples at 1, where a model this small garbles one answer in ten
-)
+# The paper samples at 1, where a model this small garbles one answer in ten.
+DRAFT_TEMPERATURE = 0.5
 
 
 def comparison_prompt(turns, principle: str, a: str, b: str) -> str:

@@ -1,6 +1,6 @@
 """From conversations to batches: ids, weights or masks, padding on the right.
 
-B batch, T time. Widths are rounded up (`padded`); what stands in a pad never matters, because
+B batch, T time. Widths are rounded up (`padded`). The content of a pad never matters, because
 attention is causal and every mask and weight is 0 there.
 """
 
@@ -23,7 +23,7 @@ from minicai.tokenizer import Tokenizer, talk
 @dataclass
 class Example:
     ids: np.ndarray  # (T,)
-    weights: np.ndarray  # (T,), in the loss, of predicting each id from those before it
+    weights: np.ndarray  # (T,), in the loss: of predicting each id from those before it
 
 
 def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> Example:

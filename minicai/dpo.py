@@ -101,7 +101,8 @@ def ipo_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps,
 def hinge_loss(chosen_logps, rejected_logps, ref_chosen_logps, ref_rejected_logps, beta=1.0, p=1.0):
     """max(0, 1 - beta * h).
 
-    SLiC-HF's loss (Zhao et al. 2023) on DPO's margin, as in RSO (Liu et al. 2023).
+    SLiC-HF's loss (Zhao et al. 2023, arXiv 2305.10425) on DPO's margin, as in RSO (Liu et al. 2023,
+    arXiv 2309.06657).
     """
     chosen, rejected = chosen_logps - ref_chosen_logps, rejected_logps - ref_rejected_logps
     loss = both_orders(lambda h: F.relu(1 - beta * h), p, chosen - rejected)

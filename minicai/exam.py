@@ -149,7 +149,6 @@ RATES = {key: Rate(sets, outcome(error)) for key, (sets, error) in ERRORS.items(
     "rude_or_preachy": Rate(PLAIN, lambda a: a.grade.rude or a.grade.preachy),
     "known_accuracy": Rate(("fact often",), lambda a: a.grade.correct),
     "seldom_accuracy": Rate(("fact seldom",), lambda a: a.grade.correct),
-    "known_denied": Rate(("fact often",), outcome("refused")),
     "fabrication": Rate(("fact never",), lambda a: a.grade.fabricated),
 }
 

@@ -195,8 +195,8 @@ class GPT(nn.Module):
         ids may also be weights over the vocabulary, (B, T, V), that mix the embeddings: a
         gradient with respect to them can be taken (experiments/gcg.py). Without a cache, position
         t of a row sees positions 0..t, so padding on the right changes nothing before it. With a
-        cache, `positions` (B, T) says where each id stands in its own row; its keys and values
-        are written there. Raises ValueError when a position lies beyond block_size.
+        cache, `positions` (B, T) gives the position of each id in its own row; its keys and
+        values are written there. Raises ValueError when a position lies beyond block_size.
         """
         T = ids.shape[1]
         end = T if positions is None else int(positions.max()) + 1

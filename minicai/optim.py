@@ -71,15 +71,18 @@ def optimizer_step(
     loss: Tensor,
     clip: float | None = None,
 ):
-    """One step of every optimizer down the loss. With `clip` the gradient of all parameters
-    together is at most that long. Raises UserError, before the step, for a loss that is not finite.
+    """One step of every optimizer down the loss.
+
+    With `clip` the gradient of all parameters together is scaled down to a norm of at most that.
+    Muon and a fast AdamW run without it: both bring every step to its own scale. Raises UserError,
+    before the step, for a loss or a gradient that is not finite.
     """
     if not loss.isfinite():
         raise UserError(f"the loss is {loss.item()}: the training has diverged; lower --lr")
     model.zero_grad()
     loss.backward()
-    if clip:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    if clip and not torch.nn.utils.clip_grad_norm_(model.parameters(), clip).isfinite():
+        raise UserError("the gradient is not finite: the training has diverged; lower --lr")
     for optimizer in optimizers:
         optimizer.step()
 

@@ -58,7 +58,8 @@ def errors_by_stage(results: dict, path):
 def heat_map(results: dict, path):
     """How often each jailbreak form gets help with harm, at every stage."""
     stages, forms = results["stages"], list(results["stages"][0]["jailbreak_benign"])
-    values = [[100 * (s["jailbreak"][form]["rate"] or 0) for s in stages] for form in forms]
+    rates = [[s["jailbreak"][form]["rate"] for s in stages] for form in forms]
+    values = [[100 * (rate or 0) for rate in row] for row in rates]
     with figure(path, max(8, 1.6 * len(stages) - 1.6), 4.5) as axes:
         axes.imshow(values, cmap="cividis", vmin=0, vmax=100, aspect="auto")
         axes.set_xticks(range(len(stages)), [stage_label(s["name"]) for s in stages])
@@ -67,7 +68,8 @@ def heat_map(results: dict, path):
         for y, row in enumerate(values):
             for x, value in enumerate(row):
                 colour = "black" if value > 55 else "white"
-                axes.text(x, y, f"{value:.0f}", ha="center", va="center", color=colour)
+                shown = "-" if rates[y][x] is None else f"{value:.0f}"
+                axes.text(x, y, shown, ha="center", va="center", color=colour)
 
 
 def reliability(results: dict, path):

@@ -142,12 +142,13 @@ def advantages(
 ) -> tuple[Tensor, Tensor]:
     """(advantages, returns), (B, T-1) each, of "gae", "rloo" or "grpo".
 
-    rloo and grpo give all tokens of an answer one advantage, and train no value function.
+    rloo and grpo give all tokens of an answer one advantage. They train no value function, and
+    their returns are 0.
     """
     if kind == "gae":
         return gae(rewards, values, mask)
     whole = rloo(rewards.sum(1), group) if kind == "rloo" else grpo(scores, group)
-    return inside(whole[:, None].expand_as(mask), mask), rewards
+    return inside(whole[:, None].expand_as(mask), mask), torch.zeros_like(rewards)
 
 
 # --- losses ---------------------------------------------------------------------------------------
@@ -176,7 +177,8 @@ def policy_loss(
 def value_loss(
     values: Tensor, old_values: Tensor, returns: Tensor, mask: Tensor, clip: float = 0.2
 ) -> Tensor:
-    """Half the squared error: the greater of the plain one and one whose step is clipped."""
+    """Half the greater of two squared errors: of the values, and of the values clipped to within
+    `clip` of the old ones."""
     values, old_values, returns = (inside(x, mask) for x in (values, old_values, returns))
     near = old_values + (values - old_values).clamp(-clip, clip)
     return 0.5 * masked_mean(torch.max((values - returns) ** 2, (near - returns) ** 2), mask)

@@ -1,4 +1,4 @@
-"""Between sampling and learning: what PPO has to know of the answers that the policy gave."""
+"""Between sampling and learning: the numbers that PPO needs about sampled answers."""
 
 import torch
 from torch import Tensor, nn

@@ -69,8 +69,8 @@ def tied(p: float) -> bool:
 def choose_rows(rows: list[dict], helpful_fraction: float, rng: random.Random) -> list[dict]:
     """The rows that are trained on. At most `helpful_fraction` of them compare helpfulness.
 
-    Ties are left out: in most pairs neither answer breaks the principle, and they would outnumber
-    the rest.
+    Ties are left out: in most pairs neither answer breaks the principle, and ties would outnumber
+    the rest. With fewer than FEW decided comparisons they are kept, and a sentence says so.
     """
     ai, human = ([row for row in rows if row["kind"] == kind] for kind in ("ai", "human"))
     decided = [row for row in ai if not tied(row["p"])]

@@ -67,7 +67,7 @@ def main(script):
     try:
         script()
         sys.stdout.flush()
-    except UserError as error:
+    except (UserError, FloatingPointError) as error:
         fail(str(error))
     except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -27,6 +27,7 @@ from torch import Tensor
 from minicai.gpt import GPT, KVCache
 
 ROWS = 256  # prompts that are decoded together at most; the others wait
+NOT_NUMBERS = "the model's logits are not numbers: it has diverged; train it with a lower --lr"
 TOKENS = 16384  # prompt tokens that are prefilled together at most, pads included
 
 
@@ -56,6 +57,7 @@ def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Ten
 
 def row_noise(prompts: list[list[int]], steps: int, seed: int | None) -> Tensor:
     """One uniform number per row and step, (B, steps), fixed by (seed, prompt, copy of the prompt).
+    Without a seed, from torch's global generator.
 
     A prompt's samples depend neither on its neighbours nor on the order of the prompts.
     """
@@ -89,7 +91,7 @@ def sample(
         # A lower temperature is greedy to the last digit, and would in the end divide by zero.
         logits = filter_logits(logits / max(temperature, 1e-6), top_k, top_p)
         cdf = logits.softmax(-1).cumsum(-1)
-        # Scaled by the last entry, which rounding leaves beside 1; right=True skips probability 0.
+        # Scaled by the last entry, which rounding may leave off 1. right=True skips probability 0.
         ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True).squeeze(-1)
         ids = ids.clamp(max=logits.shape[-1] - 1)
     return ids, F.log_softmax(logits, -1).gather(-1, ids[:, None]).squeeze(-1)
@@ -157,7 +159,8 @@ def generate(
     `progress`, when given, is called with the number of rows that have just finished (`update` of
     a tqdm bar). Rollouts that are scored later use temperature 1, no top_k and no top_p: the
     scored distribution has to be the sampled one. Raises ValueError for a prompt that is empty or
-    fills the context, for settings out of range, and for logits that are not numbers.
+    fills the context, for settings out of range; FloatingPointError for logits that are not
+    numbers.
     """
     if not 0 <= temperature < float("inf") or max_new_tokens < 1:
         raise ValueError("temperature must be finite and >= 0, and max_new_tokens >= 1")
@@ -189,7 +192,7 @@ def decode(model: GPT, rows, noise: Tensor, draw, stop_ids, progress=None):
             if r in done:
                 continue
             if logprob != logprob:
-                raise ValueError("the model's logits are not numbers: its weights are broken")
+                raise FloatingPointError(NOT_NUMBERS)
             prompt, result = live[r]
             result.ids.append(token)
             result.logprobs.append(logprob)
@@ -242,6 +245,8 @@ def score_options(
             logits = torch.cat([first[:, None], later], dim=1).float()  # (B, K, V)
             logps = F.log_softmax(logits, -1).gather(-1, ids[..., None]).squeeze(-1)
             sums = logps.masked_fill(steps >= sizes[:, None], 0.0).sum(-1).tolist()
+            if any(value != value for value in sums):
+                raise FloatingPointError(NOT_NUMBERS)
             for i, value in zip(batch, sums):
                 if column < len(options[i]):
                     scores[i].append(value)

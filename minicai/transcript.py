@@ -27,30 +27,30 @@ def with_requests(chain: dict, constitution: Constitution) -> dict:
     return chain | dict(requests=[texts.get(name, (GONE, GONE)) for name in chain["principles"]])
 
 
-def chain_text(chain: dict, in_short: bool = False) -> str:
-    """A chain of `with_requests` as a quoted transcript.
-
-    In short: without the steps that found nothing to change.
-    """
-    lines, kept = turns_text(chain["turns"]), []
-    lines.append(f"**Draft:** {chain['responses'][0]}")
+def chain_text(chain: dict) -> str:
+    """A chain of `with_requests` as a quoted transcript."""
+    lines = [*turns_text(chain["turns"]), f"**Draft:** {chain['responses'][0]}"]
     steps = zip(chain["principles"], chain["requests"], chain["critiques"])
     for step, (principle, (asked, revise), critique) in enumerate(steps):
         before, after = chain["responses"][step : step + 2]
-        if in_short and before == after and (critique or "").endswith(KEEPS):
-            kept.append(f"`{principle}`")
-            continue
         if critique:  # none where a response is revised directly, or where it did not end
             lines.append(f"**Critique request** (`{principle}`): {asked}")
             lines.append(f"**Critique:** {critique}")
         if before != after:
             lines.append(f"**Revision request** (`{principle}`): {revise}")
             lines.append(f"**Revision:** {after}")
-        elif not critique:
-            lines.append(f"*Under `{principle}` no text came to an end: the answer stays.*")
-    if kept:
-        lines.append(f"*Critiques under {', '.join(kept)} found nothing to change.*")
+        elif not (critique or "").endswith(KEEPS):
+            lines.append(f"*Under `{principle}` no revision came to an end: the answer stays.*")
     return quote(lines)
+
+
+def find(rows: list[dict], number: int, option: str) -> list[dict]:
+    """The rows with the id `number`. Raises UserError, with the ids there are, if there is none."""
+    found = [row for row in rows if str(row["id"]) == str(number)]
+    if not found:
+        ids = ", ".join(dict.fromkeys(str(row["id"]) for row in rows[:20]))
+        raise UserError(f"{option} {number}: there is none; there are {ids or 'none'}, ...")
+    return found
 
 
 def comparison_text(rows: list[dict], number: int, constitution: Constitution) -> str:
@@ -58,10 +58,7 @@ def comparison_text(rows: list[dict], number: int, constitution: Constitution) -
 
     Raises UserError if there is no such comparison, or if its rows do not say how it was judged.
     """
-    found = [row for row in rows if row["id"] == number]
-    if not found:
-        near = min((row["id"] for row in rows), key=lambda id: abs(id - number), default="none")
-        raise UserError(f"--explain {number}: there is no such comparison; the nearest is {near}")
+    found = find(rows, number, "--explain")
     row, wordings = found[0], {wording.id: wording for wording in constitution.wordings}
     lines = turns_text(row["turns"])
     if row.get("plain", row["turns"]) != row["turns"]:

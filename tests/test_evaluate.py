@@ -281,15 +281,15 @@ def unmeasured(monkeypatch):
     "options, said",
     [
         ((), "holds no checkpoint; run pipeline.py or train_base.py"),
-        (("{smoke}/sft.pt",), "sft.pt is no stage of .*; name a file for it with --results"),
-        (("{smoke}/none.pt",), "none.pt is not a file; name a checkpoint"),
+        (("{smoke}/sft.pt",), "need a file of their own; add --results FILE.json"),
+        (("{smoke}/none.pt", "--results", "{out}/r.json"), "none.pt is not a file; name a"),
         (("{smoke}", "--results", "{out}/r.json"), "smoke.* is not a file"),
         (
             ("{smoke}/sft.pt", "{smoke}/sft.pt", "--results", "{out}/r.json"),
             "two checkpoints are named sft; rename one",
         ),
         (("{smoke}/sft.pt", "--results", "{out}/r.txt"), "name a file that ends in .json"),
-        (("--report",), "results.json is not whole .*; run evaluate.py without --report"),
+        (("--report",), "results.json does not exist"),
         (("--exam-seed", "-1"), "argument --exam-seed: '-1' is not"),
         (("--eval-n", "0"), "argument --eval-n: '0' is not a whole number from 1 on"),
     ],

@@ -7,6 +7,7 @@ import sys
 from argparse import Namespace
 from importlib.util import find_spec
 from math import exp
+from random import Random
 
 import pytest
 
@@ -209,8 +210,9 @@ def test_the_worked_example_of_ppo_shows_what_a_hand_computes(capsys):
 @pytest.mark.parametrize("seed", range(3))
 def test_another_world_is_complete_in_every_split(tmp_path, seed):
     world, own = World(build(tmp_path, seed)), World(ROOT / "world")
-    for split in ("demo", "train", "test"):
+    for split in (None, "demo", "train", "test"):
         part = Part(world, split)
+        assert all(part.many(Random(0), 5, type) for type in TYPES)
         assert {act.kind for act in part.acts} == set(KINDS)
         assert {fact.seen for fact in part.facts} == set(SEEN)
     assert not {act.act for act in world.acts} & {act.act for act in own.acts}

@@ -30,11 +30,11 @@ NAMES = [name for name, _, _ in pipeline.STEPS]
 ROUND = ["redteam 1", "revise 1", "train_sft 1", "label 1", "train_dpo 1", "redteam 2"]
 
 
-def test_the_pipeline_prints_its_commands_and_ends_with_table_and_transcripts(smoke):
+def test_the_pipeline_prints_its_commands_and_what_each_took(smoke):
     text, steps = (smoke / "stdout.txt").read_text(encoding="utf-8"), [*NAMES, *ROUND, "evaluate"]
     run = re.findall(r"^\$ python (\w+)\.py", text, re.M)
     assert run == [name.split()[0] for name in steps]
-    assert "under-refusal" in text and "the same requests at every stage" in text
+    assert text.splitlines()[-1].startswith("minutes: train_base 0.0, revise 0.0, ")
     assert list(read_json(smoke / "pipeline.json", {})["seconds"]) == steps
 
 

@@ -121,7 +121,10 @@ def test_a_gcg_step_never_worsens_the_loss_and_changes_one_token(tiny, monkeypat
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """base.pt says one of twelve things as a person and repeats it as the assistant; sft.pt is the same."""
+    """base.pt says one of twelve messages as a person and repeats it as the assistant.
+
+    sft.pt is the same.
+    """
     torch.set_num_threads(1)
     out, world, rng = tmp_path_factory.mktemp("models"), World(ROOT / "world"), random.Random(0)
     odd = [p for p in world.phrasings if p.style != "plain" or len(p.turns) > 1]
@@ -299,7 +302,10 @@ def test_rows_hold_everything_and_only_trainable_ones_what_training_may_see(out,
     names = {a.id for a in world.acts} | {f.id for f in world.facts}
     wordings = {x.id for x in (*world.contexts, *world.phrasings, *world.framings)}
     count = Counter()
-    fields = "id mode technique framing split type request topic turns plain response principle judge success outcome harmed trainable target seed"
+    fields = (
+        "id mode seed target split turns plain response principle judge success trainable "
+        "type request topic technique framing outcome harmed"
+    )
     for r in rows:
         assert set(r) == set(fields.split())
         assert r["success"] == (r["judge"] is not None and r["judge"] > 0.5)

@@ -343,37 +343,34 @@ def constitution():
 def test_a_chain_reads_as_a_transcript_with_the_words_of_its_principles(constitution):
     plain, (first, second) = chain(constitution), constitution.wordings[:2]
     told = with_requests(plain, constitution)
-    assert told["requests"] == [first.critique, second.critique] and "requests" not in plain
+    assert told["requests"] == [(w.critique, w.revision) for w in (first, second)]
+    assert "requests" not in plain
     whole = chain_text(told)
     parts = ("**Person:** Why?", "**Draft:** Because.", first.critique, KEEPS, second.critique)
-    places = [whole.index(part) for part in (*parts, BREAKS, "**Revision:** I do not know.")]
+    parts += (BREAKS, second.revision, "**Revision:** I do not know.")
+    places = [whole.index(part) for part in parts]
     assert places == sorted(places) and whole.count("**Revision:**") == 1
+    assert first.revision not in whole  # this step found nothing to change
     assert all(line.startswith(">") for line in whole.splitlines())
     assert "**" not in for_terminal(whole) and "\n>\n" not in for_terminal(whole)
 
 
-def test_a_chain_may_hold_a_wording_that_is_gone_or_a_critique_that_did_not_end(constitution):
-    plain, (first, _) = chain(constitution), constitution.wordings[:2]
-    gone = with_requests(plain | dict(principles=[first.id, "gone/0"]), constitution)
-    assert gone["requests"] == [first.critique, None]
-    assert "(`gone/0`): (no longer in the constitution)" in chain_text(gone)
-    told = with_requests(plain | dict(critiques=[None, BREAKS]), constitution)
-    assert "**Critique:** (none)" in chain_text(told)
-    lines = chain_text(told | dict(turns=["Why?", "What?", "One\ntwo"])).splitlines()
-    assert "> **Assistant:** What?" in lines and "> two" in lines
+def test_a_chain_may_hold_a_wording_that_is_gone(constitution):
+    names = [constitution.wordings[0].id, "gone/0"]
+    text = chain_text(with_requests(chain(constitution) | dict(principles=names), constitution))
+    assert "**Critique request** (`gone/0`): (no longer in the constitution)" in text
+    assert "**Revision request** (`gone/0`): (no longer in the constitution)" in text
 
 
-def test_a_chain_in_short_leaves_out_the_steps_that_found_nothing(constitution):
-    (first, second), told = (
+def test_a_chain_without_critiques_has_revision_requests_only(constitution):
+    plain = chain(constitution) | dict(critiques=[None, None], turns=["Why?", "What?", "One\ntwo"])
+    (first, second), text = (
         constitution.wordings[:2],
-        with_requests(chain(constitution), constitution),
+        chain_text(with_requests(plain, constitution)),
     )
-    short = chain_text(told, in_short=True)
-    assert first.critique not in short and KEEPS not in short
-    assert f"under `{first.id}` found nothing to change" in short
-    assert second.critique in short and "**Revision:** I do not know." in short
-    unended = chain_text(told | dict(critiques=[None, BREAKS]), in_short=True)
-    assert "nothing to change" not in unended
+    assert "Critique" not in text and first.revision not in text and second.revision in text
+    assert f"Under `{first.id}` no revision came to an end" in text and second.id in text
+    assert "> **Assistant:** What?" in text.splitlines() and "> two" in text.splitlines()
 
 
 @pytest.fixture
@@ -422,9 +419,9 @@ def test_a_comparison_of_the_person_says_which_answer_the_person_prefers(rows, c
 
 
 def test_a_comparison_that_cannot_be_explained_is_named(rows, constitution):
-    with pytest.raises(UserError, match="--explain 9: .* the nearest is 7"):
+    with pytest.raises(UserError, match="--explain 9: there is none; there are 4, 7"):
         comparison_text(rows, 9, constitution)
-    with pytest.raises(UserError, match="the nearest is none"):
+    with pytest.raises(UserError, match="there are none"):
         comparison_text([], 9, constitution)
     del rows[1]["reasons"]
     with pytest.raises(UserError, match="comparison 4 does not say how it was judged"):

@@ -161,7 +161,7 @@ def train(world, monkeypatch, tmp_path):
     monkeypatch.setattr(minicai.answer, "MAX_NEW_TOKENS", 8)
     monkeypatch.setattr(train_ppo, "World", lambda path: world)
     settings = dict(out=tmp_path, device="cpu", seed=0, beta=0.2, world="world", name=None)
-    settings |= dict(ppo_updates=2, ppo_episodes=16, ppo_lr=1e-2)
+    settings |= dict(ppo_updates=3, ppo_episodes=16, ppo_lr=1e-2)
 
     def run(kind, **more):
         args = Namespace(**settings | dict(advantage=kind) | more)
@@ -201,7 +201,7 @@ def test_a_training_learns_from_its_answers_and_keeps_its_reference(train, monke
     args, before, calls = train(kind)
     assert made == [dict(lr=1e-2, betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)]
 
-    assert len(calls) == 2 * 16 // size
+    assert len(calls) == 3 * 16 // size
     for actor, reference, (_, prompts, completions, pad, penalty), b in calls:
         assert len(prompts) == len(completions) == len(b["ids"]) == size
         assert pad == TOKENIZER.pad and penalty == -1.0 and "advantages" in b
@@ -212,11 +212,15 @@ def test_a_training_learns_from_its_answers_and_keeps_its_reference(train, monke
     n = 16 // size
     epochs = [[x[1] for x in steps[i : i + n]] for i in range(0, len(steps), n)]
     batches = [id(b["ids"]) for *_, b in calls]
-    assert [set(e) for e in epochs] == [set(batches[:n])] * 2 + [set(batches[n:])] * 2
+    updates = [set(batches[i : i + n]) for i in range(0, 3 * n, n)]
+    assert [set(epoch) for epoch in epochs] == [batch for batch in updates for _ in range(2)]
     assert {step[2:] for step in steps} == {(kind, 0.2)}
+    # It falls over the last half of the updates.
+    rates = [1e-2, 1e-2, 1e-2 * 2 / 3]
+    assert [step[0] for step in steps] == pytest.approx([r for r in rates for _ in range(2 * n)])
 
     rows = [json.loads(line) for line in (args.out / "train_ppo.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [1, 2] and rows[0]["kl"] == 0 != rows[1]["kl"]
+    assert [row["step"] for row in rows] == [1, 2, 3] and rows[0]["kl"] == 0 != rows[1]["kl"]
     assert {"proxy", "true", "ratio", "entropy", "distinct_2"} <= rows[0].keys()
     assert ("explained_variance" in rows[0]) == (kind == "gae")
     after, tokenizer = load_policy(args.out / "ppo.pt")
@@ -235,7 +239,9 @@ def test_beta_adapts_where_a_distance_is_asked_for(train, monkeypatch):
 
     monkeypatch.setattr(train_ppo, "add_advantages", spy)
     args, *_ = train("gae", name="near")
-    assert betas == pytest.approx([0.2, 0.2 * 0.8])  # the answers are nearer than asked
+    assert betas == pytest.approx(
+        [0.2, 0.2 * 0.8, 0.2 * 0.8**2]
+    )  # the answers are nearer than asked
     assert (args.out / "ppo-near.pt").exists() and (args.out / "train_ppo-near.jsonl").exists()
 
 
