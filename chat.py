@@ -22,7 +22,7 @@ import torch
 from minicai.answer import MAX_NEW_TOKENS, answer
 from minicai.constitution import Constitution
 from minicai.critique import critique_and_revise
-from minicai.files import UserError, append_jsonl, load_policy, newest_stage
+from minicai.files import UserError, append_jsonl, load_like, load_policy, newest_stage
 from minicai.guard import guarded_answer, helpful_refusals
 from minicai.reward import RewardModel
 from minicai.run import at_least_zero, main, make_folder, option_type, parser, setup
@@ -62,7 +62,7 @@ class Chat:
         self.model, self.tokenizer = load_policy(self.path, args.device)
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
         if args.show_critique or args.guard or args.helpful_refusals:
-            self.base, _ = load_policy(self.path.parent / "base.pt", args.device)
+            self.base = load_like(self.path.parent / "base.pt", self.tokenizer, args.device)
         if args.guard:
             make_folder(args.out)  # for the log
         if args.guard or args.helpful_refusals:

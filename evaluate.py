@@ -9,10 +9,9 @@ questions. docs/metrics.md explains every number.
 
 reads   checkpoints, constitution.json, world/, and what other scripts left in OUT: rm.pt,
         judge.json, redteam.json, revisions.jsonl, train_ppo*.jsonl, pipeline.json
-writes  OUT/results.json (after every stage), OUT/report.md (with pictures if matplotlib is
-        installed), OUT/transcripts/STAGE.jsonl (every question, answer and outcome) and
-        skills.jsonl (critiques, revisions); with --results DIR/NAME.json: that file, DIR/NAME.md
-        and DIR/transcripts-NAME
+writes  OUT/results.json (after every stage), OUT/report.md (with pictures if matplotlib is there),
+        OUT/transcripts/STAGE.jsonl (questions, answers, outcomes) and skills.jsonl (critiques);
+        with --results DIR/NAME.json: that file, DIR/NAME.md and DIR/transcripts-NAME
 """
 
 import subprocess
@@ -64,7 +63,7 @@ def options():
 
 
 def choose(args) -> list[Path]:
-    """The checkpoints to measure. Raises UserError where results could not be told apart."""
+    """The checkpoints to measure."""
     paths = args.checkpoints or stages(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
@@ -82,9 +81,9 @@ def choose(args) -> list[Path]:
 
 def commit() -> str:
     """The version of the code; "unknown" outside a git repository."""
-    command = ["git", "describe", "--always", "--dirty"]
+    command = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+        done = subprocess.run(command, capture_output=True, text=True)
     except OSError:
         return "unknown"
     return done.stdout.strip() or "unknown"
@@ -96,8 +95,7 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     warn_if_newer(out / "rm.pt", out / "preferences.jsonl", remedy="run train_rm.py again")
     found = dict(redteam=read_json(out / "redteam.json", {}))
     found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
-    if judged := read_json(out / "judge.json", {}):
-        found["judge_audit"] = judged
+    found |= dict(judge_audit=judged) if (judged := read_json(out / "judge.json", {})) else {}
     keys, curves = ("kl", "proxy", "true"), {}
     for log in sorted(out.glob("train_ppo*.jsonl")):
         if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
@@ -125,9 +123,9 @@ def measure_stage(path: Path, exam: Exam, args) -> tuple[dict, list[dict]]:
 def audit_base(path: Path, exam: Exam, constitution: Constitution, args) -> tuple[dict, list[dict]]:
     """The base as a critic: its rates, and a row for each critique."""
     model, tokenizer = load_policy(path, args.device)
-    n = 2 * args.eval_n
+    size = 2 * args.eval_n, args.exam_seed
     with tqdm(desc="critiques and revisions", unit=" texts") as bar:
-        return audit_skills(model, tokenizer, exam, constitution, n, args.exam_seed, bar.update)
+        return audit_skills(model, tokenizer, exam, constitution, *size, bar.update)
 
 
 def audit_rm(exam: Exam, args) -> dict:

@@ -2,7 +2,7 @@
 
     python label.py                                # cpu preset: ten to fifteen minutes
     python label.py --label hard --name hard       # or clamp; the default keeps the probability
-    python label.py --judge direct --name direct   # no reasoning first, as the paper begins
+    python label.py --judge direct --name direct   # the paper's judge, which does not reason first
     python label.py --iid --name iid               # all pairs are two SL-CAI samples (the paper)
     python label.py --round 1                      # feedback: each revision against what it revised
     python label.py --explain 54                   # print comparison 54 with the judge's reasons
@@ -31,6 +31,7 @@ from minicai.audit import audit_judge, print_audit
 from minicai.constitution import Constitution
 from minicai.files import (
     UserError,
+    load_like,
     load_policy,
     read_jsonl,
     stage_before,
@@ -157,14 +158,13 @@ def label():
     world, constitution = World(args.world), Constitution(args.constitution)
     path = args.out / f"{artifact('preferences', args)}.jsonl"
     if args.explain is not None:
-        required = ("id", "kind", "turns", "by", "a", "b", "p")
-        print(comparison_text(read_jsonl(path, required, FIELDS), args.explain, constitution))
-        return
+        rows = read_jsonl(path, ("id", "kind", "turns", "by", "a", "b", "p"), FIELDS)
+        return print(comparison_text(rows, args.explain, constitution))
     start = args.out / (f"sft-round{args.round}.pt" if args.round else "sft.pt")
     before = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
     warn_if_newer(start, before, remedy="run train_sft.py again")
     policy, tokenizer = load_policy(start, args.device)
-    base, _ = load_policy(args.out / "base.pt", args.device)
+    base = load_like(args.out / "base.pt", tokenizer, args.device)
 
     if args.round:
         rng = random.Random(f"label {args.seed}")

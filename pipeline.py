@@ -9,12 +9,13 @@ after the last finished step: OUT/pipeline.json has the seconds that each step t
 runs again, the steps after it run again too. It ends with the results table and transcripts.
 """
 
+import os
 import random
 
 from minicai.constitution import Constitution
 from minicai.exam import Exam
 from minicai.files import UserError, read_json, stage_before, write_json
-from minicai.run import main, parser, run_script, setup
+from minicai.run import ROOT, main, parser, run_script, setup
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
 from minicai.world.requests import MIX, STAGE2_SPLIT, Part, fresh_fact
@@ -73,12 +74,12 @@ def pipeline():
     args = setup(p)
     check(args)
     record, path = read_json(args.out / "pipeline.json", {}), args.out / "pipeline.json"
-    settings = dict(preset=args.preset, seed=args.seed, world=str(args.world))
-    settings["constitution"] = str(args.constitution)
-    if record.get("settings", settings) != settings:
-        raise UserError(f"{path} is of a run with other options; name another --out")
-    record = dict(settings=settings, seconds=record.get("seconds", {}))
-    seconds = record["seconds"]
+    settings = dict(preset=args.preset, seed=args.seed, world=os.path.relpath(args.world, ROOT))
+    settings["constitution"] = os.path.relpath(args.constitution, ROOT)
+    seconds = record.get("seconds", {})
+    if record.get("settings", settings) != settings or not isinstance(seconds, dict):
+        raise UserError(f"{path} is of a run with other options; delete it or name another --out")
+    record = dict(settings=settings, seconds=seconds)
     for name, own, artifact in STEPS + round_steps(args.rounds, args.out):
         if name in seconds and (args.out / artifact).exists():
             print(f"{name}: done before, in {seconds[name] / 60:.1f} minutes")

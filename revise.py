@@ -83,6 +83,7 @@ def draw_round(args, world: World) -> list[dict]:
     rng, part = random.Random(f"revise {args.seed} {args.round}"), Part(world, STAGE2_SPLIT)
     n_fresh = 2 * max(len(attacks), args.attempts // 3)
     fresh = [disguise(r, part, rng) for r in draw_prompts(part, n_fresh, rng, FRESH)]
+    print(f"{len(attacks)} attacks that worked, {n_fresh} fresh requests in disguise")
     kept = ("split", "type", "request", "turns", "plain", "response")
     return [{key: a[key] for key in kept} for a in attacks] + [
         as_row(r, STAGE2_SPLIT) for r in fresh

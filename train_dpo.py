@@ -64,7 +64,8 @@ def train():
     start = args.out / (f"sft-round{args.round}.pt" if args.round else "sft.pt")
     files = [args.data or args.out / "preferences.jsonl"]
     files += [args.out / f"preferences-round{n}.jsonl" for n in range(1, (args.round or 0) + 1)]
-    warn_if_newer(files[-1], start, remedy="run label.py again")
+    if args.round or not args.data:
+        warn_if_newer(files[-1], start, remedy="run label.py again")
     policy, tokenizer = load_policy(start, args.device)
     block_size, rng = policy.config.block_size, random.Random(f"dpo {args.seed}")
     pairs = read_pairs(files, tokenizer, args.helpful_fraction, block_size, rng)

@@ -107,7 +107,8 @@ def load(args):
     """The policy, its tokenizer, and the reward model."""
     gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
     path = args.reward or args.out / "rm.pt"
-    warn_if_newer(path, args.out / "sft.pt", remedy="run train_rm.py again")
+    if not args.reward:
+        warn_if_newer(path, args.out / "sft.pt", remedy="run train_rm.py again")
     reward, its_tokenizer, _ = RewardModel.load(path, args.device)
     if its_tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"{path} and {args.out}/sft.pt have different tokenizers; name another")

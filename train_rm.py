@@ -73,7 +73,8 @@ def options():
 def train():
     args = options()
     path, name = args.data or args.out / "preferences.jsonl", artifact("rm", args)
-    warn_if_newer(path, args.out / "sft.pt", remedy="run label.py again")
+    if not args.data:
+        warn_if_newer(path, args.out / "sft.pt", remedy="run label.py again")
     gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
     model, rng = RewardModel(gpt).to(args.device), random.Random(f"rm {args.seed}")
     pairs = read_pairs([path], tokenizer, args.helpful_fraction, gpt.config.block_size, rng)

@@ -34,6 +34,7 @@ from minicai.critique import DRAFT_TEMPERATURE
 from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
 from minicai.files import (
     UserError,
+    load_like,
     load_policy,
     save_checkpoint,
     stage_before,
@@ -134,7 +135,8 @@ def options():
 def read_data(args) -> tuple[list[dict], list[dict]]:
     """The chains of Stage 1, and those of all rounds so far."""
     path, of_rounds = args.data or args.out / "revisions.jsonl", []
-    warn_if_newer(path, args.out / "base.pt", remedy="run revise.py again")
+    if not args.data:
+        warn_if_newer(path, args.out / "base.pt", remedy="run revise.py again")
     chains = read_chains(path)
     for n in range(1, (args.round or 0) + 1):
         path = args.out / f"revisions-round{n}.jsonl"
@@ -151,7 +153,7 @@ def train():
     n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(chains))
     helpful = helpful_answers(args, base, tokenizer, n_helpful) if n_helpful else []
     start = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
-    model, _ = load_policy(start, args.device)
+    model = load_like(start, tokenizer, args.device)
     block_size = model.config.block_size
 
     data = [(row["turns"], row["response"]) for row in helpful]

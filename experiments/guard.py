@@ -19,12 +19,12 @@ from pathlib import Path
 from minicai.answer import answer
 from minicai.constitution import Constitution
 from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
-from minicai.files import load_policy, read_jsonl, stages, write_json, write_jsonl
+from minicai.files import load_like, load_policy, read_jsonl, stages, write_json, write_jsonl
 from minicai.guard import LAYERS, check_input, check_output, closed
 from minicai.metrics import rate_by_topic
 from minicai.report import aligned, interval
 from minicai.run import main, parser, positive, setup
-from minicai.world.attacks import READ, load_like
+from minicai.world.attacks import READ
 from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.requests import PLAIN

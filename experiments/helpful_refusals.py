@@ -17,12 +17,11 @@ from pathlib import Path
 from minicai.answer import answer
 from minicai.constitution import Constitution
 from minicai.exam import Exam
-from minicai.files import load_policy, newest_stage, write_json, write_jsonl
+from minicai.files import load_like, load_policy, newest_stage, write_json, write_jsonl
 from minicai.guard import REFUSAL, helpful_refusals
 from minicai.metrics import rate_by_topic
 from minicai.report import aligned, interval
 from minicai.run import main, parser, positive, setup
-from minicai.world.attacks import load_like
 from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.requests import PLAIN, Request

@@ -5,6 +5,7 @@ file or the new one. Logs are appended line by line.
 """
 
 import json
+import math
 import os
 import re
 import sys
@@ -36,11 +37,13 @@ def read_text(path) -> str:
 def parse_json(text: str, where: str):
     """Raises UserError for what is no JSON, NaN and Infinity included."""
 
-    def refuse(constant):
-        raise ValueError(f"{constant} is no number")
+    def number(digits: str) -> float:
+        if not math.isfinite(float(digits)):
+            raise ValueError(f"{digits} is no number")
+        return float(digits)
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        return json.loads(text, parse_float=number, parse_constant=number)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON ({error}); fix or delete it")
 
@@ -86,12 +89,17 @@ def write_jsonl(path, rows):
 
 
 def append_jsonl(path, rows):
-    """Append to a log. Half a line that a killed process left at the end is cut off first."""
+    """Append to a log. Half a row that a killed process left at the end is cut off first."""
     with open(path, "a+b") as f:
         start = f.seek(0, os.SEEK_END)
         while start and (f.seek(start - 1), f.read(1))[1] != b"\n":
             start -= 1
-        f.truncate(start)
+        f.seek(start)
+        try:
+            json.loads(f.read() or "0")
+            f.write(b"\n" if f.tell() > start else b"")  # a whole row that lacked its newline
+        except ValueError:
+            f.truncate(start)
         f.write(b"".join(map(as_json, rows)))
 
 
@@ -146,6 +154,13 @@ def load_state(path) -> dict:
         raise UserError(f"{path} is not a checkpoint ({type(error).__name__}); name another .pt")
 
 
+def finite(model: GPT, extra: dict) -> bool:
+    """Whether all weights are numbers, those of heads in `extra` too."""
+    heads = [t for value in extra.values() if isinstance(value, dict) for t in value.values()]
+    tensors = [*model.parameters(), *(t for t in heads if isinstance(t, torch.Tensor))]
+    return all(t.isfinite().all() for t in tensors)
+
+
 def save_checkpoint(path, model: GPT, tokenizer: Tokenizer, options, kind="policy", **extra):
     """A self-contained checkpoint: weights, config, tokenizer, and the options it was made with.
 
@@ -153,7 +168,7 @@ def save_checkpoint(path, model: GPT, tokenizer: Tokenizer, options, kind="polic
     not finite, and keeps the old file.
     """
     model = getattr(model, "_orig_mod", model)  # inside what torch.compile made
-    if not all(p.isfinite().all() for p in model.parameters()):
+    if not finite(model, extra):
         raise UserError(f"{path} is not written: its weights are not finite; lower --lr")
     made = {k: v if isinstance(v, int | float | None) else str(v) for k, v in vars(options).items()}
     weights = dict(config=asdict(model.config), model=model.state_dict())
@@ -173,7 +188,7 @@ def load_checkpoint(path, kind="policy", device="cpu") -> tuple[GPT, Tokenizer, 
     except Exception as error:
         reason = str(error).splitlines()[-1].strip()
         raise UserError(f"{path} does not fit this version ({reason}); train it again")
-    if not all(p.isfinite().all() for p in model.parameters()):
+    if not finite(model, value):
         raise UserError(f"{path} holds weights that are not finite; train it again")
     return model.to(device).eval(), tokenizer, value
 
@@ -182,6 +197,14 @@ def load_policy(path, device="cpu") -> tuple[GPT, Tokenizer]:
     """A language model in eval mode, and its tokenizer."""
     model, tokenizer, _ = load_checkpoint(path, "policy", device)
     return model, tokenizer
+
+
+def load_like(path, tokenizer: Tokenizer, device="cpu") -> GPT:
+    """A language model that is used with another one. Raises UserError for another tokenizer."""
+    model, own = load_policy(path, device)
+    if own.to_json() != tokenizer.to_json():
+        raise UserError(f"{path} has another tokenizer than the other models; train it again")
+    return model
 
 
 def rounds(out: Path) -> list[Path]:

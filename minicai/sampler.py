@@ -7,9 +7,9 @@ Prompts are padded on the right, and every row counts positions from its own sta
 that a row samples is written over its k-th pad, and a query looks at no slot beyond its own
 position. So no real query ever sees a pad, and no padding mask is needed.
 
-A row's sample depends on the seed, its prompt, and how many copies of the prompt came before it. It
-does not depend on the other rows, except through rounding: in bfloat16 the shape of a batch can
-decide between two tokens that are almost equally likely.
+A row's sample depends on the seed, its prompt, and how many copies of it came before. It does not
+depend on the other rows, except through rounding: in bfloat16 the shape of a batch can decide
+between two tokens that are almost equally likely.
 
 Dimensions: B rows, T prompt length, K option length, V vocabulary.
 """
@@ -56,11 +56,8 @@ def filter_logits(logits: Tensor, top_k: int | None, top_p: float | None) -> Ten
 
 
 def row_noise(prompts: list[list[int]], steps: int, seed: int | None) -> Tensor:
-    """One uniform number per row and step, (B, steps), fixed by (seed, prompt, copy of the prompt).
-    Without a seed, from torch's global generator.
-
-    A prompt's samples depend neither on its neighbours nor on the order of the prompts.
-    """
+    """One uniform number per row and step, (B, steps), fixed by (seed, prompt, copy of the prompt);
+    without a seed, from torch's global generator."""
     if seed is None:
         return torch.rand(len(prompts), steps)
     seen, noise = Counter(), torch.empty(len(prompts), steps)
@@ -134,10 +131,9 @@ def prefill(model: GPT, prompts: list[list[int]], slots: int) -> tuple[KVCache, 
 
 def as_lists(model: GPT, prompts) -> list[list[int]]:
     """Prompts (lists, tuples, arrays, tensors) as lists of int. Raises ValueError for a bad one."""
-    prompts = [[int(i) for i in prompt] for prompt in prompts]
+    prompts, size = [[int(i) for i in prompt] for prompt in prompts], model.config.block_size
     for prompt in prompts:
-        if not 0 < len(prompt) < model.config.block_size:
-            size = model.config.block_size
+        if not 0 < len(prompt) < size:
             raise ValueError(f"a prompt of {len(prompt)} tokens does not fit the context of {size}")
     return prompts
 
@@ -162,10 +158,11 @@ def generate(
     fills the context, for settings out of range; FloatingPointError for logits that are not
     numbers.
     """
-    if not 0 <= temperature < float("inf") or max_new_tokens < 1:
-        raise ValueError("temperature must be finite and >= 0, and max_new_tokens >= 1")
-    if not (top_k is None or top_k >= 1) or not (top_p is None or 0 < top_p <= 1):
-        raise ValueError("top_k must be >= 1, and top_p in (0, 1]")
+    k, p = (1 if limit is None else limit for limit in (top_k, top_p))
+    if not (0 <= temperature < float("inf") and max_new_tokens >= 1 and k >= 1 and 0 < p <= 1):
+        raise ValueError(
+            "needs finite temperature >= 0, max_new_tokens, top_k >= 1, 0 < top_p <= 1"
+        )
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     prompts = as_lists(model, prompts)
     stop_ids = frozenset(map(int, stop_ids))  # a tensor's entries would equal nothing

@@ -1,10 +1,10 @@
 """What the tests share: one smoke run of the whole pipeline, and ways to run a script."""
 
-import runpy
 import shutil
 import signal
+import subprocess
 import sys
-from contextlib import redirect_stdout
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -23,33 +23,35 @@ def release_locks():
     minicai.run.LOCKED.clear()
 
 
+def pytest_collection_modifyitems(items):
+    """Tests that need the smoke run come last: it runs beside the others, on a second core."""
+    items.sort(key=lambda item: "smoke" in getattr(item, "fixturenames", ()))
+
+
+def pytest_collection_finish(session):
+    if any("smoke" in getattr(item, "fixturenames", ()) for item in session.items):
+        out = Path(tempfile.mkdtemp(prefix="smoke-"))
+        command = [sys.executable, str(ROOT / "tests" / "smoke_run.py"), str(out)]
+        with open(out / "stderr.txt", "w") as stderr:
+            session.config.smoke = out, subprocess.Popen(command, stderr=stderr)
+
+
+def pytest_unconfigure(config):
+    if hasattr(config, "smoke"):
+        out, process = config.smoke
+        process.kill()
+        process.wait()
+        shutil.rmtree(out, ignore_errors=True)
+
+
 @pytest.fixture(scope="session")
-def smoke(tmp_path_factory) -> Path:
+def smoke(request) -> Path:
     """OUT of `pipeline.py --preset smoke --rounds 1`, and what it printed in stdout.txt.
 
-    All tests share it, so none may write there: see `copy`. Its steps run in this process, as
-    `python STEP.py` would run them, because each import of torch takes seconds.
+    All tests share it, so none may write there: see `copy`.
     """
-    out = tmp_path_factory.mktemp("smoke")
-
-    def run_script(name: str, args, *own) -> float:
-        shared = ("preset", "out", "seed", "device", "world", "constitution")
-        options = [*own, *(x for key in shared for x in (f"--{key}", getattr(args, key)))]
-        print(f"$ python {name}.py")
-        as_main(name, *options)
-        return 1.0
-
-    def as_main(name: str, *options):
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", [f"{name}.py", *map(str, options)])
-            runpy.run_path(str(ROOT / f"{name}.py"), run_name="__main__")
-
-    with pytest.MonkeyPatch.context() as patch, open(out / "stdout.txt", "w") as stdout:
-        patch.setattr(minicai.run, "run_script", run_script)
-        patch.setattr(signal, "signal", lambda *_: None)
-        with redirect_stdout(stdout):
-            as_main("pipeline", "--preset", "smoke", "--device", "cpu", "--rounds", 1, "--out", out)
-    release_locks()
+    out, process = request.config.smoke
+    assert process.wait() == 0, (out / "stderr.txt").read_text()[-2000:]
     return out
 
 

@@ -6,21 +6,23 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 
 import pytest
 
 from experiments.other_world import build
 from minicai.constitution import Constitution
-from minicai.critique import CRITIQUE_REQUEST, OPTIONS, REVISION_REQUEST
+from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, REVISION_REQUEST
 from minicai.exam import Exam
 from minicai.files import UserError, read_jsonl, write_jsonl
-from minicai.jailbreak import base64_word, each_word
+from minicai.jailbreak import CODED, base64_word, each_word
 from minicai.run import ROOT
 from minicai.splits import held_out, split_of
-from minicai.world.content import DOCUMENTS, REPLIES, World
+from minicai.world.content import DOCUMENTS, KINDS, REPLIES, TECHNIQUES, TONES, World
 from minicai.world.corpus import SHARE, Corpus, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
+from minicai.world.keywords import HARMLESS
+from minicai.world.requests import TYPES
 from minicai.world.skills import ABOUT
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
 
@@ -286,6 +288,125 @@ def test_alternatives_are_offered_in_every_way_a_refusal_has_and_without_refusin
     texts = [t.text for t in world.replies if t.use in ("refusal", "limit")]
     offers = {re.split(r"[.?!] ", text.split("{alternative}")[0])[-1] for text in texts}
     assert len(ways) == len(offers) > 8
+
+
+# --- the truth -----------------------------------------------------------------------------------
+
+
+def test_a_document_says_what_is_true_of_its_act_and_reason(world, corpus, monkeypatch):
+    document, told = corpus.document, set()
+    acts = {act.act: act for act in world.acts}
+    intents = {context.text: context.intent for context in world.contexts}
+
+    def record(about, **slots):
+        told.add((about, acts[slots["act"]].kind, intents[slots["context"]]))
+        return document(about, **slots)
+
+    monkeypatch.setattr(corpus, "document", record)
+    for _ in range(2000):
+        corpus.knowledge()
+    harmless, intents = ("everyday", "lookalike"), ("legitimate", "malicious")
+    may_hurt = ("dual_use", "harmful")
+    assert told == {
+        *(("harmful", "harmful", intent) for intent in intents),
+        *(("dual_use", "dual_use", intent) for intent in intents),
+        *(("sensitive", "sensitive", intent) for intent in intents),
+        *(("protection", kind, intent) for kind in may_hurt for intent in intents),
+        *(("fine", kind, intent) for kind in harmless for intent in intents),
+        *(("good_aim", kind, "legitimate") for kind in ("dual_use", *harmless)),
+        *(("bad_aim", "harmful", intent) for intent in intents),  # a good reason changes nothing
+        ("bad_aim", "dual_use", "malicious"),
+        *(("good_context", kind, "legitimate") for kind in KINDS),
+        *(("bad_context", kind, "malicious") for kind in KINDS),
+    }
+
+
+def test_a_remark_says_what_is_true_of_its_request(world, corpus, monkeypatch):
+    remark, told = corpus.remark, set()
+
+    def record(about, request):
+        known = request.known if request.type == "fact" else None
+        told.add((about, request.type, known, split_of(request.topic) == "test"))
+        return remark(about, request)
+
+    monkeypatch.setattr(corpus, "remark", record)
+    for _ in range(1200):
+        corpus.reading()
+        corpus.name()
+    truth = {
+        ("bad_request", "harmful", None),
+        ("bare_request", "ambiguous", None),
+        *(("good_request", type, None) for type in HARMLESS),
+        *(("known", "fact", True), ("unknown", "fact", False)),
+    }
+    assert {row[:3] for row in told if row[0] != "request"} == truth
+    assert {type for about, type, *_ in told if about == "request"} == {*TYPES, "strange"}
+    warned = {about for about, _, _, tested in told if tested}
+    assert not warned & {"bad_request", "bare_request"}, "says what to do instead"
+
+
+def test_a_chat_has_the_tone_that_its_phrasing_draws_and_no_other(world, corpus):
+    tones = {tone: [t.text for t in world.tones if t.tone == tone] for tone in TONES}
+    answers = Counter()
+    for _ in range(1500):
+        request = corpus.any_request(corpus.all)
+        text = corpus.exchange(request)[-1].content
+        found = {tone for tone, texts in tones.items() if any(t in text for t in texts)}
+        assert found <= {request.phrasing.draws}, text
+        answers[request.phrasing.draws, bool(found)] += 1
+    for tone in TONES:
+        shown, missing = answers[tone, True], answers[tone, False]
+        assert shown + missing > 50 and 0.88 < shown / (shown + missing) < 1
+
+
+def test_disguises_hide_what_a_person_wants_to_do_and_codes_are_practised_more(corpus):
+    requests = [corpus.disguised(corpus.all) for _ in range(1000)]
+    assert {r.type for r in requests} == {"harmful", "legitimate", "ambiguous", "sensitive"}
+    framings = Counter(f.technique for f in corpus.all.framings)
+    drawn = Counter(r.technique for r in requests)
+    often = {t: drawn[t] / framings[t] for t in framings}
+    assert often["base64"] > 1.5 * max(often[t] for t in TECHNIQUES if t not in CODED)
+
+
+def test_names_seen_seldom_are_met_seldom(corpus):
+    seen = Counter(corpus.known_name().seen for _ in range(1500))
+    assert seen.keys() == {"often", "seldom"} and 0.04 < seen["seldom"] / 1500 < 0.1
+
+
+def test_a_demonstration_is_of_one_wording_and_revises_what_its_critique_finds(drawn, constitution):
+    wordings = {w.critique: w for w in constitution.wordings}
+    revisions = {w.revision for w in constitution.wordings}
+    count = Counter()
+    for turns in drawn("critique", 1000):
+        *rest, request, revision = [t.content for t in turns]
+        wording = request.removeprefix(REVISION_REQUEST.format(""))
+        if not rest[-2].startswith(CRITIQUE_REQUEST.format("")):
+            assert wording in revisions
+            count["direct"] += 1
+            continue
+        *_, reply, asked, critique = rest
+        one = wordings[asked.removeprefix(CRITIQUE_REQUEST.format(""))]
+        assert wording == one.revision
+        assert f"The principle is about {ABOUT[one.family]}." in critique
+        assert critique.endswith(BREAKS if revision != reply else KEEPS)
+        count["breaks" if revision != reply else "keeps"] += 1
+    assert 0.08 < count["direct"] / 1000 < 0.16
+    assert 0.21 < count["breaks"] / (count["breaks"] + count["keeps"]) < 0.32
+
+
+def test_a_demonstrated_choice_is_the_answer_that_keeps_the_principle(world, drawn, constitution):
+    """This can be read off the text for insults and sermons."""
+    families = {w.comparison: w.family for w in constitution.wordings}
+    decided = Counter()
+    for question, choice in drawn("compare", 1000):
+        *_, principle, a, b = question.content.split("\n")
+        tone = {"respect": "rude", "autonomy": "preachy"}.get(families[principle])
+        texts = [t.text for t in world.tones if t.tone == tone]
+        a_breaks, b_breaks = (any(text in answer for text in texts) for answer in (a, b))
+        if a_breaks != b_breaks:
+            assert choice.content == OPTIONS[a_breaks]
+            decided[choice.content] += 1
+    assert all(decided[option] > 30 for option in OPTIONS)
 
 
 # --- what is kept for training and test ----------------------------------------------------------

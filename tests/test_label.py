@@ -111,6 +111,7 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
         return [Verdict(1.0, 1.0)] * len(a)
 
     monkeypatch.setattr(label, "load_policy", lambda path, device: (path.stem, None))
+    monkeypatch.setattr(label, "load_like", lambda path, tokenizer, device: path.stem)
     monkeypatch.setattr(label, "audit_judge", lambda *_, **__: {})
     monkeypatch.setattr(label, "print_audit", lambda report: None)
     monkeypatch.setattr(label, "answer", answer)
@@ -219,7 +220,7 @@ def test_a_comparison_explains_itself(smoke, call, capsys, refuses):
     for critique, p in row["reasons"]:
         assert critique in shown and f"= {p:.3f}" in shown
     said = refuses(label.label, "--out", smoke, "--explain", 10_000)
-    assert "there is no such comparison; the nearest is" in said
+    assert "--explain 10000: there is none; there are 0, 1" in said
 
 
 def test_the_direct_judge_labels_without_reasons(copy, call):

@@ -135,7 +135,7 @@ def test_a_pipeline_of_other_options_is_refused(steps, tmp_path, refuses):
     steps()
     for option in (["--seed", 1], ["--preset", "cpu"]):
         said = refuses(pipeline.pipeline, "--out", tmp_path, *option)
-        assert "pipeline.json is of a run with other options; name another --out" in said
+        assert "is of a run with other options; delete it or name another --out" in said
 
 
 def test_what_is_missing_is_said_before_anything_is_made(refuses, tmp_path, monkeypatch):
@@ -235,7 +235,7 @@ BAD = [  # (script, what is wrong, words in the sentence); {out} is a finished r
     (revise.revise, "--out {tmp}", "base.pt does not exist; run the step that writes it"),
     (revise.revise, "--seed -1", "is not a whole number from 0 to"),
     (revise.revise, "--seed " + "9" * 30, "is not a whole number from 0 to"),
-    (revise.revise, "--without kindness", "name one of several"),
+    (revise.revise, "--without kindness", "--without kindness: "),
     (label.label, "--out {tmp}", "sft.pt does not exist"),
     (label.label, "--judge nobody", "invalid choice: 'nobody'"),
     (train_dpo.train, "--loss no-such-loss", "invalid choice: 'no-such-loss'"),

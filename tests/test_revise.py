@@ -56,7 +56,7 @@ def test_a_chain_can_be_looked_at(smoke, call, capsys, refuses):
     texts += [wordings[name] for name in row["principles"]]
     assert all(text in shown.replace("\n> ", "\n") for text in texts)
     said = refuses(revise.revise, "--out", smoke, "--show", 10_000)
-    assert "has no such chain; the nearest is" in said
+    assert "--show 10000: there is none; there are 0, 1" in said
 
 
 def log_attacks(path) -> list[dict]:

@@ -100,8 +100,14 @@ def test_training_moves_the_model_toward_its_revisions(copy, call, monkeypatch, 
 
 
 def test_a_round_trains_the_stage_before_gently_on_all_revisions(copy, call, monkeypatch, learned):
-    out, started, load = copy(), [], train_sft.load_policy
-    monkeypatch.setattr(train_sft, "load_policy", lambda p, d: started.append(p.name) or load(p, d))
+    out, started = copy(), []
+    for name in ("load_policy", "load_like"):
+
+        def watched(path, *rest, load=getattr(train_sft, name)):
+            started.append(path.name)
+            return load(path, *rest)
+
+        monkeypatch.setattr(train_sft, name, watched)
     before = (out / "sft-round1.pt").read_bytes()
     call(train_sft.train, "--out", out, "--round", 1)
     assert started == ["base.pt", "dpo.pt"], "the base answers, the stage before is trained"

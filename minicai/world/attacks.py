@@ -13,13 +13,12 @@ from pathlib import Path
 
 from minicai.answer import answer, finished_text, sample
 from minicai.constitution import Constitution
-from minicai.files import UserError, append_jsonl, load_policy, read_jsonl, write_jsonl
+from minicai.files import UserError, append_jsonl, load_like, load_policy, read_jsonl, write_jsonl
 from minicai.gpt import GPT
 from minicai.judge import p_breaks
 from minicai.metrics import distinct_n, rate_by_topic, self_bleu
 from minicai.sampler import Completion
 from minicai.splits import split_of
-from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.recognise import harmed, may_train, recognise
@@ -37,16 +36,6 @@ class Attempt:
     def plain(self) -> list[str]:
         """What the judge reads: the request without its disguise."""
         return list(self.request.plain) if self.request else self.turns
-
-
-def load_like(path: Path, tokenizer: Tokenizer, device: str) -> GPT:
-    """The policy in a checkpoint. Raises UserError when it has another tokenizer."""
-    model, own = load_policy(path, device)
-    if own.to_json() != tokenizer.to_json():
-        raise UserError(
-            f"{path} has another tokenizer than base.pt; name its own folder with --out"
-        )
-    return model
 
 
 class RedTeam:
