@@ -1,5 +1,6 @@
 """Stage 1 training: which texts it reads, and how much of each."""
 
+from functools import partial
 from itertools import islice
 from types import SimpleNamespace
 
@@ -101,13 +102,13 @@ def test_training_moves_the_model_toward_its_revisions(copy, call, monkeypatch, 
 
 def test_a_round_trains_the_stage_before_gently_on_all_revisions(copy, call, monkeypatch, learned):
     out, started = copy(), []
+
+    def watched(load, path, *rest):
+        started.append(path.name)
+        return load(path, *rest)
+
     for name in ("load_policy", "load_like"):
-
-        def watched(path, *rest, load=getattr(train_sft, name)):
-            started.append(path.name)
-            return load(path, *rest)
-
-        monkeypatch.setattr(train_sft, name, watched)
+        monkeypatch.setattr(train_sft, name, partial(watched, getattr(train_sft, name)))
     before = (out / "sft-round1.pt").read_bytes()
     call(train_sft.train, "--out", out, "--round", 1)
     assert started == ["base.pt", "dpo.pt"], "the base answers, the stage before is trained"
