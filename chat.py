@@ -120,7 +120,7 @@ def chat():
     print(f"{session.path}; /new forgets the conversation, /quit leaves")
     while True:
         try:
-            typed = input("you> ").strip()
+            typed = input("you> ").strip().removeprefix("\ufeff")  # of a piped file
         except (EOFError, KeyboardInterrupt):
             return print()
         if typed in ("/quit", "/exit"):

@@ -1,6 +1,7 @@
 """The guard: its sweep against a recount, what each check lets through, and helpful refusals."""
 
 import random
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ MODEL = SimpleNamespace(name="model", config=SimpleNamespace(block_size=400))
 CRITIC = SimpleNamespace(name="critic", config=SimpleNamespace(block_size=400))
 WORDING = Wording("p/0", "p", "harmlessness", "does it hurt?", "make it safe", "which is safer?")
 KEYS = (*ERRORS, "ambiguous_handled")
-WORLD = "/work/main/world"
+WORLD = str(Path(__file__).parent.parent / "world")
 
 
 def random_rows(seed, n=300):
