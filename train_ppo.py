@@ -115,6 +115,12 @@ def load(args):
     return gpt, tokenizer, reward
 
 
+def sizes(kind: str, episodes: int) -> tuple[int, int]:
+    """Answers per prompt, and answers in a minibatch: whole groups."""
+    group = 1 if kind == "gae" else GROUP
+    return group, max(1, episodes // MINIBATCHES // group) * group
+
+
 def show(update: int, gpt, tokenizer, part, seed: int):
     """Print the greedy answers to three fixed prompts."""
     rng = random.Random(f"shown {seed}")
@@ -141,8 +147,7 @@ def train():
     )
     control = ppo.AdaptiveKL(args.beta, TARGET_KL or 1.0)
     part, grader = Part(world, STAGE2_SPLIT), Grader(world)
-    group = 1 if kind == "gae" else GROUP
-    size = max(1, args.ppo_episodes // MINIBATCHES // group) * group  # of a minibatch: whole groups
+    group, size = sizes(kind, args.ppo_episodes)
     log = TrainingLog(args.out / f"train_{name}.jsonl", args.ppo_updates, unit="updates")
 
     for update in range(args.ppo_updates):
