@@ -82,9 +82,8 @@ def make_pairs(args, models, tokenizer, world: World, rng: random.Random) -> lis
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, draws)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, draws, FOR_PERSON)]
     draws.shuffle(jobs)
-    writers = rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))
-    if args.iid:
-        writers = [("policy", "policy")] * len(jobs)
+    drawn = [] if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))
+    writers = drawn or [("policy", "policy")] * len(jobs)
     requests = [request for _, request in jobs]
     answers = two_answers(models, tokenizer, part, requests, writers, args.seed, rng)
     grader, rows = Grader(world), []
