@@ -50,6 +50,14 @@ def run(script: str, out: Path, *options, **how) -> subprocess.CompletedProcess:
     return subprocess.run(command(script, out, *options), **pipes | how)
 
 
+class Failures(list):
+    """A list that prints what is added to it: a campaign that is cut short has said all it found."""
+
+    def append(self, failure: str):
+        tqdm.write(failure)
+        super().append(failure)
+
+
 def content(out: Path) -> dict:
     """What a run has made, without its times."""
     found = {name: (out / name).read_bytes() for name in ARTIFACTS}
@@ -64,7 +72,7 @@ def content(out: Path) -> dict:
 
 def kills(n: int, seed: int, folder: Path) -> list[str]:
     """Kill the pipeline, and the step it runs, at n random moments; each time run it again."""
-    undisturbed, rng, failures = folder / "undisturbed", random.Random(seed), []
+    undisturbed, rng, failures = folder / "undisturbed", random.Random(seed), Failures()
     began = time.time()
     done = run("pipeline", undisturbed, "--rounds", 1)
     if done.returncode:
@@ -171,7 +179,7 @@ OPTIONS = [
 
 def fuzz(n: int, seed: int, folder: Path) -> list[str]:
     """n damaged files or bad options: exit code 0 or 2, no traceback, nothing half-written."""
-    whole, rng, failures = folder / "whole", random.Random(seed), []
+    whole, rng, failures = folder / "whole", random.Random(seed), Failures()
     done = run("pipeline", whole, "--rounds", 1)
     if done.returncode:
         return [f"the undisturbed run failed: {done.stderr[-300:]}"]
@@ -216,7 +224,7 @@ def fuzz(n: int, seed: int, folder: Path) -> list[str]:
 
 def places(n: int, seed: int, folder: Path) -> list[str]:
     """A folder that cannot be written, a full disk, odd paths, another encoding, python -O."""
-    failures = []
+    failures = Failures()
 
     def expect(code: int, words: str, done, what: str):
         if done.returncode != code or words not in done.stderr or "Traceback" in done.stderr:
@@ -246,9 +254,7 @@ def main():
     campaign = dict(kills=kills, fuzz=fuzz, places=places)[args.campaign]
     with tempfile.TemporaryDirectory() as folder:
         failures = campaign(args.n, args.seed, Path(folder))
-    for failure in failures:
-        print(failure)
-    print(f"{args.campaign}: {len(failures)} failures")
+    print(f"{args.campaign}: {len(failures)} failures, of n = {args.n}")
     sys.exit(bool(failures))
 
 
