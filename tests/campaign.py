@@ -51,7 +51,7 @@ def run(script: str, out: Path, *options, **how) -> subprocess.CompletedProcess:
 
 
 class Failures(list):
-    """A list that prints what is added to it: a campaign that is cut short has said all it found."""
+    """A list that prints what is added: a campaign that is cut short has said all it found."""
 
     def append(self, failure: str):
         tqdm.write(failure)
