@@ -143,6 +143,9 @@ def interpolate():
     args = setup(p)
     kept = read_json(args.out / "interpolate.json", {}) if args.again else {}
     lines, guards = kept.get("lines") or measure(args), read_json(args.out / "guard.json", {})
+    for name in lines.keys() & guards.keys():
+        if guards[name]["points"][0]["over_refusal"]["n"] != lines[name][0]["over_refusal"]["n"]:
+            raise UserError(f"{args.out}/guard.json is of another --eval-n; run it with this one")
     points, costs = name_points(lines, guards), (args.cost_under, args.cost_over)
     stage_names = ["base", *lines]
     price = {name: cost(point, *costs) for name, point in points.items()}

@@ -10,7 +10,7 @@ import torch
 from experiments import interpolate
 from experiments.interpolate import blend, cost, errors, name_points
 from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
-from minicai.files import load_policy, write_json
+from minicai.files import UserError, load_policy, write_json
 from minicai.gpt import GPT, GPTConfig
 from minicai.metrics import rate
 from minicai.run import SIZES
@@ -137,6 +137,14 @@ def test_the_cheapest_point_is_chosen(
     )
     assert ("100.0 % of ambiguous requests are handled" in text) == ("guard" in choice)
     assert "no picture" in text and not (tmp_path / "tradeoff.png").exists()
+
+
+def test_a_guard_that_answered_other_questions_is_refused(call, lines, tmp_path, monkeypatch):
+    monkeypatch.setattr(interpolate, "measure", lambda args: lines)
+    other = GUARDS["sft"]["points"][0] | dict(over_refusal=rate([1]))
+    write_json(tmp_path / "guard.json", dict(sft=dict(points=[other])))
+    with pytest.raises(UserError, match="guard.json is of another --eval-n"):
+        call(interpolate.interpolate, "--out", tmp_path)
 
 
 def test_the_line_of_each_checkpoint_ends_at_the_base_and_at_the_checkpoint(
