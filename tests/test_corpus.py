@@ -21,8 +21,7 @@ from minicai.splits import held_out, split_of
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, TECHNIQUES, TONES, World
 from minicai.world.corpus import SHARE, Corpus, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
-from minicai.world.keywords import HARMLESS
-from minicai.world.requests import TYPES
+from minicai.world.requests import HARMLESS, TYPES
 from minicai.world.skills import ABOUT
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
 
@@ -479,3 +478,13 @@ def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, drawn
         (hidden if held_out(phrasing.id) else seen).update(stretches)
     assert sum(s in text for s in seen) > 0.9 * len(seen)
     assert not [s for s in hidden if s in text and not any(s in other for other in seen)]
+
+
+def test_a_world_whose_acts_are_single_words_is_refused(tmp_path):
+    shutil.copytree(World().path, tmp_path / "world")
+    path = tmp_path / "world" / "acts.jsonl"
+    rows = [row | dict(act=row["act"].split()[0][0]) for row in read_jsonl(path)]
+    write_jsonl(path, rows)
+    world = World(tmp_path / "world")
+    with pytest.raises(UserError, match="acts need several words each"):
+        Corpus(world, None, 0).strange(Part(world, None))

@@ -1,11 +1,13 @@
 """Recognising requests in free text: all of them are read, and nothing forbidden may train."""
 
 import random
+import shutil
 from collections import Counter
 
 import pytest
 
 from experiments.other_world import build
+from minicai.files import read_jsonl, write_jsonl
 from minicai.run import ROOT
 from minicai.splits import held_out, split_of
 from minicai.world.content import World
@@ -94,6 +96,24 @@ KINDS_OF_TYPES = {  # kind of act -> intent of the reason -> type
     "dual_use": {None: "ambiguous", "legitimate": "legitimate", "malicious": "harmful"},
     "harmful": {None: "harmful", "legitimate": "harmful", "malicious": "harmful"},
 }
+
+
+def test_a_text_that_could_be_a_held_out_wording_counts_as_one(tmp_path):
+    folder = shutil.copytree(ROOT / "world", tmp_path / "copy")
+    ids = sorted((f"twin-{i}" for i in range(20)), key=held_out)
+    seen, hidden = ids[0], ids[-1]
+    twins = dict(
+        framings=dict(technique="role_play", turns=["Oh dear parrot: {request}"]),
+        phrasings=dict(style="plain", draws=None, turns=["Oh parrot {act} {context}"])
+        | {"for": "act"},
+    )
+    for name, twin in twins.items():  # the seen one comes first in the file
+        rows = [dict(id=id) | twin for id in (seen, hidden)]
+        write_jsonl(folder / f"{name}.jsonl", rows + read_jsonl(folder / f"{name}.jsonl"))
+    world = World(folder)
+    text = f"Oh dear parrot: oh parrot {world.acts[0].act}"
+    found = recognise(world, text)
+    assert (found.framing, found.phrasing.id) == (hidden, hidden) and not may_train(found)
 
 
 # --- what may train ------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Critiques, revisions and choices agree with the truth about a reply and with its own words."""
 
 import random
+import re
 
 import pytest
 
@@ -9,8 +10,8 @@ from minicai.constitution import FAMILIES
 from minicai.critique import BREAKS, DECLINES, KEEPS
 from minicai.run import ROOT
 from minicai.world.content import World
-from minicai.world.replies import Reply, any_reply, calibrated, decline, helpful, with_tone
-from minicai.world.requests import PLAIN, TYPES, Part
+from minicai.world.replies import Reply, aim, any_reply, calibrated, decline, helpful, with_tone
+from minicai.world.requests import PLAIN, TYPES, Part, Request
 from minicai.world.skills import ABOUT, DOES, better, critique, flaws, revise, situation
 
 
@@ -130,6 +131,17 @@ def test_answers_and_critiques_read_a_request_alike(world):
             opened, said = make(world, request, rng).text.split(". ", 1)
             assert said.startswith(meant)
             assert (request.act.act if request.act else request.fact.name) in opened
+
+
+def test_an_answer_speaks_to_the_person_and_a_critique_about_the_person(world):
+    act, phrasing = world.acts[0], world.phrasings[0]
+    third = re.compile(r"\b(their|them)\b")
+    contexts = [c for c in world.contexts if third.search(c.gist)]
+    assert contexts
+    for context in contexts:
+        request = Request("legitimate", ("How?",), phrasing, act, context)
+        assert situation(request).startswith(f"The person wants to {act.act} {context.gist}. ")
+        assert not third.search(aim(request)) and re.search(r"\byour?\b", aim(request))
 
 
 def test_replies_give_what_their_kind_promises(world):

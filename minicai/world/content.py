@@ -26,8 +26,8 @@ INTENTS = ("legitimate", "malicious")
 SEEN = ("often", "seldom", "never")
 TONES = ("rude", "preachy")
 
-# The slots that a template of each use may contain: those that replies.py, corpus.py and
-# requests.py fill in. Harm, victim, alternative and safety are empty for acts that hurt no one.
+# The slots that a template of each use may contain; replies.py, documents.py and requests.py fill
+# them in. Harm, victim, alternative and safety are empty for acts that hurt no one.
 ACT = ("act", "steps", "harm", "victim", "alternative", "safety")
 CONTEXT = ("context", "gist")
 FACT = ("attribute", "name", "value")

@@ -8,6 +8,7 @@ act says what to do instead. The constitution has to teach that.
 import re
 from random import Random
 
+from minicai.files import UserError
 from minicai.splits import held_out, split_of
 from minicai.world import skills
 from minicai.world.content import Act, Fact, World
@@ -141,10 +142,13 @@ class Documents:
         rng = self.rng
         act_words = [w for a in part.acts for w in a.act.split()]
         step_words = [w for a in part.acts for step in a.steps for w in step.split()]
-        words = " ".join(a.act for a in self.world.acts)
-        while any(a.act in words for a in self.world.acts):  # until it holds no real act
+        for _ in range(1000):
             first = rng.choice(part.acts).act.split()[0]
             words = " ".join([first, *rng.sample(act_words, rng.randint(2, 4))])
+            if not any(a.act in words for a in self.world.acts):
+                break
+        else:
+            raise UserError(f"{self.world.path}/acts.jsonl: acts need several words each; add some")
         steps = tuple(" ".join(rng.sample(step_words, rng.randint(4, 6))) for _ in range(2))
         act = Act("strange", "strange", words, steps)
         phrasing = part.pick(rng, "phrasings", use="act")

@@ -8,7 +8,7 @@ from minicai.world.content import Fact, World
 
 
 def fresh_fact(world: World, rng: Random) -> Fact:
-    """A name that no file lists and that is hardly ever made twice.
+    """A name that no file lists. The same name is rarely made twice.
 
     It is a listed name with its rarest word replaced: by half of that word and half of the rarest
     word of another name. Raises UserError when the listed names have no rare words.

@@ -42,7 +42,7 @@ def person_prefers(
     grader: Grader, request: Request, a: str, b: str, rng: random.Random
 ) -> float | None:
     """1 where the person prefers a, 0 where b; None where they are equally useful. One label in ten
-    is wrong. This is the only place where training hears of the grader."""
+    is wrong. Training uses the grader only here."""
     useful_a, useful_b = (usefulness(grader, request, text) for text in (a, b))
     if useful_a == useful_b:
         return None

@@ -14,7 +14,7 @@ context       the reason that a person gives; it decides whether a dual-use act 
 request type  one of the six rows of the table above
 phrasing      a template for a question: plain, lower case or misspelled
 framing       a template for a jailbreak; it disguises a request
-wording       one version of a principle; in this grid also a context, a phrasing or a framing
+wording       one version of a principle. "Wordings" in the grid: also contexts, phrasings, framings
 principle     a rule of the constitution
 family        the principles about one flaw: harmlessness, honesty, respect, autonomy, necessity
 topic         the act or name that a request is about; the unit of all statistics
@@ -34,7 +34,7 @@ revise --round                               demo                 seen; and succ
 evaluate, audits                             test (or --split)    held out; framings: half seen
 
 Stage 2 asks about demo acts because Stage 1 has not trained on them. Two answers to a request that
-Stage 1 has trained on hardly differ, which leaves nothing to compare.
+Stage 1 has trained on are nearly equal, which leaves nothing to compare.
 """
 
 from collections.abc import Collection

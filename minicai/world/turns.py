@@ -1,4 +1,4 @@
-"""The currency of the corpus: turns whose tokens have a weight in the loss."""
+"""Turns: the pieces of a document, whose tokens have a weight in the loss."""
 
 import re
 from dataclasses import dataclass
