@@ -21,7 +21,7 @@ from minicai.splits import held_out, split_of
 from minicai.world.content import DOCUMENTS, KINDS, REPLIES, TECHNIQUES, TONES, World
 from minicai.world.corpus import SHARE, Corpus, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
-from minicai.world.requests import HARMLESS, TYPES
+from minicai.world.requests import HARMLESS, TYPES, Part
 from minicai.world.skills import ABOUT
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
 
