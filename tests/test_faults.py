@@ -11,11 +11,19 @@ import torch
 
 import chat
 import evaluate
+import redteam
 import train_dpo
 import train_rm
 import train_sft
 from minicai.exam import Exam
-from minicai.files import UserError, append_jsonl, load_policy, read_jsonl, save_checkpoint
+from minicai.files import (
+    UserError,
+    append_jsonl,
+    load_policy,
+    read_jsonl,
+    save_checkpoint,
+    write_jsonl,
+)
 from minicai.gpt import GPT, GPTConfig
 from minicai.rows import read_chains
 from minicai.tokenizer import Tokenizer
@@ -103,3 +111,17 @@ def test_the_end_of_the_input_and_ctrl_c_leave_the_chat(copy, call, monkeypatch,
     monkeypatch.setattr("builtins.input", typed)
     call(chat.chat, "--out", copy("base.pt"))
     assert capsys.readouterr().out.endswith("/quit leaves\n\n")
+
+
+def test_an_attack_may_have_a_number_as_its_id(copy, call, capsys):
+    out = copy("base.pt", "dpo.pt", "redteam.jsonl")
+    rows = read_jsonl(out / "redteam.jsonl")
+    write_jsonl(out / "redteam.jsonl", [row | dict(id=i) for i, row in enumerate(rows)])
+    target = ("--mode", "templates", "--target", out / "dpo.pt", "--attempts", 4)
+    call(redteam.redteam, "--out", out, *target)
+    assert len(read_jsonl(out / "redteam.jsonl")) == len(rows) + 4
+
+
+def test_a_learning_rate_that_no_float_holds_is_refused(refuses, smoke):
+    said = refuses(train_dpo.train, "--out", smoke, "--lr", "1e38")
+    assert "'1e38' is not a number above 0, at most 1e30" in said

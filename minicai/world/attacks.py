@@ -78,7 +78,7 @@ class RedTeam:
     def rows(self, own: bool) -> list[dict]:
         """The rows of the log: this run's, or all others."""
         rows = read_jsonl(self.log, required=READ) if self.log.exists() else []
-        return [r for r in rows if r["id"].startswith(f"{self.name}/{self.seed}/") == own]
+        return [r for r in rows if str(r["id"]).startswith(f"{self.name}/{self.seed}/") == own]
 
     def start_again(self):
         """Drop this run's rows from the log."""
