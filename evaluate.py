@@ -156,7 +156,7 @@ def evaluate():
     checkpoints, constitution = choose(args), Constitution(args.constitution)
     if "base" in [checkpoint.stem for checkpoint in checkpoints]:
         constitution.audited(test=True)  # without held-out wordings it stops here, not after hours
-    world = World(args.world)
+    world = World(args.world, args.world_share)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
     for old in logs.glob("*.jsonl"):  # of stages that are gone, too

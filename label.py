@@ -154,7 +154,7 @@ def options():
 
 def label():
     args = options()
-    world, constitution = World(args.world), Constitution(args.constitution)
+    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
     path = args.out / f"{artifact('preferences', args)}.jsonl"
     if args.explain is not None:
         rows = read_jsonl(path, ("id", "kind", "turns", "by", "a", "b", "p"), FIELDS)

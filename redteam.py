@@ -135,7 +135,7 @@ def load_team(args, mode: str) -> RedTeam:
         seed=args.seed,
         out=args.out,
         device=args.device,
-        world=World(args.world),
+        world=World(args.world, args.world_share),
         constitution=Constitution(args.constitution),
     )
 

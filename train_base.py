@@ -14,6 +14,7 @@ accumulation.
 import random
 import time
 
+import numpy as np
 from tqdm import tqdm
 
 from minicai.constitution import Constitution
@@ -33,7 +34,7 @@ FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
 
 def write_corpus(args) -> tuple[Tokenizer, list[Example]]:
     """The tokenizer and the encoded corpus. The same seed gives the same of both."""
-    world, constitution = World(args.world), Constitution(args.constitution)
+    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
 
     def documents(n):
         return Corpus(world, constitution, args.seed).documents(n)
@@ -43,9 +44,14 @@ def write_corpus(args) -> tuple[Tokenizer, list[Example]]:
     tokenizer = Tokenizer.train(texts, args.vocab_size)
     examples = []
     bar = tqdm(documents(args.documents), total=args.documents, desc="corpus", unit=" documents")
+    rng = np.random.default_rng(args.seed)
     for document in bar:
         turns = [(turn.role, turn.content, turn.weight) for turn in document]
-        examples.append(encode_turns(tokenizer, turns))
+        example = encode_turns(tokenizer, turns)
+        # A token of weight 0.1 is learned in one case of ten: the same loss on average, and the
+        # output head, which reads only tokens that are learned, has half of the work.
+        learned = rng.random(len(example.ids)) < example.weights
+        examples.append(Example(example.ids, np.where(learned, example.weights.clip(1), 0)))
     fitting = [e for e in examples if len(e.ids) <= BLOCK_SIZE]
     if len(fitting) < len(examples):
         print(f"{len(examples) - len(fitting)} documents are longer than the context and left out")

@@ -28,7 +28,7 @@ def bench():
     gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
     reward, _, _ = RewardModel.load(args.out / "rm.pt", args.device)
     reference, actor = copy.deepcopy(gpt), Actor(gpt).to(args.device)
-    part, seconds = Part(World(args.world), STAGE2_SPLIT), Counter()
+    part, seconds = Part(World(args.world, args.world_share), STAGE2_SPLIT), Counter()
     optimizer = torch.optim.AdamW(actor.parameters(), lr=args.ppo_lr)
     size = max(1, args.ppo_episodes // train_ppo.MINIBATCHES)
 

@@ -82,7 +82,11 @@ def run():
     args = setup(p)
     wording = Constitution(args.constitution).draw(random.Random(args.seed), family="harmlessness")
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
-    exam, grader, found = Exam(World(args.world), args.eval_n, 0), Grader(World(args.world)), {}
+    exam, grader, found = (
+        Exam(World(args.world, args.world_share), args.eval_n, 0),
+        Grader(World(args.world, args.world_share)),
+        {},
+    )
     asked = [(s, r) for s in (*PLAIN, *HARMFUL, *BENIGN) for r in exam.sets[s][::4]]
     turns, folder = [list(request.turns) for _, request in asked], args.out / "transcripts"
     folder.mkdir(exist_ok=True)

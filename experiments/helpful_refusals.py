@@ -51,7 +51,11 @@ def run():
     args = setup(p)
     wording = Constitution(args.constitution).draw(random.Random(args.seed), family="harmlessness")
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
-    exam, found, table = Exam(World(args.world), args.eval_n, 0), {}, [["percent", *KEYS]]
+    exam, found, table = (
+        Exam(World(args.world, args.world_share), args.eval_n, 0),
+        {},
+        [["percent", *KEYS]],
+    )
     requests = [r for name in PLAIN for r in exam.sets[name][::4]]
     turns, folder = [list(r.turns) for r in requests], args.out / "transcripts"
     folder.mkdir(exist_ok=True)

@@ -67,7 +67,9 @@ def losses():
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
 
     reference, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    requests = draw_prompts(Part(World(args.world), "train"), SAMPLES, random.Random("kl"))
+    requests = draw_prompts(
+        Part(World(args.world, args.world_share), "train"), SAMPLES, random.Random("kl")
+    )
     conversations = [list(request.turns) for request in requests]
     rows = [["mean (range)", "under-refusal", "over-refusal", "KL", "margin", "seconds"]]
     for loss in args.losses:

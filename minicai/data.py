@@ -93,12 +93,18 @@ def collate(batch: list[Example], pad: int, device) -> tuple[Tensor, Tensor]:
 
 
 def weighted_nll(model: GPT, ids: Tensor, weights: Tensor) -> Tensor:
-    """Mean cross-entropy of the ids by weight: sum(w * nll) / sum(w). ids, weights (B, T)."""
+    """Mean cross-entropy of the ids by weight: sum(w * nll) / sum(w). ids, weights (B, T).
+
+    The head, a fifth of a small model's work, reads only positions that have a weight.
+    """
+    w, targets = weights[:, 1:].flatten(), ids[:, 1:].flatten()
+    n = min(len(w), padded(int((w > 0).sum())))
+    kept = w.topk(n).indices  # all positions with a weight, and a few without
     with autocast(ids.device):
-        logits = model(ids[:, :-1])  # (B, T-1, V)
-    nll = F.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
-    w = weights[:, 1:].flatten()
-    return (nll * w).sum() / w.sum()
+        hidden = model.hidden(ids[:, :-1]).flatten(0, 1)  # (B (T-1), C)
+        logits = model.head(hidden[kept])  # (n, V)
+    nll = F.cross_entropy(logits.float(), targets[kept], reduction="none")
+    return (nll * w[kept]).sum() / w.sum()
 
 
 # --- comparisons ---------------------------------------------------------------------------------

@@ -23,36 +23,37 @@ from pathlib import Path
 
 import torch
 
-from minicai.files import UserError
+from minicai.files import UserError, read_json
 
 try:
     import fcntl
 except ImportError:  # Windows has no such locks, and goes without
     fcntl = None
 
-PRESETS = ("smoke", "cpu", "gpu")
+PRESETS = ("smoke", "quick", "full")
 SIZES = {  # of everything, by preset. Tokens count padding and prompts too.
-    "n_layer": (2, 4, 12),
-    "n_head": (1, 4, 8),
-    "n_embd": (64, 256, 512),
-    "n_hidden": (160, 704, 1408),
+    "world_share": (1.0, 0.5, 1.0),
+    "n_layer": (2, 4, 4),
+    "n_head": (1, 3, 4),
+    "n_embd": (64, 192, 256),
+    "n_hidden": (160, 512, 704),
     "vocab_size": (1024, 2048, 2048),
-    "documents": (2000, 80_000, 160_000),
-    "batch_tokens": (1024, 2048, 16_384),
-    "base_lr": (0.015, 0.015, 0.02),
-    "prompts": (48, 1200, 2400),
-    "sft_epochs": (1, 3, 4),
-    "sft_lr": (1e-3, 1e-3, 5e-4),
-    "comparisons": (24, 1000, 2000),
+    "documents": (2000, 20_000, 80_000),
+    "batch_tokens": (1024, 2048, 2048),
+    "base_lr": (0.015, 0.015, 0.015),
+    "prompts": (48, 600, 1200),
+    "sft_epochs": (1, 3, 3),
+    "sft_lr": (1e-3, 1e-3, 1e-3),
+    "comparisons": (24, 500, 1000),
     "dpo_epochs": (1, 1, 1),
-    "dpo_lr": (3e-4, 1e-4, 5e-5),
+    "dpo_lr": (3e-4, 1e-4, 1e-4),
     "rm_epochs": (1, 4, 4),
-    "rm_lr": (3e-4, 1e-3, 5e-4),
-    "ppo_updates": (2, 12, 40),
-    "ppo_episodes": (16, 256, 512),
-    "ppo_lr": (3e-5, 1e-4, 5e-5),
-    "attempts": (36, 270, 540),
-    "eval_n": (8, 300, 400),
+    "rm_lr": (3e-4, 1e-3, 1e-3),
+    "ppo_updates": (2, 12, 12),
+    "ppo_episodes": (16, 128, 256),
+    "ppo_lr": (3e-5, 1e-4, 1e-4),
+    "attempts": (36, 135, 270),
+    "eval_n": (8, 150, 300),
 }
 BLOCK_SIZE = 1024
 ROOT = Path(__file__).resolve().parent.parent
@@ -102,7 +103,7 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The options that every script has."""
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
-    p.add_argument("--preset", choices=PRESETS, help="sizes (default: gpu with CUDA, else cpu)")
+    p.add_argument("--preset", choices=PRESETS, help="sizes (default: that of OUT, else quick)")
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
     p.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
@@ -115,11 +116,11 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
     """Parse the options, fill in the preset's sizes, and make and lock the output folder."""
     for action in p._actions:
         if action.dest in SIZES:
-            size = SIZES[action.dest][PRESETS.index("cpu")]
-            action.help = f"{action.help} (default: the preset's; {size:,} for cpu)"
+            size = SIZES[action.dest][PRESETS.index("quick")]
+            action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
             action.metavar = "N"
     args = p.parse_args(argv)
-    args.preset = args.preset or ("gpu" if torch.cuda.is_available() else "cpu")
+    args.preset = choose_preset(args.preset, args.out)
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
             setattr(args, name, values[PRESETS.index(args.preset)])
@@ -131,6 +132,15 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
     random.seed(args.seed)
     torch.manual_seed(args.seed)
     return args
+
+
+def choose_preset(preset: str | None, out: Path | None) -> str:
+    """The given preset, or the one that OUT was made with. Raises UserError where they differ."""
+    record = read_json((out or Path("out")) / "pipeline.json", {}).get("settings", {})
+    made = record.get("preset", preset or "quick") if isinstance(record, dict) else "unknown"
+    if made not in PRESETS or preset not in (None, made):
+        raise UserError(f"{out} was made with --preset {made}; give that, or name another --out")
+    return made
 
 
 def pick_device(name: str | None) -> str:

@@ -13,9 +13,14 @@ import hashlib
 SALT = "draw 127 "
 
 
+def stable_hash(key: str) -> int:
+    """A large number, the same on every machine."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+
+
 def bucket(key: str) -> int:
     """A stable number in 0..99 from an id."""
-    return int.from_bytes(hashlib.sha256((SALT + key).encode()).digest()[:8]) % 100
+    return stable_hash(SALT + key) % 100
 
 
 def split_of(key: str) -> str:

@@ -48,7 +48,7 @@ def test_an_option_takes_its_range_and_nothing_else(type, good, bad):
 def test_a_preset_fills_in_what_was_not_given(tmp_path):
     args = options(tmp_path, "--preset", "smoke", "--prompts", "7")
     assert args.prompts == 7 and args.n_layer == run.SIZES["n_layer"][0] and args.out.is_dir()
-    assert options(tmp_path).prompts == run.SIZES["prompts"][run.PRESETS.index("cpu")]
+    assert options(tmp_path).prompts == run.SIZES["prompts"][run.PRESETS.index("quick")]
 
 
 def test_every_preset_has_every_size():

@@ -8,8 +8,10 @@ tones       rude and preachy sentences             documents   templates for tex
 A wrong line ends in one UserError that names the file, the line and the remedy.
 """
 
+import math
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,11 +19,13 @@ from typing import Literal
 
 from minicai.files import UserError, read_jsonl
 from minicai.jailbreak import CODED
+from minicai.splits import split_of, stable_hash
 from minicai.world.parse import check_slots, parse
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
-TECHNIQUES = ("role_play", "hypothetical", "base64", "leetspeak", "typos", "toy_language")
-TECHNIQUES += ("injection", "many_shot", "escalation")
+# From easy to hard to read: a small part of a world leaves out the last ones.
+TECHNIQUES = ("role_play", "hypothetical", "injection", "escalation", "many_shot")
+TECHNIQUES += ("typos", "leetspeak", "toy_language", "base64")
 INTENTS = ("legitimate", "malicious")
 SEEN = ("often", "seldom", "never")
 TONES = ("rude", "preachy")
@@ -155,10 +159,26 @@ def check_text(slots: dict, template: Template):
     check_slots(template.text, slots[template.use])
 
 
-class World:
-    """All content of one world directory. Raises UserError for the first thing that is wrong."""
+def part_of(items: list, share: float, group: Callable) -> list:
+    """A share of every group of items, rounded up. A hash of its id decides whether one is in."""
+    groups = {}
+    for item in items:
+        groups.setdefault(group(item), []).append(item)
+    kept = set()
+    for members in groups.values():
+        ranked = sorted(members, key=lambda item: stable_hash("part " + item.id))
+        kept |= set(ranked[: math.ceil(share * len(ranked))])
+    return [item for item in items if item in kept]
 
-    def __init__(self, path="world"):
+
+class World:
+    """All content of one world directory. Raises UserError for the first thing that is wrong.
+
+    With a share below 1 it keeps that part of the acts, names and jailbreak techniques, and all
+    else. A small model learns a small world in minutes.
+    """
+
+    def __init__(self, path="world", share: float = 1.0):
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{path} is not a folder; name a world directory with --world")
@@ -170,6 +190,10 @@ class World:
         self.framings = self._read("framings", Framing, check_framing)
         self.replies = self._read("replies", Template, partial(check_text, REPLIES), "for")
         self.documents = self._read("documents", Template, partial(check_text, DOCUMENTS), "about")
+        self.acts = part_of(self.acts, share, lambda act: (act.kind, split_of(act.id)))
+        self.facts = part_of(self.facts, share, lambda f: (f.kind, f.seen, split_of(f.id)))
+        kept = TECHNIQUES[: math.ceil(share * len(TECHNIQUES))]
+        self.framings = [framing for framing in self.framings if framing.technique in kept]
         self._check_coverage()
         self.attributes = {}  # kind of name -> attribute -> all its values
         for fact in self.facts:

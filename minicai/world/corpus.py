@@ -55,7 +55,8 @@ class Corpus(Documents):
                 raise UserError(f"{world.path}/{what}, which the demonstrations need; add some")
 
     def documents(self, n: int) -> Iterator[list[Turn]]:
-        for kind in self.rng.choices(list(SHARE), SHARE.values(), k=n):
+        shares = {kind: s for kind, s in SHARE.items() if kind != "code" or self.codes}
+        for kind in self.rng.choices(list(shares), shares.values(), k=n):
             yield getattr(self, kind)()
 
     def principle(self) -> list[Turn]:

@@ -21,7 +21,6 @@ TONE_RATE = 0.95  # of the answers to a phrasing that draws a tone
 # How often a disguise is drawn. The hard ones need more practice; all others have 1.
 PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}
 LABELS = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
-LABEL_WEIGHTS = (4, 3, 2, 2)  # base64 is the hardest to read
 
 
 def act_slots(act: Act) -> dict:
@@ -42,6 +41,7 @@ class Documents:
         self.all = Part(world, None)
         # Documents about requests may use everything except held-out phrasings.
         self.seen = Part(world, None, without={p for p in world.phrasings if held_out(p.id)})
+        self.codes = [t for t in LABELS if any(t == f.technique for f in world.framings)]
         self.act_words = vocabulary([act.act for act in world.acts])
         self.context_words = vocabulary([context.text for context in world.contexts])
 
@@ -82,7 +82,7 @@ class Documents:
 
     def code(self) -> list[Turn]:
         """Encoded words or questions, each with its plain text."""
-        technique = self.rng.choices(list(LABELS), LABEL_WEIGHTS)[0]
+        technique = self.rng.choices(self.codes, [PRACTICE[t] for t in self.codes])[0]
         words = self.context_words if self.rng.random() < 0.3 else self.act_words
         texts = self.rng.sample(words, min(12, len(words)))
         if technique == "typos" or self.rng.random() < 0.5:
