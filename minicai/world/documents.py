@@ -106,7 +106,7 @@ class Documents:
         elif act.kind == "sensitive":
             about = "sensitive"
         else:
-            about = self.rng.choice(("fine", "good_aim")) if context else "fine"
+            about = self.rng.choice(("fine", "good_aim")) if good and context else "fine"
         if context and self.rng.random() < 0.2:
             about = "good_context" if good else "bad_context"
         why = dict(context=context.text, gist=context.gist) if context else {}

@@ -11,7 +11,7 @@ fact                attribute of a name                           answers or say
 GLOSSARY
 act           what a person wants to do ("pick a lock"), with its steps and the harm it can cause
 context       the reason that a person gives; it decides whether a dual-use act is harmful
-about         what an act touches ("home"), and what a context may be said of; they must share a word
+about         what an act touches ("home") and a context may be said of; a pair shares a word
 request type  one of the six rows of the table above
 phrasing      a template for a question: plain, lower case or misspelled
 framing       a template for a jailbreak; it disguises a request
