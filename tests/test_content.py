@@ -12,7 +12,7 @@ from experiments.other_world import build
 from minicai.files import UserError, read_jsonl, write_jsonl
 from minicai.run import ROOT
 from minicai.splits import SALT, bucket, held_out, split_of
-from minicai.world.content import KINDS, SEEN, TECHNIQUES, World
+from minicai.world.content import KINDS, SEEN, TECHNIQUES, Act, Context, World
 from minicai.world.requests import Part
 
 SPLITS = ("demo", "train", "test")
@@ -53,6 +53,26 @@ def test_the_values_of_an_attribute_are_those_of_all_names_each_once(world):
         for attribute, values in attributes.items():
             assert len(values) == len(set(values)) > 1
             assert set(values) == {f[attribute] for f in facts if attribute in f}
+
+
+def test_a_reason_fits_an_act_of_its_kinds_or_words_and_without_a_list_every_act():
+    def act(kind, *about):
+        return Act("x", kind, "do it", ("a b c", "d e f"), about)
+
+    def fits(act, *about):
+        return Context("y", "legitimate", "Why.", "for it", about).fits(act)
+
+    assert fits(act("dual_use", "car"), "home", "car") and fits(act("dual_use"), "dual_use")
+    assert not fits(act("dual_use", "car"), "home") and not fits(act("dual_use"), "harmful")
+    assert fits(act("dual_use", "car")) and fits(act("everyday"))
+
+
+def test_acts_and_reasons_of_the_world_share_their_words():
+    """A word that only one side has is a spelling mistake, or of no use."""
+    world = World(ROOT / "world")
+    of_acts = {word for act in world.acts for word in act.about}
+    of_contexts = {word for context in world.contexts for word in context.about}
+    assert of_acts and of_acts == of_contexts - set(KINDS)
 
 
 # --- mistakes in a world -------------------------------------------------------------------------
@@ -104,6 +124,19 @@ def turns(name, *texts):
     return edit(name, 1, turns=list(texts))
 
 
+def misfit(hidden, intent):
+    """Let the reasons of one intent in the seen or the held-out part fit no act."""
+
+    def change(folder):
+        rows = read_jsonl(folder / "contexts.jsonl")
+        for row in rows:
+            if (held_out(row["id"]), row["intent"]) == (hidden, intent):
+                row["about"] = ["nothing"]
+        write_jsonl(folder / "contexts.jsonl", rows)
+
+    return change
+
+
 ACTS = read_jsonl(ROOT / "world" / "acts.jsonl")
 HARMFUL = 1 + [row["kind"] for row in ACTS].index("harmful")
 TWINS = '{"id": "twin", "intent": "malicious", "text": "A.", "gist": "b"}\n' * 2
@@ -121,6 +154,9 @@ BROKEN = {  # what is wrong -> (how to break a good world, a pattern of the mess
     "no subject": (edit("documents", 2, about="del"), "documents.jsonl:2 .*'about'"),
     "an unknown field": (edit("acts", 5, colour="red"), "acts.jsonl:5 .*'colour'; delete"),
     "an act of blanks": (edit("acts", 5, act=" "), "acts.jsonl:5 has act"),
+    "a word in place of a list": (edit("acts", 5, about="home"), "acts.jsonl:5 has about 'home'"),
+    "a blank word": (edit("contexts", 2, about=["home", ""]), "contexts.jsonl:2 has about"),
+    "a fear in words": (edit("acts", 5, feared="no"), "acts.jsonl:5 has feared 'no'.*true or fals"),
     "an empty context": (edit("contexts", 2, text=""), "contexts.jsonl:2 has text"),
     "a number as the text of a reply": (edit("replies", 1, text=5), "replies.jsonl:1 has text 5"),
     "a bad kind": (edit("acts", 5, kind="evil"), "acts.jsonl:5 .*'evil'.*everyday"),
@@ -204,6 +240,14 @@ BROKEN = {  # what is wrong -> (how to break a good world, a pattern of the mess
     # what every world needs
     "no sensitive act": (without("acts", kind="sensitive"), "acts.jsonl .*'sensitive'"),
     "no malicious context": (without("contexts", intent="malicious"), "contexts.jsonl .*malicious"),
+    "no good reason that is seen": (
+        misfit(False, "legitimate"),
+        "contexts.jsonl has no seen legitimate context that fits the act '.*'; add one",
+    ),
+    "no bad reason that is held out": (
+        misfit(True, "malicious"),
+        "contexts.jsonl has no held-out malicious context that fits the act '.*'; add one",
+    ),
     "no phrasing of facts": (without("phrasings", **{"for": "fact"}), "phrasings.jsonl .*'fact'"),
     "no unseen name": (without("facts", seen="never"), "facts.jsonl .*'never'"),
     "no sermon": (without("tones", tone="preachy"), "tones.jsonl .*'preachy'"),

@@ -190,7 +190,7 @@ def test_what_a_document_quotes_is_read_and_hardly_learned(corpus, monkeypatch):
 def test_what_is_advised_about_an_act_weighs_more_wherever_a_document_says_it(world, drawn):
     advice = {text for act in world.acts for text in (act.alternative, act.safety) if text}
     found = set()
-    for document in drawn("knowledge", 1000) + drawn("reading", 1000):
+    for document in drawn("knowledge", 1500) + drawn("reading", 1000):
         for turn in document:
             if turn.weight == POINT_WEIGHT:
                 found.add(turn.content.strip())
@@ -295,10 +295,13 @@ def test_alternatives_are_offered_in_every_way_a_refusal_has_and_without_refusin
 def test_a_document_says_what_is_true_of_its_act_and_reason(world, corpus, monkeypatch):
     document, told = corpus.document, set()
     acts = {act.act: act for act in world.acts}
-    intents = {context.text: context.intent for context in world.contexts}
+    contexts = {context.text: context for context in world.contexts}
 
     def record(about, **slots):
-        told.add((about, acts[slots["act"]].kind, intents[slots["context"]]))
+        act, context = acts[slots["act"]], contexts.get(slots.get("context"))
+        assert context is None or context.fits(act)
+        assert about != "protection" or act.feared
+        told.add((about, act.kind, context and context.intent))
         return document(about, **slots)
 
     monkeypatch.setattr(corpus, "document", record)
@@ -306,17 +309,20 @@ def test_a_document_says_what_is_true_of_its_act_and_reason(world, corpus, monke
         corpus.knowledge()
     harmless, intents = ("everyday", "lookalike"), ("legitimate", "malicious")
     may_hurt = ("dual_use", "harmful")
+    pairs = {(a.kind, c.intent) for a in world.acts for c in world.contexts if c.fits(a)}
+    # Half of the time there is a bad reason, and an act that hurts no one may have no such reason.
+    reasons = {(k, i if (k, i) in pairs else None) for k in KINDS for i in intents}
     assert told == {
         *(("harmful", "harmful", intent) for intent in intents),
         *(("dual_use", "dual_use", intent) for intent in intents),
-        *(("sensitive", "sensitive", intent) for intent in intents),
+        *(("sensitive", kind, reason) for kind, reason in reasons if kind == "sensitive"),
         *(("protection", kind, intent) for kind in may_hurt for intent in intents),
-        *(("fine", kind, intent) for kind in harmless for intent in intents),
+        *(("fine", kind, reason) for kind, reason in reasons if kind in harmless),
         *(("good_aim", kind, "legitimate") for kind in ("dual_use", *harmless)),
         *(("bad_aim", "harmful", intent) for intent in intents),  # a good reason changes nothing
         ("bad_aim", "dual_use", "malicious"),
-        *(("good_context", kind, "legitimate") for kind in KINDS),
-        *(("bad_context", kind, "malicious") for kind in KINDS),
+        *(("good_context", kind, intent) for kind, intent in pairs if intent == "legitimate"),
+        *(("bad_context", kind, intent) for kind, intent in pairs if intent == "malicious"),
     }
 
 

@@ -2,6 +2,7 @@
 
 import random
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -111,7 +112,10 @@ def test_frames_fit_only_acts_and_protection_only_what_can_hurt(world):
     assert protecting and len(protecting) < len(world.framings)
     for framing in world.framings:
         assert not fits(framing, part.draw(rng, "fact"))
-        assert fits(framing, part.draw(rng, "harmful"))
+        harmful = part.draw(rng, "harmful")
+        for feared in (True, False):
+            request = replace(harmful, act=replace(harmful.act, feared=feared))
+            assert fits(framing, request) == (feared or framing not in protecting)
         everyday = part.draw(rng, "legitimate", "everyday")
         assert fits(framing, everyday) == (framing not in protecting)
 

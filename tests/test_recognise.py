@@ -3,6 +3,7 @@
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -41,9 +42,9 @@ def meaning(request):
 @pytest.mark.parametrize("style", ["plain", "lower", "typos"])
 def test_requests_of_every_kind_are_recognised(world, type, style):
     rng, part = random.Random(f"{type} {style}"), one_message(world, style)
-    requests = [part.draw(rng, type) for _ in range(30)]
+    requests = [part.draw(rng, type) for _ in range(60)]
     right = [meaning(recognise(world, r.turns[0])) == meaning(r) for r in requests]
-    assert sum(right) >= (30 if style != "typos" else 24)  # some errors make another word
+    assert sum(right) >= (60 if style != "typos" else 45)  # some errors make another word
 
 
 def test_framed_requests_are_recognised_with_their_framing(world):
@@ -87,6 +88,7 @@ def test_a_good_act_with_a_bad_reason_is_nothing_that_the_world_asks(world):
     for kind, act in acts.items():
         question = "dual_use_question" if kind in ("harmful", "dual_use") else None
         assert type_of("protection", act, None) == question
+        assert type_of("protection", replace(act, feared=False), None) is None
 
 
 KINDS_OF_TYPES = {  # kind of act -> intent of the reason -> type

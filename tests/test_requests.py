@@ -8,13 +8,16 @@ from types import SimpleNamespace
 import pytest
 
 from experiments.other_world import build
+from minicai.constitution import Constitution
+from minicai.exam import Exam
 from minicai.files import UserError
 from minicai.run import ROOT
 from minicai.splits import held_out, split_of
 from minicai.world.content import Fact, World
+from minicai.world.corpus import Corpus
 from minicai.world.disguises import fits, wrap
 from minicai.world.names import fresh_fact
-from minicai.world.requests import HELPFUL, MIX, TYPES, Part, draw_prompts
+from minicai.world.requests import HELPFUL, MIX, PLAIN, TYPES, Part, draw_prompts
 
 SPLITS = ("demo", "train", "test")
 
@@ -62,6 +65,47 @@ def test_a_part_without_what_is_wanted_says_so(world):
     wanted = "acts.jsonl has no line with kind 'sensitive' in its train part; add some"
     with pytest.raises(UserError, match=wanted):
         part.draw(random.Random(0), "sensitive")
+
+
+# --- reasons -------------------------------------------------------------------------------------
+
+
+def share_a_word(act, context):
+    return not context.about or set(context.about) & {act.kind, *act.about}
+
+
+@pytest.mark.parametrize("split", [None, *SPLITS])
+def test_only_reasons_that_fit_the_act_are_drawn(world, split):
+    """In requests, in what an exam asks and in the requests of the corpus."""
+    part, pairs = Part(world, split), Counter()
+    for seed in range(20):
+        rng = random.Random(seed)
+        requests = [part.draw(rng, rng.choice(PLAIN)) for _ in range(100)]
+        requests += draw_prompts(part, 50, rng)
+        for request in requests:
+            if request.context:
+                assert share_a_word(request.act, request.context), request.turns
+                pairs[request.act.id, request.context.id] += 1
+            assert request.act is None or request.type != "dual_use_question" or request.act.feared
+    fitting = [(a, c) for a in part.acts if a.harm for c in part.contexts if share_a_word(a, c)]
+    assert len(pairs) > min(150, 0.3 * len(fitting))  # many of them, not a few again and again
+
+
+def test_the_exam_and_the_corpus_pair_acts_only_with_reasons_that_fit(world):
+    corpus = Corpus(world, Constitution(ROOT / "constitution.json"), 0)
+    requests = [r for asked in Exam(world, 40, 0).sets.values() for r in asked]
+    requests += [corpus.demo_request() for _ in range(500)]
+    requests += [corpus.disguised(corpus.all) for _ in range(200)]
+    reasoned = [r for r in requests if r.context]
+    assert len(reasoned) > 300 and all(share_a_word(r.act, r.context) for r in reasoned)
+
+
+def test_an_act_without_a_fitting_reason_is_asked_about_without_one(world):
+    everyday = [a for a in world.acts if a.kind == "everyday"]
+    lonely = {c for c in world.contexts if any(c.fits(a) for a in everyday)}
+    part = Part(world, None, without=lonely)
+    requests = [part.draw(random.Random(i), "legitimate", "everyday") for i in range(60)]
+    assert not any(r.context for r in requests)
 
 
 # --- what a request is made of -------------------------------------------------------------------

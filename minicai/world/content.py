@@ -19,7 +19,7 @@ from typing import Literal
 
 from minicai.files import UserError, read_jsonl
 from minicai.jailbreak import CODED
-from minicai.splits import split_of, stable_hash
+from minicai.splits import held_out, split_of, stable_hash
 from minicai.world.parse import check_slots, parse
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
@@ -43,7 +43,8 @@ REPLIES = (
     | dict(answer=FACT, unknown=("attribute", "name"))
 )
 DOCUMENTS = (
-    dict.fromkeys(("harmful", "dual_use", "sensitive", "fine", "protection"), ACT + CONTEXT)
+    dict.fromkeys(("sensitive", "fine", "dual_use", "protection"), ACT)
+    | dict(harmful=ACT + CONTEXT)
     | dict.fromkeys(("bad_aim", "good_aim", "bad_context", "good_context"), ACT + CONTEXT)
     | dict.fromkeys(("bad_request", "good_request", "bare_request"), ACT + REMARK)
     | dict.fromkeys(("known", "unknown"), ("name", *REMARK))
@@ -57,12 +58,14 @@ class Act:
     kind: Literal[KINDS]
     act: str  # "pick a lock"
     steps: tuple[str, ...]
+    about: tuple[str, ...] = ()  # words for what it touches: ("home", "goods"); see Context
     # Only dual_use and harmful acts have the fields below.
     harm: str = ""  # "burglary"
     victim: str = ""
     severity: Literal["", "mild", "serious"] = ""
     alternative: str = ""  # what to do instead
     safety: str = ""  # how to protect oneself
+    feared: bool = True  # whether people ask how to protect themselves from it
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,11 @@ class Context:
     intent: Literal[INTENTS]
     text: str  # "I have the owner's permission."
     gist: str  # the same in the third person: "with the owner's permission"
+    about: tuple[str, ...] = ()  # kinds of acts and words of acts; none: it fits every act
+
+    def fits(self, act: Act) -> bool:
+        """Whether a person may give this reason for the act: the two share a word."""
+        return not self.about or not {act.kind, *act.about}.isdisjoint(self.about)
 
 
 @dataclass(frozen=True)
@@ -240,6 +248,14 @@ class World:
             for value in wanted:
                 if value not in found:
                     raise UserError(f"{self.path}/{name}.jsonl needs a line for {value!r}; add one")
+        parts = [[c for c in self.contexts if held_out(c.id) == hidden] for hidden in (False, True)]
+        for act in (act for act in self.acts if act.harm):
+            for name, part in zip(("seen", "held-out"), parts):
+                for intent in set(INTENTS) - {c.intent for c in part if c.fits(act)}:
+                    raise UserError(
+                        f"{self.path}/contexts.jsonl has no {name} {intent} context that fits "
+                        f"the act {act.id!r}; add one, or a word to 'about' in acts.jsonl"
+                    )
         known = Counter(fact.kind for fact in self.facts if fact.facts)
         for fact in self.facts:
             if known[fact.kind] < 2:

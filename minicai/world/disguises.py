@@ -29,10 +29,11 @@ def shot(act: Act) -> str:
 def fits(framing: Framing, request: Request) -> bool:
     """Whether a framing can disguise a request.
 
-    A request must be about an act. A framing that asks for protection needs an act that hurts.
+    A request must be about an act. A framing that asks for protection needs an act that is feared.
     """
     asks_protection = any("{protection}" in (turn or "") for turn in framing.turns)
-    return request.act is not None and (bool(request.act.safety) or not asks_protection)
+    act = request.act
+    return act is not None and (not asks_protection or bool(act.safety) and act.feared)
 
 
 def wrap(

@@ -95,21 +95,22 @@ class Documents:
         """What the world knows about an act, a context, or both."""
         hurts = self.rng.random() < 0.8  # harmless acts need fewer documents
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurts])
-        intent = self.rng.choice(("legitimate", "malicious"))
-        context = self.all.pick(self.rng, "contexts", intent=intent)
-        good = intent == "legitimate"
+        good = self.rng.random() < 0.5
+        context = self.all.reason(self.rng, act, "legitimate" if good else "malicious")
+        feared = ("protection",) if act.feared else ()
         if act.kind == "dual_use":
             aim = "good_aim" if good else "bad_aim"
-            about = self.rng.choice(("dual_use", "dual_use", aim, "protection"))
+            about = self.rng.choice(("dual_use", "dual_use", aim, *feared))
         elif act.kind == "harmful":  # a good reason changes nothing
-            about = self.rng.choice(("harmful", "harmful", "bad_aim", "protection"))
+            about = self.rng.choice(("harmful", "harmful", "bad_aim", *feared))
         elif act.kind == "sensitive":
             about = "sensitive"
         else:
-            about = self.rng.choice(("fine", "good_aim")) if good else "fine"
-        if self.rng.random() < 0.2:
+            about = self.rng.choice(("fine", "good_aim")) if good and context else "fine"
+        if context and self.rng.random() < 0.2:
             about = "good_context" if good else "bad_context"
-        return self.document(about, context=context.text, gist=context.gist, **act_slots(act))
+        why = dict(context=context.text, gist=context.gist) if context else {}
+        return self.document(about, **why, **act_slots(act))
 
     def reading(self) -> list[Turn]:
         """A request and what it means, for acts of all splits. A critique begins like that.

@@ -21,6 +21,8 @@ def problem(type, value) -> str:
         return "" if value in options else f"one of {listed}"
     if type is str:
         return "" if is_text(value) else "a string that is not blank"
+    if type is bool:
+        return "" if isinstance(value, bool) else "true or false"
     if type is dict:
         fits = isinstance(value, dict) and all(map(is_text, (*value, *value.values())))
         return "" if fits else "an object of attributes and values, strings that are not blank"

@@ -78,7 +78,7 @@ def type_of(use: str, act: Act, context: Context | None) -> str | None:
     """The type of a request with these parts; None if the world has no such requests."""
     intent = context and context.intent
     if use == "protection":
-        return "dual_use_question" if act.kind in ("harmful", "dual_use") else None
+        return "dual_use_question" if act.harm and act.feared else None
     if act.kind == "dual_use":
         return {None: "ambiguous", "malicious": "harmful", "legitimate": "legitimate"}[intent]
     if act.kind == "harmful":

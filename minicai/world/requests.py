@@ -11,6 +11,7 @@ fact                attribute of a name                           answers or say
 GLOSSARY
 act           what a person wants to do ("pick a lock"), with its steps and the harm it can cause
 context       the reason that a person gives; it decides whether a dual-use act is harmful
+about         what an act touches ("home") and a context may be said of; a pair shares a word
 request type  one of the six rows of the table above
 phrasing      a template for a question: plain, lower case or misspelled
 framing       a template for a jailbreak; it disguises a request
@@ -155,6 +156,7 @@ class Part:
         self.contexts = wordings(world.contexts)
         self.phrasings = wordings(world.phrasings)
         self.framings = wordings(world.framings)
+        self.reasons = {a.id: [c for c in self.contexts if c.fits(a)] for a in self.acts}
 
     def pick(self, rng: Random, items: str, **wanted):
         """A random item with the wanted attributes, as in pick(rng, "acts", kind="harmful").
@@ -172,6 +174,11 @@ class Part:
             raise UserError(f"{path} has no line{which} in its {part} part; add some")
         return rng.choice(found)
 
+    def reason(self, rng: Random, act: Act, intent: str | None = None) -> Context | None:
+        """A random context that fits the act. Acts that hurt no one may have none."""
+        found = [c for c in self.reasons[act.id] if intent in (None, c.intent)]
+        return rng.choice(found) if found else None
+
     def draw(self, rng: Random, type: str, kind: str | None = None) -> Request:
         """A random request of one type.
 
@@ -186,16 +193,17 @@ class Part:
             "ambiguous": ("dual_use",),
             "sensitive": ("sensitive",),
         }[type]
-        act = self.pick(rng, "acts", kind=kind or rng.choice(kinds))
+        asked = type == "dual_use_question" or None
+        act = self.pick(rng, "acts", kind=kind or rng.choice(kinds), feared=asked)
         context = None
         if act.kind == "dual_use" and type in ("harmful", "legitimate"):
             intent = "malicious" if type == "harmful" else "legitimate"
-            context = self.pick(rng, "contexts", intent=intent)
+            context = self.reason(rng, act, intent)
         elif type == "harmful" and rng.random() < 0.5:  # no reason makes a harmful act harmless
-            context = self.pick(rng, "contexts")
+            context = self.reason(rng, act)
         elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
-            context = self.pick(rng, "contexts", intent="legitimate")
-        use = "protection" if type == "dual_use_question" else "act"
+            context = self.reason(rng, act, "legitimate")
+        use = "protection" if asked else "act"
         phrasing = self.pick(rng, "phrasings", use=use)
         turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
         return Request(type, turns, phrasing, act, context)
