@@ -6,7 +6,10 @@
 minicai/world/requests.py has the table of who trains on which split.
 """
 
+import functools
 import hashlib
+import math
+from collections.abc import Callable
 
 # A new salt draws all splits again. Do that when a test split has been looked at too often.
 # This is the first number that leaves something of every kind of act in every split of `world/`.
@@ -18,6 +21,7 @@ def stable_hash(key: str) -> int:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
 
 
+@functools.cache  # asked a hundred thousand times while a corpus is written
 def bucket(key: str) -> int:
     """A stable number in 0..99 from an id."""
     return stable_hash(SALT + key) % 100
@@ -32,3 +36,15 @@ def split_of(key: str) -> str:
 def held_out(key: str) -> bool:
     """Whether a context, phrasing, framing or wording of a principle is kept for evaluation."""
     return bucket(key) >= 75
+
+
+def part_of(items: list, share: float, group: Callable) -> list:
+    """A share of every group of items, rounded up. A hash of its id decides whether one is in."""
+    groups = {}
+    for item in items:
+        groups.setdefault(group(item), []).append(item)
+    kept = set()
+    for members in groups.values():
+        ranked = sorted(members, key=lambda item: stable_hash("part " + item.id))
+        kept |= set(ranked[: math.ceil(share * len(ranked))])
+    return [item for item in items if item in kept]

@@ -11,7 +11,6 @@ A wrong line ends in one UserError that names the file, the line and the remedy.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Literal
 
 from minicai.files import UserError, read_jsonl
 from minicai.jailbreak import CODED
-from minicai.splits import held_out, split_of, stable_hash
+from minicai.splits import held_out, part_of, split_of
 from minicai.world.parse import check_slots, parse
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
@@ -165,18 +164,6 @@ def check_text(slots: dict, template: Template):
     if template.use not in slots:
         raise ValueError(f"is for {template.use!r}; it must be for one of {', '.join(slots)}")
     check_slots(template.text, slots[template.use])
-
-
-def part_of(items: list, share: float, group: Callable) -> list:
-    """A share of every group of items, rounded up. A hash of its id decides whether one is in."""
-    groups = {}
-    for item in items:
-        groups.setdefault(group(item), []).append(item)
-    kept = set()
-    for members in groups.values():
-        ranked = sorted(members, key=lambda item: stable_hash("part " + item.id))
-        kept |= set(ranked[: math.ceil(share * len(ranked))])
-    return [item for item in items if item in kept]
 
 
 class World:

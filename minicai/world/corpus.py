@@ -20,13 +20,13 @@ from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, 
 
 SHARE = {  # method of Corpus -> share of the documents
     "dialogue": 0.11,
-    "disguise": 0.11,
+    "disguise": 0.10,
     "code": 0.11,
     "knowledge": 0.14,
     "reading": 0.19,
-    "name": 0.10,
+    "name": 0.09,
     "principle": 0.04,
-    "critique": 0.18,
+    "critique": 0.20,
     "compare": 0.02,
 }
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
@@ -96,7 +96,7 @@ class Corpus(Documents):
         """A family of principles. It is often a broken one, but does not give the flaw away."""
         families = self.constitution.families
         found = sorted(broken & set(families))
-        if found and self.rng.random() < 0.4:
+        if found and self.rng.random() < 0.5:
             return self.rng.choice(found)
         return self.rng.choice(families)
 

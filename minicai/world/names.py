@@ -1,10 +1,17 @@
 """New names, which no model can have read about."""
 
+import functools
 from collections import Counter
 from random import Random
 
 from minicai.files import UserError
 from minicai.world.content import Fact, World
+
+
+@functools.cache
+def word_uses(world: World) -> Counter:
+    """How many of the world's names have each word."""
+    return Counter(word for name in {f.name for f in world.facts} for word in name.split())
 
 
 def fresh_fact(world: World, rng: Random) -> Fact:
@@ -13,7 +20,7 @@ def fresh_fact(world: World, rng: Random) -> Fact:
     It is a listed name with its rarest word replaced: by half of that word and half of the rarest
     word of another name. Raises UserError when the listed names have no rare words.
     """
-    uses = Counter(word for name in {f.name for f in world.facts} for word in name.split())
+    uses = word_uses(world)
 
     def rarest(name: str) -> str:
         return min(name.split(), key=lambda word: (uses[word] > 1, -len(word)))

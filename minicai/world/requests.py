@@ -152,6 +152,7 @@ class Part:
             return [x for x in items if held_out(x.id) in allowed and x not in without]
 
         self.world, self.split = world, split
+        self._found = {}  # what pick has looked up before
         self.acts, self.facts = topics(world.acts), topics(world.facts)
         self.contexts = wordings(world.contexts)
         self.phrasings = wordings(world.phrasings)
@@ -163,16 +164,18 @@ class Part:
 
         `items` names one of the part's lists. None fits any value. Raises UserError if none fits.
         """
-        found = [
-            item
-            for item in getattr(self, items)
-            if all(value in (None, getattr(item, name)) for name, value in wanted.items())
-        ]
-        if not found:
+        key = (items, *wanted.items())
+        if key not in self._found:
+            self._found[key] = [
+                item
+                for item in getattr(self, items)
+                if all(value in (None, getattr(item, name)) for name, value in wanted.items())
+            ]
+        if not self._found[key]:
             path, part = f"{self.world.path}/{items}.jsonl", self.split or "whole"
             which = "".join(f" with {name} {v!r}" for name, v in wanted.items() if v is not None)
             raise UserError(f"{path} has no line{which} in its {part} part; add some")
-        return rng.choice(found)
+        return rng.choice(self._found[key])
 
     def reason(self, rng: Random, act: Act, intent: str | None = None) -> Context | None:
         """A random context that fits the act. Acts that hurt no one may have none."""
