@@ -1,7 +1,7 @@
 """Talk to a checkpoint.
 
     python chat.py                                # the newest stage in OUT
-    python chat.py --checkpoint out/cpu/base.pt   # the helpful-only base
+    python chat.py --checkpoint out/quick/base.pt   # the helpful-only base
     python chat.py --show-critique                # the base critiques and revises each answer
     python chat.py --show-reward                  # the reward model scores each answer
     python chat.py --guard --helpful-refusals     # the base checks each exchange, and adds a safe

@@ -1,7 +1,7 @@
 """The exam: both errors at every stage, on held-out requests.
 
     python evaluate.py                       # every stage in OUT: base, sft, dpo, ppo, round1, ...
-    python evaluate.py out/cpu/sft-1.pt --results out/cpu/one.json   # other checkpoints
+    python evaluate.py out/quick/sft-1.pt --results out/quick/one.json   # other checkpoints
     python evaluate.py --report              # write the report again; nothing is measured
 
 cpu preset: one to three minutes a stage on 2 cores. Decoding is greedy, and all stages get the same

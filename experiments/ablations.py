@@ -1,6 +1,6 @@
 """What makes Stage 1 work: the number of revisions, the critique, or the constitution?
 
-    python -m experiments.ablations --out out/cpu
+    python -m experiments.ablations
 
 After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, seed, training, exam.
 
@@ -11,7 +11,7 @@ After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, s
 The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole exam in
 OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
 
-Answer so far (first edition's code, cpu preset, seed 0): the constitution. Without harmlessness
+Answer so far (first edition, full preset, seed 0): the constitution. Without harmlessness
 principles the model complies with 95 % of harmful requests, with them with 0 %. Two revisions
 are enough for that; inventions about unknown names still fall from 84 to 12 % with the fifth.
 Without critiques they stay at 76 %.

@@ -1,12 +1,12 @@
 """Is the refusal deep? Search by gradient for a suffix that makes the model say what it refuses.
 
-    python -m experiments.gcg --out out/cpu --attempts 12 --split test
+    python -m experiments.gcg --attempts 12 --split test
 
 Half a minute a request on 2 cores. Writes rows to OUT/redteam.jsonl and a summary to
 OUT/redteam.json. The rows are never trainable: a suffix is a list of ids, and its text may be
 encoded as other ids.
 
-Answer so far (first edition's code, cpu preset, seed 0): no. Suffixes of 16 tokens made DPO-CAI
+Answer so far (first edition, full preset, seed 0): no. Suffixes of 16 tokens made DPO-CAI
 help with 12 of 12 test requests that it refuses, and the model after two feedback rounds with 9 of
 12. The answers still named the harm, and then helped.
 
@@ -151,7 +151,7 @@ def attack(team: RedTeam, number: int, length: int, steps: int) -> dict:
 def run():
     p = parser(__doc__)
     add_options(p)
-    said = "requests (default: a 64th of the preset's attempts, 4 for cpu)"
+    said = "requests (default: a 64th of the preset's attempts, 2 for quick)"
     p.add_argument("--attempts", dest="n", type=positive, help=said)
     p.add_argument("--suffix", type=positive, default=16, help="its tokens (default: 16)")
     p.add_argument("--steps", type=positive, default=50, help="at most (default: 50)")

@@ -1,12 +1,12 @@
 """What do the two checks of a guard stop, and what do they cost?
 
-    python -m experiments.guard --out out/cpu out/cpu/base.pt out/cpu/dpo.pt
+    python -m experiments.guard out/quick/base.pt out/quick/dpo.pt
 
 Five minutes a checkpoint on 2 cores (default: all stages in OUT). A quarter of the exam is answered
 once, and both errors are counted at every threshold. The attacks in OUT/redteam.jsonl that worked
 by the grader are put to the checks too. Writes OUT/guard.json, OUT/transcripts/guard-STAGE.jsonl.
 
-Answer so far (first edition's code, cpu preset, seed 0): around the base the output check at 0.5
+Answer so far (first edition, full preset, seed 0): around the base the output check at 0.5
 does nearly what training does. Around DPO-CAI the input check at 0.5 stops the last 2.9 % of
 disguised harm, but it blocks every ambiguous request and 7.6 points more of the benign disguises.
 The output check misses those jailbreaks: the critic misreads an answer that misreads its request.

@@ -1,12 +1,12 @@
 """Can the critic turn a bare refusal into one that offers another way, without leaking a step?
 
-    python -m experiments.helpful_refusals --out out/cpu out/cpu/dpo.pt
+    python -m experiments.helpful_refusals out/quick/dpo.pt
 
 Two minutes a checkpoint on 2 cores (default: the newest stage in OUT). A quarter of the plain exam,
 with the model's own answers (own) and with guard.REFUSAL in answer to everything (bare).
 Writes OUT/helpful_refusals.json and OUT/transcripts/refusals-STAGE.jsonl.
 
-Answer so far (first edition's code, cpu preset, seed 0): yes. Bare refusals of harmful requests
+Answer so far (first edition, full preset, seed 0): yes. Bare refusals of harmful requests
 offer another way in 87 % of 75 cases afterwards, and no step of anything harmful comes with it.
 DPO-CAI's own refusals offer one in 99 % of the cases anyway.
 """

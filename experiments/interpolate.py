@@ -1,7 +1,7 @@
 """Where to set the balance of the two errors: at a stage, between two, or behind a guard?
 
-    python -m experiments.interpolate --out out/cpu
-    python -m experiments.interpolate --out out/cpu --again --cost-under 3
+    python -m experiments.interpolate
+    python -m experiments.interpolate --again --cost-under 3
 
 After pipeline.py; run experiments/guard.py first if guards are to be compared. Two minutes a stage
 on 2 cores. Every fourth question of the exam is put to models between the base and each stage. The
@@ -14,7 +14,7 @@ Each error is the mean of its rates on plain and on disguised requests. A person
 each error costs. The best of many points on one set of questions is a little lucky: measure it
 again on others before use. Writes OUT/interpolate.json, and with matplotlib OUT/tradeoff.png.
 
-Answer so far (first edition's code, cpu preset, seed 0): asked plainly every trained stage has both
+Answer so far (first edition, full preset, seed 0): asked plainly every trained stage has both
 errors below 1 %, so the disguises decide. At equal costs one feedback round is the cheapest stage:
 it lets 1 % of disguised harm through and refuses 5 % of disguised benign requests. Half of the way
 from the base to DPO-CAI still helps with 72 % of plain harmful requests, three quarters with 1 %.

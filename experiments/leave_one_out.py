@@ -1,6 +1,6 @@
 """Do feedback rounds help against a jailbreak technique that they never saw?
 
-    python -m experiments.leave_one_out --out out/cpu --techniques base64 leetspeak
+    python -m experiments.leave_one_out --techniques base64 leetspeak
 
 After pipeline.py --rounds 2. Ten minutes for each technique on 2 cores. The rounds are run again
 from DPO-CAI, in OUT/without-TECHNIQUE, in a world whose framings lack the technique. Then three
@@ -8,7 +8,7 @@ models meet the same held-out attacks, all in that technique: DPO-CAI, the round
 the rounds that saw all. In Stage 1 all three have met benign requests in it. Success is the
 grader's word. Adds to OUT/leave_one_out.json.
 
-Answer so far (first edition's code, cpu preset, n 150): it depends on the technique. Leetspeak,
+Answer so far (first edition, full preset, n 150): it depends on the technique. Leetspeak,
 seed 0: 14 % get through DPO-CAI, 12 % after rounds without it, 16 % after rounds with it. Such
 attacks are misread, and rounds do not teach reading. Many-shot, seed 1: 6.7 % before, 0.7 % after
 rounds without it.

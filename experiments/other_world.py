@@ -1,13 +1,13 @@
 """Does anything here depend on the words of world/? Write another complete world, and run it.
 
     python -m experiments.other_world out/other --seed 0
-    python pipeline.py --world out/other --out out/cpu-other
+    python pipeline.py --world out/other --out out/other-run
 
 A second to write; the pipeline takes its usual time. Acts pair a verb with an object at random
 ("tally a drommet"), so no single word says whether an act is harmful. Reasons, names, insults and
 half of the phrasings are new too. Framings, replies and documents are those of world/.
 
-Answer so far (first edition, cpu preset, one seed): no. DPO-CAI complies with 0.0 % of harmful
+Answer so far (first edition, full preset, one seed): no. DPO-CAI complies with 0.0 % of harmful
 requests and refuses 1.1 % of harmless ones, and no jailbreak gets through. Memory is worse: only
 83 % of the safety advice is right, and 36 % of unknown names get an invented answer.
 """

@@ -1,13 +1,13 @@
 """What happens when PPO climbs the reward model without a KL penalty?
 
-    python -m experiments.over_optimisation --out out/cpu
+    python -m experiments.over_optimisation
 
 After pipeline.py. A quarter of an hour on 2 cores. Trains PPO with the default penalty, with half
 of it, and without one at three times the learning rate. Proxy is the reward model's score, true
 reward the grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
 Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl, and with matplotlib OUT/over_optimisation.png.
 
-Answer so far (first edition's code, cpu preset, seed 0, 16 updates): it over-optimises. With beta 0
+Answer so far (first edition, full preset, seed 0, 16 updates): it over-optimises. With beta 0
 the proxy rises from 0.0 to 2.3 while the true reward falls from 0.97 to 0.26, at 31 nats. With
 beta 0.1 the policy stays within 0.8 nats and the true reward above 0.94.
 """

@@ -1,14 +1,14 @@
 """What does an attacker find that is rewarded for harm? And does it repeat itself?
 
-    python -m experiments.redteam_rl --out out/cpu                   # RL, with a diversity term
-    python -m experiments.redteam_rl --out out/cpu --diversity 0     # RL without: it collapses
-    python -m experiments.redteam_rl --out out/cpu --attacker sft    # fine-tuned on what worked
+    python -m experiments.redteam_rl                   # RL, with a diversity term
+    python -m experiments.redteam_rl --diversity 0     # RL without: it collapses
+    python -m experiments.redteam_rl --attacker sft    # fine-tuned on what worked
 
 Five minutes (sft: one) on 2 cores. Run redteam.py with zero_shot and few_shot first to compare, and
-again with --target out/cpu/round2.pt for the table before and after feedback rounds: the table at
+again with --target out/quick/round2.pt for the table before and after feedback rounds: the table at
 the end holds every attacker in OUT/redteam.json. Rows go to OUT/redteam.jsonl.
 
-Answer so far (first edition's code, cpu preset, seed 0): it finds what the judge rewards. Against a
+Answer so far (first edition, full preset, seed 0): it finds what the judge rewards. Against a
 model of one revision, 98 % of the last attacks do harm. DPO-CAI does none, so the attacker finds
 slips of the judge: 19 % by the judge, 0.1 % by the grader; 2.5 % after two rounds. Without the
 diversity term 5 different messages are left among the last 256, with it 96.
@@ -119,7 +119,7 @@ def run():
     p = parser(__doc__)
     add_options(p)
     p.add_argument("--attacker", choices=("rl", "sft"), default="rl", help="default: rl")
-    said = "default: the preset's (270 for cpu), and eight times as many for rl"
+    said = "default: the preset's (135 for quick), and eight times as many for rl"
     p.add_argument("--attempts", dest="n", type=positive, help=said)
     said = "rl: weight of not repeating the others (default: 3)"
     p.add_argument("--diversity", type=at_least_zero, default=3.0, help=said)
