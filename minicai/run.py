@@ -41,19 +41,19 @@ SIZES = {  # of everything, by preset. Tokens count padding and prompts too.
     "documents": (2000, 20_000, 80_000),
     "batch_tokens": (1024, 2048, 2048),
     "base_lr": (0.015, 0.015, 0.015),
-    "prompts": (48, 600, 1200),
+    "prompts": (48, 500, 1200),
     "sft_epochs": (1, 3, 3),
     "sft_lr": (1e-3, 1e-3, 1e-3),
     "comparisons": (24, 500, 1000),
     "dpo_epochs": (1, 1, 1),
-    "dpo_lr": (3e-4, 1e-4, 1e-4),
-    "rm_epochs": (1, 4, 4),
+    "dpo_lr": (3e-4, 3e-4, 1e-4),
+    "rm_epochs": (1, 2, 4),
     "rm_lr": (3e-4, 1e-3, 1e-3),
     "ppo_updates": (2, 12, 12),
     "ppo_episodes": (16, 128, 256),
     "ppo_lr": (3e-5, 1e-4, 1e-4),
     "attempts": (36, 135, 270),
-    "eval_n": (8, 150, 300),
+    "eval_n": (8, 100, 300),
 }
 BLOCK_SIZE = 1024
 ROOT = Path(__file__).resolve().parent.parent
