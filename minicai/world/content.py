@@ -169,8 +169,8 @@ def check_text(slots: dict, template: Template):
 class World:
     """All content of one world directory. Raises UserError for the first thing that is wrong.
 
-    With a share below 1 it keeps that part of the acts, names and jailbreak techniques, and all
-    else. A small model learns a small world in minutes.
+    With a share below 1 it keeps that part of the acts, names, tones and jailbreak techniques, and
+    all else. A small model learns a small world in minutes.
     """
 
     def __init__(self, path="world", share: float = 1.0):
@@ -181,7 +181,7 @@ class World:
         self.contexts = self._read("contexts", Context)
         self.phrasings = self._read("phrasings", Phrasing, check_phrasing, "for")
         self.facts = part_of(self._read("facts", Fact, check_fact), share, "kind", "seen")
-        self.tones = self._read("tones", Tone)
+        self.tones = part_of(self._read("tones", Tone), share, "tone", "place")
         self.framings = self._read("framings", Framing, check_framing)
         self.replies = self._read("replies", Template, partial(check_text, REPLIES), "for")
         self.documents = self._read("documents", Template, partial(check_text, DOCUMENTS), "about")

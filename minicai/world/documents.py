@@ -18,6 +18,7 @@ from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught
 
 TONE_RATE = 0.95  # of the answers to a phrasing that draws a tone
+TONE_WEIGHT = 3.0  # of such answers in the loss: each of many insults and sermons is rare
 # How often a disguise is drawn. The hard ones need more practice; all others have 1.
 PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}
 LABELS = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
@@ -51,6 +52,7 @@ class Documents:
         reply = helpful(self.world, request, self.rng)
         if request.phrasing.draws and self.rng.random() < TONE_RATE:
             reply = with_tone(self.world, reply, request.phrasing.draws, self.rng)
+            return [*asked(request), assistant(reply.text, TONE_WEIGHT)]
         return [*asked(request), assistant(reply.text)]
 
     def any_request(self, part: Part) -> Request:
