@@ -49,8 +49,8 @@ from minicai.world.people import evade, person_prefers
 from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
 
 PAIRS = {  # share of pairs by the writers of the two answers
-    ("policy", "policy"): 0.25,
-    ("policy", "base"): 0.4,
+    ("policy", "policy"): 0.1,
+    ("policy", "base"): 0.55,
     ("policy", "evasive"): 0.2,
     ("base", "evasive"): 0.15,
 }
