@@ -15,9 +15,10 @@ from subprocess import check_output
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from minicai.plots import errors_by_stage, reward_kl, stage_label
+
 from minicai.exam import ERRORS
 from minicai.files import UserError, parse_json, read_jsonl, read_text, write_jsonl
-from minicai.plots import errors_by_stage, reward_kl, stage_label
 from minicai.report import METRICS, SKILLS, STAGE_2, lookup, markdown, samples_text
 from minicai.run import ROOT, main
 from minicai.world.content import TECHNIQUES

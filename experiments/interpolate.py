@@ -24,6 +24,7 @@ import copy
 from itertools import cycle
 from pathlib import Path
 
+from minicai.plots import BLUE, GREEN, ORANGE, RED, SKY, figure, percents, stage_label
 from tqdm import tqdm
 
 from minicai.answer import answer
@@ -31,7 +32,6 @@ from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
 from minicai.files import UserError, load_like, load_policy, read_json, stages, write_json
 from minicai.gpt import GPT
 from minicai.metrics import rate_by_topic
-from minicai.plots import BLUE, GREEN, ORANGE, RED, SKY, figure, percents, stage_label
 from minicai.report import aligned, interval, percent
 from minicai.run import at_least_zero, main, parser, positive, setup
 from minicai.world.content import World

@@ -12,8 +12,9 @@ the proxy rises from 0.0 to 2.3 while the true reward falls from 0.97 to 0.26, a
 beta 0.1 the policy stays within 0.8 nats and the true reward above 0.94.
 """
 
-from minicai.files import read_jsonl
 from minicai.plots import reward_kl
+
+from minicai.files import read_jsonl
 from minicai.report import aligned
 from minicai.run import main, parser, positive, run_script, setup
 
