@@ -121,7 +121,8 @@ def options_html(questions: list[dict]) -> str:
 def chain_html(chain: dict, opened: bool) -> str:
     """A chain of `with_requests` to unfold: draft, principle, critique, revision, again."""
     steps = zip(chain["principles"], chain["requests"], chain["critiques"])
-    made = [turns_html(chain["turns"]), said("Draft", chain["responses"][0], "draft")]
+    made = [turns_html(chain["turns"])] if len(chain["turns"]) > 1 else []
+    made.append(said("Draft", chain["responses"][0], "draft"))
     for i, (principle, (asked, revise), critique) in enumerate(steps):
         before, after = chain["responses"][i : i + 2]
         if critique:

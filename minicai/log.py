@@ -53,12 +53,11 @@ def curves(folder: Path, points: int = 100) -> dict[str, list[dict]]:
     found = {}
     for path in sorted(folder.glob("train_*.jsonl")):
         rows, means = read_jsonl(path, ("step",)), []
+        keys = [k for k in DRAWN if all(isinstance(row.get(k), int | float) for row in rows)]
         width = -(-len(rows) // points)
         for part in (rows[i : i + width] for i in range(0, len(rows), width or 1)):
-            keys = [
-                key for key in DRAWN if all(isinstance(row.get(key), int | float) for row in rows)
-            ]
             mean = {key: round(sum(row[key] for row in part) / len(part), 4) for key in keys}
             means.append(dict(step=part[-1]["step"]) | mean)
-        found |= {path.stem.removeprefix("train_"): means} if means else {}
+        if means:
+            found[path.stem.removeprefix("train_")] = means
     return found

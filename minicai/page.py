@@ -28,12 +28,16 @@ from minicai.world.content import TECHNIQUES
 LIMIT = 1_900_000  # bytes of the page; what is left after the other sections is for transcripts
 HERE = Path(__file__).parent
 HEADLINES = ("under_refusal", "over_refusal", "ambiguous_handled", "jailbreak_mean")
+BESIDE = (
+    "ambiguous_handled steps_correct jailbreak_mean rude_or_preachy known_accuracy fabrication "
+)
+BESIDE += "garbled"  # the rates beside the two errors
 STAGES = {
     "base": "trained from random weights to be helpful, and nothing else",
     "sft": "the base, fine-tuned on its own answers after critique and revision (Stage 1)",
     "dpo": "SL-CAI, trained by DPO on comparisons that an AI judge has labelled (Stage 2)",
     "ppo": "SL-CAI, trained by PPO on a reward model of the same comparisons (Stage 2)",
-    "round": "the stage before, trained on attacks that got through: one round of feedback",
+    "round": "DPO-CAI or the round before, trained on attacks that got through: feedback",
 }
 CURVES = [  # (title, logs, number, label of the x axis)
     ("Base: loss, nats per token", ("base",), "loss", "step"),
@@ -65,25 +69,37 @@ def head(results: dict) -> str:
         "<p>A GPT was trained from random weights to be helpful. Then it criticised and revised "
         "its own answers by a constitution, and learned from that. Every number is from questions "
         "that no training after the base has asked.</p>"
-        f"<p>Preset {escape(results['preset'])}, seed {results['seed']}, world "
-        f"{escape(results['world'])}, {escape(results['exam']['split'])} split, "
-        f"{escape(results['hardware'])}{took}. Answers are the likeliest ones (greedy).</p>"
+        f"<p>Preset {escape(results['preset'])}, seed {results['seed']}, "
+        f"{escape(results['hardware'])}{took}. The questions are from the "
+        f"{escape(results['exam']['split'])} split of {escape(results['world'])}/, and the answers "
+        "are greedy.</p>"
         f"<h2>{escape(stage_label(last['name']))}, the last stage</h2>"
         f'<dl class="headline">{"".join(numbers)}</dl></header>'
     )
 
 
+def better(wanted) -> list[tuple[str, str]]:
+    """(key, label with an arrow) of the rates in METRICS whose key is wanted."""
+    arrows = dict(low="↓", high="↑")
+    return [(key, f"{arrows[way]} {label}") for key, label, way in METRICS if key in wanted]
+
+
 def errors(results: dict) -> str:
+    names = [stage["name"] for stage in results["stages"]]
+    kinds = dict.fromkeys("round" if name.startswith("round") else name for name in names)
     legend = "".join(
-        f"<div><dt>{escape(stage_label(name))} <small>{escape(name)}.pt</small></dt>"
-        f"<dd>{escape(STAGES[kind])}</dd></div>"
-        for name in (stage["name"] for stage in results["stages"])
-        if (kind := "round" if name.startswith("round") else name) in STAGES
+        f"<div><dt>{escape(stage_label(kind))} <small>{kind}{'N' * (kind == 'round')}.pt</small>"
+        f"</dt><dd>{escape(STAGES[kind])}</dd></div>"
+        for kind in kinds
+        if kind in STAGES
     )
     return (
         "<p>A model that complies with everything makes one error; a model that refuses everything "
-        "makes the other. A good one makes neither. Lines are 95 % intervals.</p>"
+        "makes the other. A good one makes neither. Thin lines are 95 % intervals.</p>"
         f'{charts(svg.errors_by_stage(results["stages"]))}<dl class="legend">{legend}</dl>'
+        "<p>Other rates in percent, with the 95 % interval and the number n of answers. "
+        "↓ lower is better, ↑ higher is better.</p>"
+        + stage_table(results, "percent", better(BESIDE.split()))
     )
 
 
@@ -119,12 +135,16 @@ def jailbreaks(results: dict) -> str:
 
 def audits(results: dict) -> str:
     judge = results.get("judge_audit", {})
-    by_family = judge.get("accuracy_by_family", {})
-    families = [(f"accuracy_by_family.{name}", name) for name in by_family]
+    by_family = [(f"accuracy_by_family.{x}", x) for x in judge.get("accuracy_by_family", {})]
+    of_judge, of_reward = (
+        [(key, label.removeprefix(f"{who}: ")) for key, label in STAGE_2 if key.startswith(part)]
+        for who, part in (("judge", "judge_audit"), ("reward model", "reward_model"))
+    )
     shown = (
-        rate_table(results, "judge and reward model", STAGE_2),
-        rate_table(judge, "judge's accuracy by family of principles", families),
+        rate_table(results, "the judge", of_judge),
         charts([svg.reliability(judge["reliability"])]) if judge else "",
+        rate_table(judge, "the judge, by family of principles", by_family),
+        rate_table(results, "the reward model", of_reward),
         rate_table(results.get("skills", {}), "the base as a critic", SKILLS),
     )
     if not any(shown):
@@ -132,13 +152,12 @@ def audits(results: dict) -> str:
     return (
         "<p>The harm labels come from a model, so the model that gives them is measured first, on "
         "answers whose flaws are known because the world wrote them. In the picture a calibrated "
-        f"judge lies on the dotted line.</p>{''.join(shown)}"
+        f'judge lies on the dotted line.</p><div class="panels">{"".join(shown)}</div>'
     )
 
 
 def numbers(results: dict) -> str:
     stages = results["stages"]
-    keys = [(key, f"{label} {'↓' if way == 'low' else '↑'}") for key, label, way in METRICS]
     outcomes = [
         (f"by_type.{type}.{outcome}", f"{type.replace('_', ' ')}: {outcome.replace('_', ' ')}")
         for type, found in stages[0]["by_type"].items()
@@ -148,7 +167,7 @@ def numbers(results: dict) -> str:
     return (
         "<p>Percent, with the 95 % interval and the number n of answers. The interval is wider if "
         "many questions are about one act or name. ↓ lower is better, ↑ higher is better.</p>"
-        + stage_table(results, "percent", keys)
+        + stage_table(results, "percent", better([key for key, *_ in METRICS]))
         + text_table(paired_rows(results))
         + "<details><summary>Every outcome by type of request, and the length of answers</summary>"
         + stage_table(results, "outcome, percent", outcomes, "neutral")

@@ -38,17 +38,26 @@ class Chart:
     """
 
     def __init__(
-        self, title, x, y, x_label="", legend=(), width=360, height=250, left=40, warp=float
+        self,
+        title,
+        x,
+        y,
+        x_label="",
+        legend=(),
+        width=360,
+        height=250,
+        left=40,
+        after=14,
+        warp=float,
     ):
         self.title, self.x, self.y, self.warp, self.size = title, x, y, warp, (width, height)
         self.parts = [f'<text class="title" x="0" y="14">{escape(title)}</text>']
         self.top = self._legend(legend, width) + 14
-        self.left, self.right, self.bottom = left, width - 14, height - (38 if x_label else 22)
+        self.left, self.right, self.bottom = left, width - after, height - (38 if x_label else 22)
         for value in y:
             self._tick(value, self.at(x[0], value)[1])
         for value in x:
-            place, _ = self.at(value, y[0])
-            self.text(place, self.bottom + 14, f"{value:g}", "tick middle")
+            self._tick_below(value, self.at(value, y[0])[0])
         if x_label:
             self.text((left + self.right) / 2, height - 4, x_label, "tick middle")
 
@@ -67,6 +76,9 @@ class Chart:
     def _tick(self, value: float, place: float):
         self.parts.append(f'<path class="grid" d="M{self.left} {place:.1f}H{self.right}"/>')
         self.text(self.left - 6, place + 4, f"{value:g}", "tick end")
+
+    def _tick_below(self, value: float, place: float):
+        self.text(place, self.bottom + 14, f"{value:g}", "tick middle")
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         def share(value, ends):
@@ -117,11 +129,14 @@ class Bars(Chart):
         self.step = self.bar * len(legend) + 11
         y = list(range(len(rows) + 1))
         height = 48 + self.step * len(rows) + 24
-        super().__init__(title, [0, 25, 50, 75, 100], y, "", legend, height=height, left=72)
-        self.right -= 30  # for the number behind a full bar
+        super().__init__(title, [0, 50, 100], y, "", legend, height=height, left=72, after=44)
 
     def _tick(self, value, place):
         pass  # the rows have labels instead
+
+    def _tick_below(self, value, place):
+        self.parts.append(f'<path class="grid" d="M{place:.1f} {self.top}V{self.bottom}"/>')
+        super()._tick_below(value, place)
 
     def svg(self) -> str:
         for i, (label, rates) in enumerate(self.rows):
@@ -167,18 +182,17 @@ def lines(title: str, x_label: str, curves: dict[str, list[tuple]], dots=False) 
 
 def reliability(bins: list[dict]) -> Chart:
     """How often the first answer is the better one, against the judge's probability that it is."""
-    percents, label = [0, 25, 50, 75, 100], "judge's P(first answer is better), %"
+    percents, points = [0, 25, 50, 75, 100], []
+    label = "judge's P(first answer is better), %; n pairs"
     chart = Chart("First answer is better, %", percents, percents, label, height=320)
-    chart.parts.append(
-        '<path class="diagonal" d="M{:.1f} {:.1f}L{:.1f} {:.1f}"/>'.format(
-            *chart.at(0, 0), *chart.at(100, 100)
-        )
-    )
-    points = []
+    (a, b), (c, d) = chart.at(0, 0), chart.at(100, 100)
+    chart.parts.append(f'<path class="diagonal" d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}"/>')
     for b in (b for b in bins if b["n"]):
-        middle = 50 * (b["low"] + b["high"])
-        points.append((middle, 100 * b["rate"]))
+        middle, rate = 50 * (b["low"] + b["high"]), 100 * b["rate"]
+        points.append((middle, rate))
         chart.whisker((middle, 100 * b["lo"]), (middle, 100 * b["hi"]))
+        (x, y), left = chart.at(middle, rate), middle > 80
+        chart.text(x + (-7 if left else 7), y + 15, f"n {b['n']}", f"tick {'end' * left}")
     chart.line(points, dots=True)
     return chart
 
