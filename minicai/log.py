@@ -51,7 +51,7 @@ class TrainingLog:
 def curves(folder: Path, points: int = 100) -> dict[str, list[dict]]:
     """The training logs in a folder, by name. A long one is averaged to at most so many rows."""
     found = {}
-    for path in sorted(folder.glob("train_*.jsonl")):
+    for path in sorted(folder.glob("train_*.jsonl"), key=lambda path: path.stem):
         rows, means = read_jsonl(path, ("step",)), []
         keys = [k for k in DRAWN if all(isinstance(row.get(k), int | float) for row in rows)]
         width = -(-len(rows) // points)

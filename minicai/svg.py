@@ -21,7 +21,7 @@ def ticks(low: float, high: float, about: int = 4) -> list[float]:
     """Round numbers from `low` or below it to `high` or above it, about so many."""
     rough = (high - low or abs(high) or 1) / about
     unit = 10 ** math.floor(math.log10(rough))
-    step = next(unit * m for m in (1, 2, 5, 10) if unit * m >= rough * 0.999)
+    step = next(unit * m for m in (1, 2, 2.5, 5, 10) if unit * m >= rough * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
@@ -125,11 +125,17 @@ class Bars(Chart):
     """Horizontal bars in percent. `rows` holds (label, rates); each rate is a bar of its series."""
 
     def __init__(self, title: str, rows: list[tuple[str, list[dict]]], legend):
-        self.bar, self.rows = 13, rows
-        self.step = self.bar * len(legend) + 11
-        y = list(range(len(rows) + 1))
-        height = 48 + self.step * len(rows) + 24
-        super().__init__(title, [0, 50, 100], y, "", legend, height=height, left=72, after=44)
+        self.bar, between = 13, 11
+        step, y = self.bar * len(legend) + between, list(range(len(rows) + 1))
+        labels = [label if len(label) < 23 else f"{label[:21]}…" for label, _ in rows]
+        left = round(16 + 6.8 * max(map(len, labels)))
+        size = dict(height=72 + step * len(rows), left=left, after=44)
+        super().__init__(title, [0, 50, 100], y, "", legend, **size)
+        for i, (label, (_, rates)) in enumerate(zip(labels, rows)):
+            top = self.top + i * step + 4
+            self.text(self.left - 8, top + (step - between) / 2 + 4, label, "label end")
+            for j, rate in enumerate(rates):
+                self._draw(top + j * self.bar, rate, j)
 
     def _tick(self, value, place):
         pass  # the rows have labels instead
@@ -137,14 +143,6 @@ class Bars(Chart):
     def _tick_below(self, value, place):
         self.parts.append(f'<path class="grid" d="M{place:.1f} {self.top}V{self.bottom}"/>')
         super()._tick_below(value, place)
-
-    def svg(self) -> str:
-        for i, (label, rates) in enumerate(self.rows):
-            y = self.top + i * self.step + 4
-            self.text(self.left - 8, y + (self.step - 11) / 2 + 4, label, "label end")
-            for j, rate in enumerate(rates):
-                self._draw(y + j * self.bar, rate, j)
-        return super().svg()
 
     def _draw(self, y: float, rate: dict, j: int):
         if rate["rate"] is None:
