@@ -73,7 +73,7 @@ def head(results: dict) -> str:
         f"{escape(results['hardware'])}{took}. The questions are from the "
         f"{escape(results['exam']['split'])} split of {escape(results['world'])}/, and the answers "
         "are greedy.</p>"
-        f"<h2>{escape(stage_label(last['name']))}, the last stage</h2>"
+        f"<h2>The last stage: {escape(stage_label(last['name']))}</h2>"
         f'<dl class="headline">{"".join(numbers)}</dl></header>'
     )
 

@@ -139,7 +139,6 @@ def test_the_run_ends_with_its_table_and_its_report(results, smoke):
     for part in ("under-refusal", "the base as a critic", "A filter of", "the same requests:"):
         assert part in text
     assert written.startswith("<!DOCTYPE html>") and "SL-CAI against base" in written
-    assert text.rstrip().endswith(f"open {smoke / 'report.html'} in a browser")
 
 
 # --- measuring again ---

@@ -103,7 +103,7 @@ def test_a_full_page_has_every_section_in_order_and_links_to_each():
     head = tree.texts["head"]
     assert "Preset smoke, seed 7, a machine, trained in 30 minutes." in head
     assert "from the test split of world/" in head and "abc123" not in text
-    assert "round 1, the last stage" in head
+    assert "The last stage: round 1" in head
     assert text.count("<h1>") == 1 and text.startswith("<!DOCTYPE html>")
 
 
@@ -166,7 +166,7 @@ def test_a_page_of_one_stage_has_only_what_there_is():
     assert re.findall(r'<section id="(\w+)">', text) == ["errors", "jailbreaks", "numbers"]
     for absent in ("SL-CAI", "reward model", "attack / target", "trained in", "p-value"):
         assert absent not in text
-    assert "base, the last stage" in tree.texts["head"] and "%, base" not in tree.texts["head"]
+    assert "The last stage: base" in tree.texts["head"] and "%, base" not in tree.texts["head"]
 
 
 @pytest.mark.parametrize("key, section", [("training", "training"), ("chain", "chains")])
@@ -219,6 +219,7 @@ def test_every_text_is_escaped():
     for key in ("preset", "hardware", "world"):
         results[key] = EVIL
     results["stages"][-1]["name"] = EVIL
+    results["stages"][0]["mean_tokens"] = EVIL
     rows[EVIL] = rows.pop("round1")
     chain = results["chain"][0]
     chain |= dict(type=EVIL, turns=[EVIL] * 3, responses=[EVIL, EVIL, EVIL + "!"])
@@ -231,6 +232,7 @@ def test_every_text_is_escaped():
     results["ppo_curves"][EVIL] = results["ppo_curves"]["ppo"]
     results["training"]["dpo" + EVIL] = results["training"]["dpo"]
     text, tree = whole_page(results, rows)
+    assert EVIL in [cell for row in tree.rows["numbers"] for cell in row]
     assert text.count("<script") == plain.count("<script") == 1
     assert "<img" not in text and "alert(1)" in text
     for section in ("head", "same", "chains", "jailbreaks", "audits", "numbers", "transcripts"):

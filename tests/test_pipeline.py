@@ -34,7 +34,9 @@ def test_the_pipeline_prints_its_commands_and_what_each_took(smoke):
     text, steps = (smoke / "stdout.txt").read_text(encoding="utf-8"), [*NAMES, *ROUND, "evaluate"]
     run = re.findall(r"^\$ python (\w+)\.py", text, re.M)
     assert run == [name.split()[0] for name in steps]
-    assert text.splitlines()[-1].startswith("minutes: train_base 0.0, revise 0.0, ")
+    *_, minutes, last = text.splitlines()
+    assert minutes.startswith("minutes: train_base 0.0, revise 0.0, ")
+    assert last == f"open {smoke / 'report.html'} in a browser"
     assert list(read_json(smoke / "pipeline.json", {})["seconds"]) == steps
 
 
