@@ -4,8 +4,8 @@
     python docs/update.py                        # write again, from all runs in docs/runs
 
 reads   OUT/results.json of each folder, after pipeline.py --rounds 2; docs/aims.jsonl
-writes  docs/runs/PRESET-SEED.jsonl; docs/errors.png and docs/reward-kl.png (needs matplotlib); the
-        text between <!-- NAME: ... --> and <!-- end of NAME --> in README.md and docs/*.md
+writes  docs/runs/PRESET-SEED.jsonl; docs/errors.svg and docs/reward-kl.svg; the text between
+        <!-- NAME: ... --> and <!-- end of NAME --> in README.md and docs/*.md
 """
 
 import re
@@ -15,11 +15,12 @@ from subprocess import check_output
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
 from minicai.exam import ERRORS
 from minicai.files import UserError, parse_json, read_jsonl, read_text, write_jsonl
-from minicai.plots import errors_by_stage, reward_kl, stage_label
 from minicai.report import METRICS, SKILLS, STAGE_2, lookup, markdown, samples_text
 from minicai.run import ROOT, main
+from minicai.svg import errors_by_stage, reward_kl, stage_label, write_svg
 from minicai.world.content import TECHNIQUES
 
 DOCS = ROOT / "docs"
@@ -102,8 +103,8 @@ def update():
     printed = check_output([sys.executable, "-m", "experiments.ppo_by_hand"], cwd=ROOT, text=True)
     replace("ppo_by_hand", "docs/exercises.md", f"```\n{printed.strip()}\n```")
     pooled = [dict(name=s, **{key: pool(runs, s, key) for key in ERRORS}) for s in stages]
-    errors_by_stage(dict(stages=pooled), DOCS / "errors.png")
-    reward_kl(first["measured"], DOCS / "reward-kl.png")
+    write_svg(DOCS / "errors.svg", errors_by_stage(pooled))
+    write_svg(DOCS / "reward-kl.svg", reward_kl(first["measured"]["ppo_curves"]))
 
 
 if __name__ == "__main__":
