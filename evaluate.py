@@ -1,7 +1,7 @@
 """The exam: both errors at every stage, on held-out requests.
 
     python evaluate.py                       # every stage in OUT: base, sft, dpo, ppo, round1, ...
-    python evaluate.py out/quick/sft-1.pt --results out/quick/one.json   # other checkpoints
+    python evaluate.py out/quick/dpo-mine.pt # another one, beside the stages measured before
     python evaluate.py --report              # write the page again; nothing is measured
 
 cpu preset: one to three minutes a stage on 2 cores. Decoding is greedy, and all stages get the same
@@ -11,7 +11,8 @@ reads   checkpoints, constitution.json, world/, and what other scripts left in O
         judge.json, redteam.json, revisions.jsonl, train_*.jsonl, pipeline.json
 writes  OUT/results.json (after every stage); OUT/report.html, a page that opens in any browser;
         OUT/transcripts/STAGE.jsonl (questions, answers, outcomes) and skills.jsonl (critiques);
-        with --results DIR/NAME.json: that file, DIR/NAME.html and DIR/transcripts-NAME
+        with --results DIR/NAME.json: that file, DIR/NAME.html and DIR/transcripts-NAME, which
+        hold only the checkpoints named
 """
 
 from pathlib import Path
@@ -37,7 +38,7 @@ from minicai.files import (
 )
 from minicai.log import curves
 from minicai.page import write_page
-from minicai.report import paired, same_requests, table
+from minicai.report import beside_others, paired, same_requests, table
 from minicai.reward import RewardModel
 from minicai.rows import FIELDS
 from minicai.run import main, make_folder, parser, positive, seed, setup
@@ -68,8 +69,6 @@ def choose(args) -> list[Path]:
     paths = args.checkpoints or stages(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
-    if args.checkpoints and not args.results:
-        raise UserError("named checkpoints need a file of their own; add --results FILE.json")
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is not a file; name a checkpoint, or none for all stages")
@@ -153,9 +152,6 @@ def evaluate():
     world = World(args.world, args.world_share)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
-    for old in logs.glob("*.jsonl"):  # of stages that are gone, too
-        old.unlink()
-
     results = dict(schema=2, world=args.world.name, seed=args.seed, preset=args.preset)
     results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
     results["exam"] = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
@@ -163,6 +159,12 @@ def evaluate():
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam.sets)
     results |= left_by_others(args.out, constitution)
     transcripts = {}
+    if args.checkpoints and not args.results:
+        names = [checkpoint.stem for checkpoint in checkpoints]
+        results, transcripts = beside_others(path, logs, results, names)
+    for old in logs.glob("*.jsonl"):  # of stages that are gone, too
+        if old.stem not in transcripts and not (transcripts and old.stem == "skills"):
+            old.unlink()
     for checkpoint in checkpoints:
         name = checkpoint.stem
         stage, transcripts[name] = measure_stage(checkpoint, exam, args)

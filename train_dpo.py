@@ -1,7 +1,7 @@
 """Stage 2 without a reward model: DPO, or a sibling of it, on preferences.jsonl (DPO-CAI).
 
     python train_dpo.py                                            # cpu preset: about a minute
-    python train_dpo.py --loss ipo --name ipo                      # any loss of minicai/dpo.py
+    python train_dpo.py --loss ipo                                 # any loss of minicai/dpo.py
     python train_dpo.py --helpful-fraction 0 --name harmless-only  # without the person's labels
     python train_dpo.py --round 1       # feedback: from OUT/sft-round1.pt, with its comparisons too
 
@@ -52,9 +52,11 @@ def options():
     add("--helpful-fraction", type=share, default=1 / 3, help="the person's share, at most (1/3)")
     add("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
     add("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")
-    add("--name", type=name_part, help="write OUT/dpo-NAME.pt instead of OUT/dpo.pt")
+    add("--name", type=name_part, help="write OUT/dpo-NAME.pt (default: the loss, if not dpo)")
     add("--round", type=positive, help="the preference half of this feedback round")
     args = setup(p)
+    if args.loss != "dpo" and not args.round:
+        args.name = args.name or args.loss
     name = artifact("dpo", args)
     return args, f"round{args.round}" if args.round else name
 
