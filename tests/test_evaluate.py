@@ -211,6 +211,34 @@ def test_other_checkpoints_are_measured_into_a_file_of_their_own(
     assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
 
 
+def test_another_checkpoint_stands_beside_the_stages_measured_before(call, copy, refuses, smoke):
+    out = copy("dpo.pt", "results.json")
+    shutil.copytree(smoke / "transcripts", out / "transcripts")
+    shutil.copy2(out / "dpo.pt", out / "dpo-mine.pt")
+    before = read_json(smoke / "results.json", {})
+    for _ in range(2):  # measured again, it takes its own place
+        call(evaluate.evaluate, out / "dpo-mine.pt", "--out", out)
+        found = read_json(out / "results.json", {})
+        *others, mine = found["stages"]
+        assert others == before["stages"] and mine["name"] == "dpo-mine"
+        [dpo] = [stage for stage in others if stage["name"] == "dpo"]
+        assert {key for key in mine if mine[key] != dpo[key]} == {"name", "checkpoint"}
+        assert all(found[key] == before[key] for key in ("skills", "reward_model"))
+        rows = [r for r in found["paired"] if r["after"] != "dpo-mine"]
+        assert rows == before["paired"]
+        mine = [r | dict(after="dpo") for r in found["paired"] if r["after"] == "dpo-mine"]
+        assert mine and mine == [r for r in rows if r["after"] == "dpo"]
+    names = {path.name for path in (smoke / "transcripts").iterdir()}
+    assert {path.name for path in (out / "transcripts").iterdir()} == names | {"dpo-mine.jsonl"}
+    assert 'data-stage="dpo-mine"' in (out / "report.html").read_text()
+
+    said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out, "--eval-n", 3)
+    assert "results.json is of another exam; give the same options, or --results NEW.json" in said
+    (out / "results.json").write_text(json.dumps(before | dict(stages=[7])))
+    said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out)
+    assert "results.json is not whole" in said and "without a checkpoint" in said
+
+
 def test_one_checkpoint_from_the_exam_to_the_page(call, copy, tmp_path, capsys):
     out = copy("base.pt")
     shutil.copy2(out / "base.pt", out / "mine.pt")
@@ -281,7 +309,6 @@ def unmeasured(monkeypatch):
     "options, said",
     [
         ((), "holds no checkpoint; run pipeline.py or train_base.py"),
-        (("{smoke}/sft.pt",), "need a file of their own; add --results FILE.json"),
         (("{smoke}/none.pt", "--results", "{out}/r.json"), "none.pt is not a file; name a"),
         (("{smoke}", "--results", "{out}/r.json"), "smoke.* is not a file"),
         (
