@@ -153,7 +153,9 @@ def evaluate():
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
     results = dict(schema=2, world=args.world.name, seed=args.seed, preset=args.preset)
-    results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
+    results |= dict(
+        world_share=args.world_share, commit=commit(), hardware=hardware(args.device), stages=[]
+    )
     results["exam"] = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
     results["decoding"] = dict(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam.sets)

@@ -56,6 +56,8 @@ def head(results: dict) -> str:
     first, last = results["stages"][0], results["stages"][-1]
     minutes = sum(results.get("seconds", {}).values()) / 60
     took = f", trained in {minutes:.0f} minutes" if minutes >= 1 else ""
+    share = results.get("world_share", 1.0)
+    part = f" ({100 * share:.0f} % of its acts, names and jailbreak forms)" * (share < 1)
     labels, numbers = {key: label for key, label, _ in METRICS}, []
     for key in HEADLINES:
         before = f"{stage_label(first['name'])} {percent(lookup(first, key))}"
@@ -71,8 +73,8 @@ def head(results: dict) -> str:
         "that no training after the base has asked.</p>"
         f"<p>Preset {escape(results['preset'])}, seed {results['seed']}, "
         f"{escape(results['hardware'])}{took}. The questions are from the "
-        f"{escape(results['exam']['split'])} split of {escape(results['world'])}/, and the answers "
-        "are greedy.</p>"
+        f"{escape(results['exam']['split'])} split of {escape(results['world'])}/{part}, and the "
+        "answers are greedy.</p>"
         f"<h2>The last stage: {escape(stage_label(last['name']))}</h2>"
         f'<dl class="headline">{"".join(numbers)}</dl></header>'
     )
