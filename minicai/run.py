@@ -38,7 +38,7 @@ SIZES = {  # by preset. Tokens count padding and prompts too.
     "n_embd": (64, 160, 256),
     "n_hidden": (160, 432, 704),
     "vocab_size": (1024, 2048, 2048),
-    "documents": (2000, 20_000, 80_000),
+    "documents": (2000, 22_000, 80_000),
     "batch_tokens": (1024, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015),
     "prompts": (48, 500, 1200),

@@ -19,7 +19,6 @@ from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught
 
 TONE_RATE = 0.95  # of the answers to a phrasing that draws a tone
-TONE_WEIGHT = 3.0  # of such answers in the loss
 # How often a disguise is drawn. The hard ones need more practice; all others have 1.
 PRACTICE = {"base64": 3, "leetspeak": 3, "toy_language": 2, "typos": 2}
 LABELS = {"base64": "base64", "leetspeak": "leet", "toy_language": "Lopo", "typos": "bad spelling"}
@@ -53,7 +52,6 @@ class Documents:
         reply = helpful(self.world, request, self.rng)
         if request.phrasing.draws and self.rng.random() < TONE_RATE:
             reply = replace(reply, tone=self.favourite_tone(request.phrasing.draws))
-            return [*asked(request), assistant(reply.text, TONE_WEIGHT)]
         return [*asked(request), assistant(reply.text)]
 
     def favourite_tone(self, tone: str) -> Tone:
