@@ -4,7 +4,7 @@
     python evaluate.py out/quick/dpo-mine.pt # another one, beside the stages measured before
     python evaluate.py --report              # write the page again; nothing is measured
 
-cpu preset: one to three minutes a stage on 2 cores. Decoding is greedy, and all stages get the same
+quick preset: half a minute a stage on 2 cores. Decoding is greedy, and all stages get the same
 questions. docs/metrics.md explains every number.
 
 reads   checkpoints, constitution.json, world/, and what other scripts left in OUT: rm.pt,

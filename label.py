@@ -1,6 +1,6 @@
 """Stage 2 data: two answers to every prompt; the base model judges which is better.
 
-    python label.py                                # cpu preset: ten to fifteen minutes
+    python label.py                                # quick preset: about two minutes
     python label.py --label hard --name hard       # or clamp; the default keeps the probability
     python label.py --judge direct --name direct   # the paper's judge, which does not reason first
     python label.py --iid --name iid               # all pairs are two SL-CAI samples (the paper)

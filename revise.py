@@ -1,6 +1,6 @@
 """Stage 1 data: the base model answers, critiques its answer by a principle, revises it, again.
 
-    python revise.py                                         # cpu preset: three to six minutes
+    python revise.py                                         # quick preset: about a minute
     python revise.py --no-critique --name direct             # revise without a critique
     python revise.py --without harmlessness --name careless  # strike out a family of principles
     python revise.py --show 17                               # print chain 17

@@ -1,6 +1,6 @@
 """Train a tokenizer and a helpful-only base model on the world's corpus, from random weights.
 
-    python train_base.py                     # cpu preset: 20 to 70 minutes, see docs/results.md
+    python train_base.py                     # quick preset: about five minutes on 2 cores
     python train_base.py --preset smoke      # seconds, to see it run
 
 reads   world/, constitution.json (demonstrations use its wordings)

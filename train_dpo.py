@@ -1,6 +1,6 @@
 """Stage 2 without a reward model: DPO, or a sibling of it, on preferences.jsonl (DPO-CAI).
 
-    python train_dpo.py                                            # cpu preset: about a minute
+    python train_dpo.py                                            # quick preset: half a minute
     python train_dpo.py --loss ipo                                 # any loss of minicai/dpo.py
     python train_dpo.py --helpful-fraction 0 --name harmless-only  # without the person's labels
     python train_dpo.py --round 1       # feedback: from OUT/sft-round1.pt, with its comparisons too

@@ -1,6 +1,6 @@
 """Stage 2 with a reward model: PPO with a KL penalty to the fine-tuned model (RL-CAI).
 
-    python train_ppo.py                                    # cpu preset: five minutes
+    python train_ppo.py                                    # quick preset: about a minute
     python train_ppo.py --beta 0 --lr 3e-4 --name beta-0   # no penalty: the true reward falls while
                                                            # the proxy rises
     python train_ppo.py --advantage rloo --name rloo       # or grpo: groups of answers, no values

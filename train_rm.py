@@ -1,6 +1,6 @@
 """Stage 2: a Bradley-Terry reward model on the labels in preferences.jsonl.
 
-    python train_rm.py                                             # cpu preset: about two minutes
+    python train_rm.py                                             # quick preset: about a minute
     python train_rm.py --helpful-fraction 0 --name harmless-only   # without the person's labels
 
 reads   OUT/sft.pt (start), OUT/preferences.jsonl

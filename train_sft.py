@@ -1,6 +1,6 @@
 """Stage 1 training: fine-tune the base on its own revisions and helpful answers (SL-CAI).
 
-    python train_sft.py                            # cpu preset: two to five minutes
+    python train_sft.py                            # quick preset: about a minute
     python train_sft.py --revisions 1 --name 1     # SL-CAI-1: revisions up to the first step
     python train_sft.py --train-on all --name all  # the revisions of all steps, as in the paper
     python train_sft.py --round 1                  # feedback: train the stage before further, on
