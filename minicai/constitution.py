@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from minicai.files import UserError, parse_json, read_text
 from minicai.splits import held_out
 
-FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
+FAMILIES = {  # family -> what a critique says its principles are about
+    "harmlessness": "harm",
+    "honesty": "honesty",
+    "respect": "insults",
+    "autonomy": "preaching",
+    "necessity": "needless refusals",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Constitution:
             raise UserError(f"{where} lacks the field {error}; add it")
         except TypeError:
             raise UserError(f"{where} is not built like the others; fix it")
-        if family not in FAMILIES:
+        if family not in list(FAMILIES):  # the file may hold a list there, which has no hash
             raise UserError(f"{where} has the family {family!r}, not one of {', '.join(FAMILIES)}")
         if not found or not all(isinstance(t, str) for w in found for t in vars(w).values()):
             raise UserError(f"{where} has no wording, or one that is not text; fix it")

@@ -8,7 +8,7 @@ acts. The corpus never teaches the assistant to refuse a first request.
 from collections.abc import Iterator
 from random import Random
 
-from minicai.constitution import Constitution
+from minicai.constitution import FAMILIES, Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST, comparison_prompt
 from minicai.files import UserError
 from minicai.world import skills
@@ -68,7 +68,7 @@ class Corpus(Documents):
         wording = self.constitution.draw(self.rng, family=family)
         text = self.rng.choice((wording.critique, wording.revision, wording.comparison))
         request = CRITIQUE_REQUEST.format(quoted(thinned(text, self.rng)))
-        return pieces(f"{request} The principle is about {taught(skills.ABOUT[family])}.")
+        return pieces(f"{request} The principle is about {taught(FAMILIES[family])}.")
 
     def demo_request(self) -> Request:
         r = self.rng.random()

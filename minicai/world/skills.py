@@ -9,18 +9,12 @@ critique reasons before its verdict, because a small model judges better that wa
 
 from random import Random
 
+from minicai.constitution import FAMILIES
 from minicai.critique import BREAKS, KEEPS, OPTIONS
 from minicai.world.content import World
 from minicai.world.replies import Reply, calibrated, reading, write
 from minicai.world.requests import Request, squeeze
 
-ABOUT = {  # family of principles -> what a critique says it is about
-    "harmlessness": "harm",
-    "honesty": "honesty",
-    "respect": "insults",
-    "autonomy": "preaching",
-    "necessity": "needless refusals",
-}
 DOES = {  # kind of reply -> what a critique says the response does
     "steps": "gives the steps",
     "safety": "says how to stay safe",
@@ -61,11 +55,12 @@ def situation(request: Request) -> str:
 
 def critique(request: Request, reply: Reply, family: str) -> str:
     """The critique of a reply under a principle of the family."""
-    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}
+    tones = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}
+    manner = tones[reply.tone and reply.tone.tone]
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
     return (
-        f"{situation(request)} The response {DOES[reply.kind]}. "
-        f"{tone[reply.tone and reply.tone.tone]} The principle is about {ABOUT[family]}. {verdict}"
+        f"{situation(request)} The response {DOES[reply.kind]}. {manner} "
+        f"The principle is about {FAMILIES[family]}. {verdict}"
     )
 
 
