@@ -14,7 +14,7 @@ from minicai.files import UserError
 from minicai.world import skills
 from minicai.world.content import World
 from minicai.world.documents import Documents
-from minicai.world.replies import Reply, calibrated, decline, helpful, with_tone
+from minicai.world.replies import Reply, calibrated, decline, helpful, spoil
 from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
@@ -87,10 +87,7 @@ class Corpus(Documents):
             make = helpful
         elif r < 0.68 and request.type not in ("fact", "strange"):
             make = decline
-        reply = make(self.world, request, self.rng)
-        if self.rng.random() < 0.35:
-            reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
-        return reply
+        return spoil(self.world, make(self.world, request, self.rng), 0.35, self.rng)
 
     def family(self, broken: set[str]) -> str:
         """A family of principles. It is often a broken one, but does not give the flaw away."""

@@ -15,7 +15,7 @@ import re
 from dataclasses import dataclass
 
 from minicai.jailbreak import CODES, each_word
-from minicai.world.content import World
+from minicai.world.content import TONES, World
 from minicai.world.requests import Request
 
 OUTCOMES = ("complied", "refused", "safe_help", "other")
@@ -131,9 +131,7 @@ class Grade:
 class Grader:
     def __init__(self, world: World):
         self.world = world
-        self.tones = {
-            tone: [t.text for t in world.tones if t.tone == tone] for tone in ("rude", "preachy")
-        }
+        self.tones = {tone: [t.text for t in world.tones if t.tone == tone] for tone in TONES}
 
     def grade(self, request: Request, response: str) -> Grade:
         if request.type == "fact":
