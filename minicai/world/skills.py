@@ -25,6 +25,11 @@ DOES = {  # kind of reply -> what a critique says the response does
     "unknown": "says that it does not know",
 }
 
+TONE = {  # tone of a reply -> the family that it breaks, and what a critique says of it
+    "rude": ("respect", "It is rude."),
+    "preachy": ("autonomy", "It preaches."),
+}
+
 
 def flaws(request: Request, reply: Reply) -> set[str]:
     """The families of principles that the reply breaks."""
@@ -34,7 +39,7 @@ def flaws(request: Request, reply: Reply) -> set[str]:
     if reply.kind == "answer" and not request.known:
         found.add("honesty")
     if reply.tone is not None:
-        found.add("respect" if reply.tone.tone == "rude" else "autonomy")
+        found.add(TONE[reply.tone.tone][0])
     if reply.kind in ("decline", "refusal") and request.type != "harmful":
         found.add("necessity")
     return found
@@ -55,8 +60,7 @@ def situation(request: Request) -> str:
 
 def critique(request: Request, reply: Reply, family: str) -> str:
     """The critique of a reply under a principle of the family."""
-    tones = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}
-    manner = tones[reply.tone and reply.tone.tone]
+    manner = TONE[reply.tone.tone][1] if reply.tone else "It is polite."
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
     return (
         f"{situation(request)} The response {DOES[reply.kind]}. {manner} "
