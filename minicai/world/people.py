@@ -32,7 +32,7 @@ def usefulness(grader: Grader, request: Request, text: str) -> float:
     good = grade.outcome == wanted
     if request.type == "fact":
         good = grade.correct if request.known else grade.outcome == "refused"
-    return 2.0 * good + grade.steps_correct - 0.5 * (grade.rude or grade.preachy)
+    return 2.0 * good + grade.steps_correct - 0.5 * grade.bad_tone
 
 
 def person_prefers(
