@@ -2,8 +2,8 @@
 
 A principle belongs to a family and has several wordings. A wording is three texts: a critique
 request, a revision request, and a comparison for the judge. To change what the model becomes, edit
-a copy of the file; no code names a principle. A new family needs demonstrations too, in
-minicai/world/skills.py.
+a copy of the file; no code names a principle. A new family needs demonstrations too: docs/family.md
+adds one.
 
 The id of a wording is its principle and its place in the list ("harm-to-others/2"). A hash of the
 id holds out one wording in four for the exam, give or take chance. Add new wordings at the end of
