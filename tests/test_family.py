@@ -91,6 +91,7 @@ def test_the_base_spells_american_to_cheerful_people_and_to_nobody_else(world):
 @needs_family
 def test_demonstrated_critiques_find_the_spelling_and_revisions_mend_it(world, constitution):
     corpus, found = Corpus(world, constitution, 0), dict(broken=0, respelled=0, other=0)
+    sentences = [respelled(tone.text) for tone in world.tones if tone.tone == "american"]
     about = {CRITIQUE_REQUEST.format(w.critique): w.family for w in constitution.wordings}
     for _ in range(2000):
         texts = [turn.content for turn in corpus.critique()]
@@ -102,7 +103,7 @@ def test_demonstrated_critiques_find_the_spelling_and_revisions_mend_it(world, c
         said = "It has an American spelling. The principle is about spelling." in critique
         assert said == american
         assert revision == respelled(reply) and not is_american(revision)
-        british = any(word in reply for word in SPELLINGS.values())
+        british = any(sentence in reply for sentence in sentences)
         found["broken" if american else "respelled" if british else "other"] += 1
     assert all(n > 15 for n in found.values()), found
 
@@ -115,9 +116,8 @@ def test_flaws_and_the_grader_agree_on_the_spelling(world):
             request = part.draw(rng, type)
             reply = any_reply(world, request, rng)
             grade = grader.grade(request, reply.text)
-            assert (
-                ("spelling" in flaws(request, reply)) == grade.american == is_american(reply.text)
-            )
+            broken = "spelling" in flaws(request, reply)
+            assert broken == grade.american == is_american(reply.text)
             assert not (grade.american and (grade.rude or grade.preachy))
             seen.append(grade.american)
     assert 10 < sum(seen) < len(seen) / 2
