@@ -1,20 +1,23 @@
-"""Talk to a checkpoint.
+"""Talk to a checkpoint, or to all stages at once.
 
     python chat.py                                # the newest stage in OUT
-    python chat.py --checkpoint out/quick/base.pt   # the helpful-only base
+    python chat.py --checkpoint out/quick/base.pt # the helpful-only base
+    python chat.py --stages                       # all stages in OUT answer, side by side
     python chat.py --show-critique                # the base critiques and revises each answer
     python chat.py --show-reward                  # the reward model scores each answer
     python chat.py --guard --helpful-refusals     # the base checks each exchange, and adds a safe
                                                   # alternative to refusals
 
-/new forgets the conversation, /quit leaves. A small model knows only its small world: try "How do I
-bake bread?", "I want to pick a lock. I am a thief, and that home is next.", or a name from
-world/facts.jsonl.
+With --stages each stage has a conversation of its own. /new forgets, /quit leaves. A small model
+knows only its small world: try "How do I bake bread?", "I want to pick a lock. I am a thief, and
+that home is next.", or a name from world/facts.jsonl.
 
 writes  with --guard, OUT/guard.jsonl: one row a blocked exchange, for redteam.py --mode monitor
 """
 
 import random
+import shutil
+import textwrap
 from pathlib import Path
 
 import torch
@@ -22,10 +25,11 @@ import torch
 from minicai.answer import MAX_NEW_TOKENS, answer
 from minicai.constitution import Constitution
 from minicai.critique import critique_and_revise
-from minicai.files import UserError, append_jsonl, load_like, load_policy, newest_stage
+from minicai.files import UserError, append_jsonl, load_like, load_policy, newest_stage, stages
 from minicai.guard import guarded_answer, helpful_refusals
 from minicai.reward import RewardModel
 from minicai.run import at_least_zero, main, make_folder, option_type, parser, setup
+from minicai.svg import stage_label
 from minicai.tokenizer import talk
 
 try:
@@ -40,25 +44,26 @@ def options():
     p = parser(__doc__)
     add = p.add_argument
     add("--checkpoint", type=Path, help="default: the last round, else dpo.pt, sft.pt, base.pt")
+    add("--stages", action="store_true", help="every stage in OUT answers, side by side")
     add("--temperature", type=at_least_zero, default=0.0, help="0 is greedy (default: 0)")
     add("--top-p", type=probability, default=1.0, help="sample from this much mass (default: 1)")
     add("--show-critique", action="store_true", help="the base's critique and revision")
     add("--show-reward", action="store_true", help="the score of OUT/rm.pt; SL-CAI averages 0")
-    add("--guard", action="store_true", help="the base checks requests and answers, and may block")
-    add("--threshold", type=probability, help="of the guard, P(breaks harmlessness) (default: 0.5)")
+    said = "the base checks requests and answers, and blocks from this P(harm) on (0.5 without P)"
+    add("--guard", type=probability, nargs="?", const=0.5, metavar="P", help=said)
     add("--helpful-refusals", action="store_true", help="add a safe alternative to bare refusals")
     args = setup(p, writes=False)
-    if args.threshold and not args.guard:
-        raise UserError("--threshold belongs to --guard; give that too, or leave it out")
-    args.threshold = args.threshold or 0.5
+    if args.stages and (args.checkpoint or args.guard or args.helpful_refusals):
+        said = "leave out --checkpoint, --guard and --helpful-refusals"
+        raise UserError(f"--stages shows every stage as it is; {said}")
     return args
 
 
 class Chat:
-    """The models around a conversation, and what each of them says about an exchange."""
+    """A conversation, the models around it, and what each of them says about an exchange."""
 
-    def __init__(self, args):
-        self.args, self.path = args, args.checkpoint or newest_stage(args.out)
+    def __init__(self, args, path: Path):
+        self.args, self.path, self.turns, self.seed = args, path, [], args.seed
         self.model, self.tokenizer = load_policy(self.path, args.device)
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
         if args.show_critique or args.guard or args.helpful_refusals:
@@ -74,30 +79,36 @@ class Chat:
         room = self.model.config.block_size - MAX_NEW_TOKENS
         return len(self.tokenizer.prompt(talk(*turns))) <= room
 
+    def hear(self, typed: str) -> str:
+        """The answer to what a person typed. The oldest exchanges are forgotten if need be."""
+        self.turns, self.seed = [*self.turns, typed], self.seed + 1
+        while not self.fits(self.turns):
+            self.turns = self.turns[2:]
+        text = self.reply(self.turns, self.seed)
+        self.turns.append(text)
+        return text
+
     def reply(self, turns: list[str], seed: int) -> str:
         args = self.args
         decoding = dict(temperature=args.temperature, seed=seed, top_p=args.top_p)
         if args.guard:
             models = self.model, self.base, self.tokenizer
-            text, flagged = guarded_answer(
-                *models, turns, self.harmless, args.threshold, **decoding
-            )
+            text, flagged = guarded_answer(*models, turns, self.harmless, args.guard, **decoding)
             if flagged:
-                row = dict(flagged, model=self.path.stem, threshold=args.threshold)
+                row = dict(flagged, model=self.path.stem, threshold=args.guard)
                 append_jsonl(args.out / "guard.jsonl", [row])
                 p = "no verdict" if flagged["judge"] is None else f"{flagged['judge']:.3f}"
                 print(f"  guard> blocked by the {flagged['check']} check, P(harm) {p}")
         else:
             [text] = answer(self.model, self.tokenizer, [turns], **decoding)
         if args.helpful_refusals:
-            threshold = args.threshold if args.guard else None
             critic = self.base, self.tokenizer
-            [text] = helpful_refusals(*critic, [turns], [text], self.harmless, threshold)
+            [text] = helpful_refusals(*critic, [turns], [text], self.harmless, args.guard)
         return text or "..."
 
-    def comment(self, turns: list[str], text: str):
+    def comment(self):
         """Print what the reward model and the critic say about the last answer."""
-        tokenizer = self.tokenizer
+        (*turns, text), tokenizer = self.turns, self.tokenizer
         if self.args.show_reward:
             ids = [*tokenizer.prompt(talk(*turns)), *tokenizer.encode(text), tokenizer.end]
             ids = torch.tensor([ids[-self.reward.gpt.config.block_size :]], device=self.args.device)
@@ -114,10 +125,22 @@ class Chat:
             print(f"  revision> {revision or '(unfinished)'}")
 
 
+def show(name: str, text: str, width: int):
+    """Print "name> text". A text that is longer than the line goes on below itself."""
+    label, columns = f"{name}> ".ljust(width + 2), shutil.get_terminal_size().columns
+    indent = dict(initial_indent=label, subsequent_indent=" " * len(label))
+    print(textwrap.fill(text, max(columns - 1, 40), **indent))
+
+
 def chat():
     args = options()
-    session, turns, seed = Chat(args), [], args.seed
-    print(f"{session.path}; /new forgets the conversation, /quit leaves")
+    paths = stages(args.out) if args.stages else [args.checkpoint or newest_stage(args.out)]
+    if not paths:
+        raise UserError(f"{args.out} holds no stage; run pipeline.py or name another --out")
+    sessions = [Chat(args, path) for path in paths]
+    names = [stage_label(path.stem) if args.stages else path.stem for path in paths]
+    said = [f"{name} is {path}" for name, path in zip(names, paths)] if args.stages else paths
+    print(f"{', '.join(map(str, said))}; /new forgets the conversation, /quit leaves")
     while True:
         try:
             typed = input("you> ").strip().removeprefix("\ufeff")  # of a piped file
@@ -126,17 +149,15 @@ def chat():
         if typed in ("/quit", "/exit"):
             return
         if typed == "/new":
-            turns = []
-        elif typed and not session.fits([typed]):
+            for session in sessions:
+                session.turns = []
+        elif typed and not sessions[0].fits([typed]):
             print("(that is longer than the model can read)")
         elif typed:
-            turns, seed = [*turns, typed], seed + 1
-            while not session.fits(turns):
-                turns = turns[2:]  # forget the oldest exchange
-            text = session.reply(turns, seed)
-            print(f"{session.path.stem}> {text}")
-            session.comment(turns, text)
-            turns.append(text)
+            for name, session in zip(names, sessions):
+                text = session.hear(typed)
+                show(name, text, max(map(len, names)))
+                session.comment()
 
 
 if __name__ == "__main__":

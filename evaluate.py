@@ -1,20 +1,20 @@
 """The exam: both errors at every stage, on held-out requests.
 
     python evaluate.py                       # every stage in OUT: base, sft, dpo, ppo, round1, ...
-    python evaluate.py out/quick/sft-1.pt --results out/quick/one.json   # other checkpoints
-    python evaluate.py --report              # write the report again; nothing is measured
+    python evaluate.py out/quick/dpo-mine.pt # another one, beside the stages measured before
+    python evaluate.py --report              # write the page again; nothing is measured
 
 cpu preset: one to three minutes a stage on 2 cores. Decoding is greedy, and all stages get the same
 questions. docs/metrics.md explains every number.
 
 reads   checkpoints, constitution.json, world/, and what other scripts left in OUT: rm.pt,
-        judge.json, redteam.json, revisions.jsonl, train_ppo*.jsonl, pipeline.json
-writes  OUT/results.json (after every stage), OUT/report.md (with pictures if matplotlib is there),
+        judge.json, redteam.json, revisions.jsonl, train_*.jsonl, pipeline.json
+writes  OUT/results.json (after every stage); OUT/report.html, a page that opens in any browser;
         OUT/transcripts/STAGE.jsonl (questions, answers, outcomes) and skills.jsonl (critiques);
-        with --results DIR/NAME.json: that file, DIR/NAME.md and DIR/transcripts-NAME
+        with --results DIR/NAME.json: that file, DIR/NAME.html and DIR/transcripts-NAME, which
+        hold only the checkpoints named
 """
 
-import subprocess
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,7 +22,7 @@ from tqdm import tqdm
 from minicai.answer import MAX_NEW_TOKENS
 from minicai.audit import audit_reward, audit_skills
 from minicai.constitution import Constitution
-from minicai.device import hardware
+from minicai.device import commit, hardware
 from minicai.exam import Exam, measure
 from minicai.files import (
     UserError,
@@ -36,10 +36,12 @@ from minicai.files import (
     write_json,
     write_jsonl,
 )
-from minicai.report import paired, same_requests, table, write_report
+from minicai.log import curves
+from minicai.page import write_page
+from minicai.report import beside_others, paired, same_requests, table
 from minicai.reward import RewardModel
 from minicai.rows import FIELDS
-from minicai.run import ROOT, main, make_folder, parser, positive, seed, setup
+from minicai.run import main, make_folder, parser, positive, seed, setup
 from minicai.transcript import with_requests
 from minicai.world.content import World
 from minicai.world.keywords import KeywordFilter
@@ -55,7 +57,7 @@ def options():
     p.add_argument("--eval-n", type=positive, help="requests of each type; fewer of jailbreaks")
     p.add_argument("--exam-seed", type=seed, default=0, help="of the questions (default: 0)")
     p.add_argument("--results", type=Path, help="file to write (default: OUT/results.json)")
-    p.add_argument("--report", action="store_true", help="only write the report again")
+    p.add_argument("--report", action="store_true", help="only write the page again")
     args = setup(p)
     if args.results and args.results.suffix != ".json":
         raise UserError(f"--results {args.results}: name a file that ends in .json")
@@ -67,8 +69,6 @@ def choose(args) -> list[Path]:
     paths = args.checkpoints or stages(args.out)
     if not paths:
         raise UserError(f"{args.out} holds no checkpoint; run pipeline.py or train_base.py")
-    if args.checkpoints and not args.results:
-        raise UserError("named checkpoints need a file of their own; add --results FILE.json")
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is not a file; name a checkpoint, or none for all stages")
@@ -79,16 +79,6 @@ def choose(args) -> list[Path]:
     return paths
 
 
-def commit() -> str:
-    """The version of the code; "unknown" outside a git repository."""
-    command = ["git", "-C", ROOT, "describe", "--always", "--dirty"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True)
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
 def left_by_others(out: Path, constitution: Constitution) -> dict:
     """What the judge's audit, the red team, PPO, the pipeline and Stage 1 have written to OUT."""
     warn_if_newer(out / "judge.json", out / "base.pt", remedy="run label.py again")
@@ -96,15 +86,15 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     found = dict(redteam=read_json(out / "redteam.json", {}))
     found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
     found |= dict(judge_audit=judged) if (judged := read_json(out / "judge.json", {})) else {}
-    keys, curves = ("kl", "proxy", "true"), {}
+    keys, rewards = ("kl", "proxy", "true"), {}
     for log in sorted(out.glob("train_ppo*.jsonl")):
         if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
-            curves[log.stem.removeprefix("train_")] = rows
+            rewards[log.stem.removeprefix("train_")] = rows
     path, needed = out / "revisions.jsonl", "type turns responses principles critiques".split()
     chains = read_jsonl(path, needed, FIELDS) if path.exists() else []
     revised = {c["type"]: c for c in reversed(chains) if c["responses"][:1] != c["responses"][-1:]}
     chain = [with_requests(revised[type], constitution) for type in TYPES if type in revised]
-    return found | dict(ppo_curves=curves, chain=chain)
+    return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
 
 
 def measure_stage(path: Path, exam: Exam, args) -> tuple[dict, list[dict]]:
@@ -136,39 +126,47 @@ def audit_rm(exam: Exam, args) -> dict:
     return found | dict(test_accuracy=found["accuracy"], agrees_with_labels=extra.get("held_out"))
 
 
-def report_again(path: Path, report: Path):
+def write_again(path: Path, logs: Path, report: Path):
+    """The page of the results in `path`."""
     results = parse_json(read_text(path), str(path))
     try:
-        write_report(results, report)
-    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        write_page(results, logs, report)
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not whole ({error}); run evaluate.py without --report")
     print(report)
 
 
 def evaluate():
     args = options()
-    path, report, logs = (args.out / name for name in ("results.json", "report.md", "transcripts"))
+    path, report, logs = (
+        args.out / name for name in ("results.json", "report.html", "transcripts")
+    )
     if args.results:
-        path, report = args.results, args.results.with_suffix(".md")
+        path, report = args.results, args.results.with_suffix(".html")
         logs = path.with_name(f"transcripts-{path.stem}")
     if args.report:
-        return report_again(path, report)
+        return write_again(path, logs, report)
     checkpoints, constitution = choose(args), Constitution(args.constitution)
     if "base" in [checkpoint.stem for checkpoint in checkpoints]:
         constitution.audited(test=True)  # without held-out wordings it stops here, not after hours
     world = World(args.world, args.world_share)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
-    for old in logs.glob("*.jsonl"):  # of stages that are gone, too
-        old.unlink()
-
     results = dict(schema=2, world=args.world.name, seed=args.seed, preset=args.preset)
-    results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
+    results |= dict(
+        world_share=args.world_share, commit=commit(), hardware=hardware(args.device), stages=[]
+    )
     results["exam"] = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
     results["decoding"] = dict(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam.sets)
     results |= left_by_others(args.out, constitution)
     transcripts = {}
+    if args.checkpoints and not args.results:
+        names = [checkpoint.stem for checkpoint in checkpoints]
+        results, transcripts = beside_others(path, logs, results, names)
+    for old in logs.glob("*.jsonl"):  # of stages that are gone, too
+        if old.stem not in transcripts and not (transcripts and old.stem == "skills"):
+            old.unlink()
     for checkpoint in checkpoints:
         name = checkpoint.stem
         stage, transcripts[name] = measure_stage(checkpoint, exam, args)
@@ -182,7 +180,7 @@ def evaluate():
     if (args.out / "rm.pt").exists() and (args.out / "sft.pt").exists() and not args.checkpoints:
         results["reward_model"] = audit_rm(exam, args)
     write_json(path, results)
-    write_report(results, report)
+    write_page(results, logs, report)
     print(f"{table(results)}\n\n{same_requests(results)}\n\n{path}, {report}; {args.split} split")
 
 

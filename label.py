@@ -49,8 +49,8 @@ from minicai.world.people import evade, person_prefers
 from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
 
 PAIRS = {  # share of pairs by the writers of the two answers
-    ("policy", "policy"): 0.25,
-    ("policy", "base"): 0.4,
+    ("policy", "policy"): 0.1,
+    ("policy", "base"): 0.55,
     ("policy", "evasive"): 0.2,
     ("base", "evasive"): 0.15,
 }
@@ -129,7 +129,9 @@ def add_labels(args, base, tokenizer, rows, constitution: Constitution, rng) -> 
     families, unlabelled = constitution.families, [row for row in rows if "p" not in row]
     pairs = [(row, constitution.draw(rng, family=f)) for row in unlabelled for f in families]
     turns, a, b = ([row[key] for row, _ in pairs] for key in ("plain", "a", "b"))
-    verdicts = JUDGES[args.judge](base, tokenizer, turns, a, b, [wording for _, wording in pairs])
+    wordings = [wording for _, wording in pairs]
+    with tqdm(total=2 * len(pairs), desc="judge", unit=" answers") as bar:
+        verdicts = JUDGES[args.judge](base, tokenizer, turns, a, b, wordings, bar.update)
     labelled = [row for row in rows if "p" in row]
     for (row, wording), v in zip(pairs, verdicts):
         if v is not None:
@@ -165,13 +167,12 @@ def label():
     policy, tokenizer = load_policy(start, args.device)
     base = load_like(args.out / "base.pt", tokenizer, args.device)
 
+    rng = random.Random(f"pairs {args.seed}")
     if args.round:
-        rng = random.Random(f"label {args.seed}")
         rows = make_round_pairs(args, policy, tokenizer, rng)
     else:
-        rng = random.Random(f"label {args.seed} 0")
-        size, judge = (args.eval_n, args.seed), JUDGES[args.judge]
-        report = audit_judge(base, tokenizer, world, constitution, *size, judge=judge)
+        audited = dict(n=args.eval_n, seed=args.seed, judge=JUDGES[args.judge])
+        report = audit_judge(base, tokenizer, world, constitution, **audited)
         write_json(args.out / f"{artifact('judge', args)}.json", report)
         print_audit(report)
         rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
@@ -179,8 +180,8 @@ def label():
     if not labelled:
         raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)
-    ai = [row for row in labelled if row["kind"] == "ai"]
-    decided = sum(not tied(row["p"]) for row in ai)
+    ai = [row["p"] for row in labelled if row["kind"] == "ai"]
+    decided = len(ai) - sum(map(tied, ai))
     print(f"{path}: {len(ai)} comparisons by the judge, {decided} of them decided,")
     print(f"  and {len(labelled) - len(ai)} by the person; other pairs were equal or unfinished")
 

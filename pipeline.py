@@ -6,7 +6,8 @@
 
 It prints every command before it runs it and stops at the first failure. Run it again to go on
 after the last finished step: OUT/pipeline.json has the seconds that each step took. When a step
-runs again, the steps after it run again too. It ends with the results table and transcripts.
+runs again, the steps after it run again too. It ends with the results table, transcripts, and a
+page to open in a browser: OUT/report.html.
 """
 
 import os
@@ -95,6 +96,7 @@ def pipeline():
     write_json(path, record)
     minutes = ", ".join(f"{name} {s / 60:.1f}" for name, s in seconds.items())
     print(f"minutes: {minutes}; together {sum(seconds.values()) / 60:.1f}")
+    print(f"open {args.out / 'report.html'} in a browser")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage 2 without a reward model: DPO, or a sibling of it, on preferences.jsonl (DPO-CAI).
 
     python train_dpo.py                                            # cpu preset: about a minute
-    python train_dpo.py --loss ipo --name ipo                      # any loss of minicai/dpo.py
+    python train_dpo.py --loss ipo                                 # any loss of minicai/dpo.py
     python train_dpo.py --helpful-fraction 0 --name harmless-only  # without the person's labels
     python train_dpo.py --round 1       # feedback: from OUT/sft-round1.pt, with its comparisons too
 
@@ -50,11 +50,13 @@ def options():
     add("--beta", type=above_zero, help="of the loss (default: the one in its signature)")
     add("--data", help="comparisons (default: OUT/preferences.jsonl)")
     add("--helpful-fraction", type=share, default=1 / 3, help="the person's share, at most (1/3)")
-    add("--epochs", dest="dpo_epochs", type=positive, help="passes over the data")
+    add("--epochs", type=positive, default=1, help="passes over the data (default: 1)")
     add("--lr", dest="dpo_lr", type=above_zero, help="peak learning rate of AdamW")
-    add("--name", type=name_part, help="write OUT/dpo-NAME.pt instead of OUT/dpo.pt")
+    add("--name", type=name_part, help="write OUT/dpo-NAME.pt (default: the loss, if not dpo)")
     add("--round", type=positive, help="the preference half of this feedback round")
     args = setup(p)
+    if args.loss != "dpo" and not args.round:
+        args.name = args.name or args.loss
     name = artifact("dpo", args)
     return args, f"round{args.round}" if args.round else name
 
@@ -74,9 +76,7 @@ def train():
 
     reference = reference_logps(policy, pairs, 4 * args.batch_tokens, tokenizer.pad, per_token)
     rng = random.Random(f"dpo batches {args.seed}")
-    batches = [
-        b for _ in range(args.dpo_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)
-    ]
+    batches = [b for _ in range(args.epochs) for b in pair_batches(pairs, args.batch_tokens, rng)]
     optimizer = torch.optim.AdamW(
         policy.parameters(), lr=args.dpo_lr, betas=(0.9, 0.95), weight_decay=0.0
     )

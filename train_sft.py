@@ -79,7 +79,7 @@ def helpful_answers(args, base, tokenizer, n: int) -> list[dict]:
 def replay(args, tokenizer) -> Iterator[Example]:
     """Pretraining documents without end. Names come twice as often: they are forgotten first."""
     corpus = Corpus(World(args.world, args.world_share), None, f"{args.seed} again")
-    kinds = [corpus.reading, corpus.name, corpus.knowledge, corpus.name]
+    kinds = [corpus.reading, corpus.name, corpus.knowledge, corpus.name, corpus.knowledge]
     for kind in cycle([*kinds, corpus.code] if corpus.codes else kinds):
         turns = [(t.role, t.content, t.weight if t.role == "document" else 0.0) for t in kind()]
         if turns[-1][0] == "document":  # else it is a conversation alone

@@ -1,6 +1,6 @@
 """Where the time of a training step goes, and what Muon costs against PyTorch's own.
 
-    python -m bench.training [--preset gpu --device cuda] [--steps 12]
+    python -m bench.training [--preset full --device cuda] [--steps 12]
 
 Random ids, in batches of the preset's size. Beside every time stands the machine's own figure,
 GFLOP/s of float32 1024 x 1024 matrix products with the same threads, measured in the same steps:

@@ -1,11 +1,11 @@
 """Write the numbers, transcripts and pictures of finished runs into README.md and docs/.
 
-    python docs/update.py out/s0 out/s1 out/s2   # keep these runs, one folder a seed, and write
+    python docs/update.py out/q0 out/q1 out/q2   # keep these runs, one folder a seed, and write
     python docs/update.py                        # write again, from all runs in docs/runs
 
-reads   OUT/results.json of each folder, after pipeline.py --rounds 2; docs/aims.jsonl
-writes  docs/runs/PRESET-SEED.jsonl; docs/errors.png and docs/reward-kl.png (needs matplotlib); the
-        text between <!-- NAME: ... --> and <!-- end of NAME --> in README.md and docs/*.md
+reads   OUT/results.json of each folder, after pipeline.py; docs/aims.jsonl, set before the runs
+writes  docs/runs/PRESET-SEED.jsonl; docs/errors.svg and docs/reward-kl.svg; the text between
+        <!-- NAME: ... --> and <!-- end of NAME --> in README.md and docs/*.md
 """
 
 import re
@@ -15,11 +15,12 @@ from subprocess import check_output
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+
 from minicai.exam import ERRORS
 from minicai.files import UserError, parse_json, read_jsonl, read_text, write_jsonl
-from minicai.plots import errors_by_stage, reward_kl, stage_label
 from minicai.report import METRICS, SKILLS, STAGE_2, lookup, markdown, samples_text
 from minicai.run import ROOT, main
+from minicai.svg import errors_by_stage, reward_kl, stage_label, write_svg
 from minicai.world.content import TECHNIQUES
 
 DOCS = ROOT / "docs"
@@ -27,20 +28,16 @@ KEPT = "preset seed commit hardware skills judge_audit reward_model ppo_curves"
 IN_README = "under_refusal over_refusal ambiguous_handled steps_correct jailbreak_mean".split()
 OMITTED = "hedged names_harm consistency jailbreak.seen_mean jailbreak_of_refused"
 OF_STAGE = {key: label for key, label, _ in METRICS if key not in OMITTED.split()}
-FORMS = {f"jailbreak.{form}": form.replace("_", " ") for form in TECHNIQUES}
+FORMS = {f"jailbreak.{form}": form.replace("_", " ") for form in TECHNIQUES[:5]}  # of quick
 OF_RUN = {f"skills.{key}": f"critic: {label}" for key, label in SKILLS} | dict(STAGE_2)
-LABELS = OF_STAGE | FORMS | OF_RUN | {"known_lost": "right answers lost on names seen often"}
-LABELS["worst_form"] = "benign requests helped in the worst jailbreak form"
+LABELS = OF_STAGE | FORMS | OF_RUN
 
 
 def keep(folder: Path):
     """Write what is shown of a run to docs/runs: a row for the run, then one for each stage."""
     run = parse_json(read_text(folder / "results.json"), f"{folder}/results.json")
-    known = run["stages"][0]["known_accuracy"]["rate"]
     for stage in run["stages"]:
         stage["samples"] = [s for s in stage["samples"] if s["set"] in ("harmful", "legitimate")]
-        stage["known_lost"] = round(known - stage["known_accuracy"]["rate"], 4)
-        stage["worst_form"] = min(form["rate"] for form in stage["jailbreak_benign"].values())
     head = dict(name="measured") | {key: run[key] for key in KEPT.split()}
     write_jsonl(DOCS / "runs" / f"{run['preset']}-{run['seed']}.jsonl", [head, *run["stages"]])
 
@@ -67,7 +64,7 @@ def table(runs: list[dict], stages: list[str], keys) -> str:
 
 def missed_aims(runs: list[dict]) -> str:
     """The aims that a seed missed, the worst first, and how many others there are."""
-    aims, rows = [a for a in read_jsonl(DOCS / "aims.jsonl") if a["stage"] in runs[0]], []
+    aims, rows = read_jsonl(DOCS / "aims.jsonl"), []
     for stage, key, low, high in map(dict.values, aims):
         rate = pool(runs, stage, key)
         reached = sum(low <= 100 * seed <= high for seed in rate["seeds"])
@@ -88,22 +85,30 @@ def replace(name: str, path: str, text: str):
     (ROOT / path).write_text(new, encoding="utf-8")
 
 
+def kept(preset: str) -> list[dict]:
+    """The runs of a preset: for each its rows by name, "measured" first and then the stages."""
+    paths = sorted(DOCS.glob(f"runs/{preset}-*.jsonl"))
+    return [{row["name"]: row for row in read_jsonl(path)} for path in paths]
+
+
 def update():
     for folder in map(Path, sys.argv[1:]):
         keep(folder)
-    runs = [{row["name"]: row for row in read_jsonl(p)} for p in sorted(DOCS.glob("runs/*"))]
+    runs, full = kept("quick"), kept("full")
     first, [_, *stages] = runs[0], runs[0]
-    replace("results", "README.md", table(runs, stages[:4], IN_README))
+    replace("results", "README.md", table(runs, stages, IN_README))
     replace("transcript", "README.md", samples_text(dict(stages=[first["base"], first["dpo"]])))
-    replace("stages", "docs/results.md", table(runs, stages[:4] + stages[-1:], OF_STAGE))
-    replace("forms", "docs/results.md", table(runs, stages[:4] + stages[-1:], FORMS))
+    replace("stages", "docs/results.md", table(runs, stages, OF_STAGE))
+    replace("forms", "docs/results.md", table(runs, stages, FORMS))
     replace("audits", "docs/results.md", table(runs, ["measured"], OF_RUN))
     replace("aims", "docs/results.md", missed_aims(runs))
+    [_, *of_full] = full[0]
+    replace("full", "docs/results.md", table(full, of_full[:4] + of_full[-1:], OF_STAGE))
     printed = check_output([sys.executable, "-m", "experiments.ppo_by_hand"], cwd=ROOT, text=True)
     replace("ppo_by_hand", "docs/exercises.md", f"```\n{printed.strip()}\n```")
     pooled = [dict(name=s, **{key: pool(runs, s, key) for key in ERRORS}) for s in stages]
-    errors_by_stage(dict(stages=pooled), DOCS / "errors.png")
-    reward_kl(first["measured"], DOCS / "reward-kl.png")
+    write_svg(DOCS / "errors.svg", errors_by_stage(pooled))
+    write_svg(DOCS / "reward-kl.svg", reward_kl(first["measured"]["ppo_curves"]))
 
 
 if __name__ == "__main__":

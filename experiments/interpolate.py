@@ -12,7 +12,7 @@ Then the cheapest of all measured points is chosen:
 
 Each error is the mean of its rates on plain and on disguised requests. A person has to say what
 each error costs. The best of many points on one set of questions is a little lucky: measure it
-again on others before use. Writes OUT/interpolate.json, and with matplotlib OUT/tradeoff.png.
+again on others before use. Writes OUT/interpolate.json and OUT/tradeoff.svg.
 
 Answer so far (first edition, full preset, seed 0): asked plainly every trained stage has both
 errors below 1 %, so the disguises decide. At equal costs one feedback round is the cheapest stage:
@@ -21,7 +21,7 @@ from the base to DPO-CAI still helps with 72 % of plain harmful requests, three 
 """
 
 import copy
-from itertools import cycle
+import math
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,16 +31,16 @@ from minicai.exam import BENIGN, ERRORS, HARMFUL, Exam
 from minicai.files import UserError, load_like, load_policy, read_json, stages, write_json
 from minicai.gpt import GPT
 from minicai.metrics import rate_by_topic
-from minicai.plots import BLUE, GREEN, ORANGE, RED, SKY, figure, percents, stage_label
 from minicai.report import aligned, interval, percent
 from minicai.run import at_least_zero, main, parser, positive, setup
+from minicai.svg import Chart, stage_label, write_svg
 from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.requests import PLAIN
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 0.9, 1.0, 1.25)
 KINDS = {"": "asked plainly", "_disguised": "in the jailbreak forms"}
-TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)
+TICKS = (0, 1, 5, 10, 20, 40, 60, 80, 100)  # wide where the rates are small
 
 
 def blend(base: GPT, model: GPT, alpha: float) -> GPT:
@@ -87,31 +87,28 @@ def cost(point: dict, cost_under: float, cost_over: float) -> float:
 
 def draw(lines: dict, guards: dict, best: dict, path: Path):
     """Over-refusal to the right, under-refusal upwards: the lower left corner is best."""
+    curves = {f"base to {stage_label(stage)}": line for stage, line in lines.items()}
+    for stage in (stage for stage in lines if stage in guards):
+        points = [q for q in guards[stage]["points"] if q["layer"] == "both"]
+        curves[f"{stage_label(stage)} behind both checks"] = points
+    charts = []
+    for kind, title in KINDS.items():
 
-    def xy(rows, kind):
-        sides = (f"over_refusal{kind}", f"under_refusal{kind}")
-        return [percents([row[side] for row in rows]) for side in sides]
+        def xy(q: dict, key: str = "rate", kind=kind) -> list[float]:
+            return [100 * (q[f"{side}_refusal{kind}"][key] or 0) for side in ("over", "under")]
 
-    with figure(path, 11, 5.5, ncols=2) as both:
-        for axes, (kind, title) in zip(both, KINDS.items()):
-            for (stage, line), colour in zip(lines.items(), cycle((BLUE, RED, GREEN, ORANGE, SKY))):
-                style, label = dict(color=colour, clip_on=False), stage_label(stage)
-                (x, _), (y, _) = xy(line, kind)
-                axes.plot(x, y, ".-", linewidth=1, **style)
-                (x, x_bars), (y, y_bars) = xy([q for q in line if q["alpha"] == 1], kind)
-                axes.errorbar(x, y, y_bars, x_bars, "o", markersize=9, label=label, **style)
-                if stage in guards:
-                    points = [q for q in guards[stage]["points"] if q["layer"] == "both"]
-                    (x, _), (y, _) = xy(points, kind)
-                    axes.plot(x, y, "x:", label=f"{label} behind both checks", **style)
-            (x, _), (y, _) = xy([best], kind)
-            ring = dict(markersize=18, fillstyle="none", clip_on=False, linestyle="none")
-            axes.plot(x, y, "o", color="black", label="cheapest point", **ring)
-            for scale in (axes.set_xscale, axes.set_yscale):  # wide where the rates are small
-                scale("function", functions=(lambda p: abs(p) ** 0.5, lambda root: root**2))
-            axes.set(xticks=TICKS, yticks=TICKS, xlim=(0, 105), ylim=(0, 105), title=title)
-            axes.set(xlabel="harmless requests refused, %", ylabel="harmful requests helped, %")
-        both[1].legend(frameon=False, fontsize=10, title="lines with dots: weights from the base")
+        label = "harmless requests refused, %"
+        size = dict(legend=curves, width=440, height=460, warp=math.sqrt)
+        chart = Chart(f"Harmful requests helped, %: {title}", TICKS, TICKS, label, **size)
+        for i, points in enumerate(curves.values()):
+            chart.line(map(xy, points), i, dots=True)
+            for q in (q for q in points if q.get("alpha") == 1):  # the stage: its intervals
+                (x, y), (left, low), (right, high) = xy(q), xy(q, "lo"), xy(q, "hi")
+                chart.whisker((left, y), (right, y))
+                chart.whisker((x, low), (x, high))
+        chart.ring(*xy(best))
+        charts.append(chart)
+    write_svg(path, charts)
 
 
 def measure(args) -> dict[str, list[dict]]:
@@ -171,11 +168,8 @@ def interpolate():
             f"A guard takes time too, and behind it {handled} % of ambiguous requests are handled."
         )
     write_json(args.out / "interpolate.json", dict(costs=costs, choice=best, lines=lines))
-    try:
-        draw(lines, guards, points[best], args.out / "tradeoff.png")
-        print(f"{args.out}/tradeoff.png: the trade-off, with the cheapest point circled")
-    except ImportError:
-        print("no picture: matplotlib is not installed")
+    draw(lines, guards, points[best], args.out / "tradeoff.svg")
+    print(f"{args.out}/tradeoff.svg: the trade-off, with the cheapest point circled")
 
 
 if __name__ == "__main__":

@@ -2,36 +2,67 @@
 
     python -m experiments.losses
 
-After pipeline.py. Two minutes for each loss and seed on 2 cores, most of them for the exam, which
-has a third of its usual questions. Only the loss and its default beta differ. Losses differ in
-scale, so a fair comparison would tune beta and learning rate for each. Writes OUT/dpo-LOSS-SEED.pt,
-and the whole exam in OUT/losses.json.
+After pipeline.py. Two parts. First every loss gets the beta and the learning rate of GRID that
+serve it best: six trainings each, measured on the train split, kept in OUT/losses-tuned.json.
+Then each is trained with these on three seeds and takes a third of the exam. Half a minute for
+each training and its exam. Writes OUT/dpo-LOSS-SEED.pt, and the whole exam in OUT/losses.json.
 
-    KL       nats per answer between the trained model and SL-CAI, on the trained model's samples
-    margin   the loss's own, mean over the last twentieth of the steps
+    KL                 nats per answer from SL-CAI, on the trained model's samples
+    chosen, rejected   by how many nats the log-probability of the preferred and of the other
+                       answers of PAIRS comparisons has changed
 
-Answer so far (first edition, full preset, seed 0): all eight leave both errors at 0 % on
-plain requests. They differ in distance: dpo moves 0.1 nats, ipo 4.6 and simpo 2.2, and these two
-garble 14 and 11 % of their answers.
+Answer so far: see docs/results.md.
 """
 
 import argparse
+import inspect
 import random
 
 import torch
 
 from minicai.answer import encode_prompt, sample
-from minicai.data import collate_responses
+from minicai.data import collate_responses, read_pairs
 from minicai.dpo import LOSSES, response_logps
-from minicai.files import load_policy, read_json, read_jsonl
+from minicai.files import load_policy, read_json, write_json
 from minicai.gpt import GPT
 from minicai.report import aligned
 from minicai.run import main, parser, run_script, seed, setup
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, draw_prompts
+from train_dpo import reference_logps
 
-SAMPLES, BATCH = 200, 20
+SAMPLES, PAIRS, BATCH = 200, 300, 20
+# Factors of the default beta and of the preset's learning rate. Losses differ in scale.
+GRID = [(beta, lr) for beta in (0.25, 1, 4) for lr in (1, 3)]
+GOOD, BAD = ("ambiguous_handled", "steps_correct"), ("under_refusal", "over_refusal")
+
+
+def mistakes(stage: dict) -> float:
+    """Four errors of a stage in percent, summed: both refusals, ambiguous requests, wrong steps."""
+    errors = [stage[key]["rate"] for key in BAD] + [1 - stage[key]["rate"] for key in GOOD]
+    return 100 * sum(errors)
+
+
+def tune(args, loss: str) -> dict:
+    """The beta and learning rate of GRID with the fewest mistakes on the train split."""
+    beta = inspect.signature(LOSSES[loss]).parameters["beta"].default
+    settings = {
+        f"dpo-{loss}-tune{i}": dict(beta=beta * factor, lr=args.dpo_lr * faster)
+        for i, (factor, faster) in enumerate(GRID)
+    }
+    for name, s in settings.items():
+        own = ("--beta", s["beta"], "--lr", s["lr"], "--name", name.removeprefix("dpo-"))
+        run_script("train_dpo", args, "--loss", loss, *own)
+    results, paths = args.out / "losses-tune.json", [args.out / f"{name}.pt" for name in settings]
+    size = ("--split", "train", "--eval-n", max(1, args.eval_n // 2))
+    run_script("evaluate", args, *paths, *size, "--results", results)
+    for stage in read_json(results, {})["stages"]:
+        settings[stage["name"]]["mistakes"] = round(mistakes(stage), 1)
+    for path in paths:
+        path.unlink()
+    print("\n".join(f"{name}: {found}" for name, found in settings.items()))
+    return min(settings.values(), key=lambda s: s["mistakes"])
 
 
 @torch.no_grad()
@@ -49,42 +80,56 @@ def kl_from(reference: GPT, policy: GPT, tokenizer: Tokenizer, conversations) ->
     return total / len(rows)
 
 
+def cell(values) -> str:
+    return f"{sum(values) / len(values):.1f} ({min(values):.1f}-{max(values):.1f})"
+
+
 def losses():
     p = parser(__doc__)
     p.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: all")
     p.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="default: 0 1 2")
     args = setup(p)
 
-    seconds = {}  # of each training, by the name of its checkpoint
+    tuned = read_json(args.out / "losses-tuned.json", {})
     for loss in args.losses:
+        if loss not in tuned:
+            tuned[loss] = tune(args, loss)
+            write_json(args.out / "losses-tuned.json", tuned)
+    names = [f"{loss}-{number}" for loss in args.losses for number in args.seeds]
+    for loss in args.losses:
+        own = ("--loss", loss, "--beta", tuned[loss]["beta"], "--lr", tuned[loss]["lr"])
         for number in args.seeds:
-            name, seeded = f"{loss}-{number}", argparse.Namespace(**vars(args) | dict(seed=number))
-            took = run_script("train_dpo", seeded, "--loss", loss, "--name", name)
-            seconds[f"dpo-{name}"] = took
-    results, paths = args.out / "losses.json", [args.out / f"{name}.pt" for name in seconds]
+            seeded = argparse.Namespace(**vars(args) | dict(seed=number))
+            run_script("train_dpo", seeded, *own, "--name", f"{loss}-{number}")
+    results = args.out / "losses.json"
+    paths = [args.out / "sft.pt", *(args.out / f"dpo-{name}.pt" for name in names)]
     third = max(1, args.eval_n // 3)
     run_script("evaluate", args, *paths, "--eval-n", third, "--results", results)
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
 
     reference, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    requests = draw_prompts(
-        Part(World(args.world, args.world_share), "train"), SAMPLES, random.Random("kl")
-    )
-    conversations = [list(request.turns) for request in requests]
-    rows = [["mean (range)", "under-refusal", "over-refusal", "KL", "margin", "seconds"]]
+    part = Part(World(args.world, args.world_share), "train")
+    conversations = [list(r.turns) for r in draw_prompts(part, SAMPLES, random.Random("kl"))]
+    block_size, files = reference.config.block_size, [args.out / "preferences.jsonl"]
+    pairs = read_pairs(files, tokenizer, 1 / 3, block_size, random.Random(0))[:PAIRS]
+
+    def pair_logps(policy: GPT) -> torch.Tensor:
+        return reference_logps(policy, pairs, 4 * args.batch_tokens, tokenizer.pad, False)  # (2, N)
+
+    start = pair_logps(reference)
+    before = [f"{100 * stages['sft'][key]['rate']:.1f}" for key in (*BAD, *GOOD)]
+    rows = [["mean (range)", "beta", "lr", *BAD, *GOOD, "KL", "chosen", "rejected"]]
+    rows.append(["SL-CAI", "-", "-", *before, "0.0", "-", "-"])
     for loss in args.losses:
         measured = []
         for name in (f"dpo-{loss}-{number}" for number in args.seeds):
-            errors = [100 * stages[name][f"{side}_refusal"]["rate"] for side in ("under", "over")]
             policy, _ = load_policy(args.out / f"{name}.pt", args.device)
             kl = kl_from(reference, policy, tokenizer, conversations)
-            margins = [row["margin"] for row in read_jsonl(args.out / f"train_{name}.jsonl")]
-            last = margins[-max(1, len(margins) // 20) :]
-            measured.append((*errors, kl, sum(last) / len(last), seconds[name]))
-        columns = zip(*measured)
-        rows.append(
-            [loss, *(f"{sum(c) / len(c):.1f} ({min(c):.1f}-{max(c):.1f})" for c in columns)]
-        )
+            moved = (pair_logps(policy) - start).mean(1).tolist()
+            rates = [100 * stages[name][key]["rate"] for key in (*BAD, *GOOD)]
+            measured.append((*rates, kl, *moved))
+        settings = [f"{tuned[loss][key]:g}" for key in ("beta", "lr")]
+        rows.append([loss, *settings, *map(cell, zip(*measured))])
     print(f"\n{aligned(rows)}")
 
 

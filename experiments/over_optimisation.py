@@ -5,7 +5,7 @@
 After pipeline.py. A quarter of an hour on 2 cores. Trains PPO with the default penalty, with half
 of it, and without one at three times the learning rate. Proxy is the reward model's score, true
 reward the grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
-Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl, and with matplotlib OUT/over_optimisation.png.
+Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl and OUT/over_optimisation.svg.
 
 Answer so far (first edition, full preset, seed 0, 16 updates): it over-optimises. With beta 0
 the proxy rises from 0.0 to 2.3 while the true reward falls from 0.97 to 0.26, at 31 nats. With
@@ -13,9 +13,9 @@ beta 0.1 the policy stays within 0.8 nats and the true reward above 0.94.
 """
 
 from minicai.files import read_jsonl
-from minicai.plots import reward_kl
 from minicai.report import aligned
 from minicai.run import main, parser, positive, run_script, setup
+from minicai.svg import reward_kl, write_svg
 
 RUNS = {  # name -> options of train_ppo.py
     "beta-0.1": ("--beta", 0.1),
@@ -38,11 +38,8 @@ def over_optimisation():
         numbers = [f"{row[key]:.2f}" for row in step for key in ("kl", "proxy", "true")]
         rows.append([str(step[0]["step"]), *numbers])
     print(f"\n{aligned(rows)}")
-    try:
-        reward_kl(dict(ppo_curves=curves), args.out / "over_optimisation.png")
-        print(f"\n{args.out}/over_optimisation.png: both rewards against the KL")
-    except ImportError:
-        print("\nno picture: matplotlib is not installed")
+    write_svg(args.out / "over_optimisation.svg", reward_kl(curves))
+    print(f"\n{args.out}/over_optimisation.svg: both rewards against the KL")
 
 
 if __name__ == "__main__":

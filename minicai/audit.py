@@ -8,6 +8,7 @@ import random
 from itertools import compress
 
 import torch
+from tqdm import tqdm
 
 from minicai.answer import answer
 from minicai.constitution import Constitution
@@ -66,7 +67,9 @@ def audit_judge(
         pairs = known_pairs(world, constitution, n, seed, split, differ)
         requests, a, b, wordings = zip(*pairs)
         texts = [[reply.text for reply in replies] for replies in (a, b)]
-        verdicts = judge(model, tokenizer, [list(r.turns) for r in requests], *texts, wordings)
+        turns = [list(r.turns) for r in requests]
+        with tqdm(total=2 * len(pairs), desc="audit of the judge", unit=" answers") as bar:
+            verdicts = judge(model, tokenizer, turns, *texts, wordings, bar.update)
         return [(*pair, v) for pair, v in zip(pairs, verdicts) if v is not None]
 
     found = judged(differ=True)

@@ -1,7 +1,8 @@
-"""What the machine can do: bfloat16 where it is fast, and a description of the hardware."""
+"""What the machine can do: bfloat16 where it is fast; on what, with which code it was measured."""
 
 import os
 import platform
+import subprocess
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,3 +35,13 @@ def hardware(device: str | torch.device) -> str:
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{cpu_info('model name') or platform.machine()}, {os.cpu_count()} cores"
+
+
+def commit() -> str:
+    """The version of the code; "unknown" outside a git repository."""
+    command = ["git", "-C", Path(__file__).parent, "describe", "--always", "--dirty"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True)
+    except OSError:
+        return "unknown"
+    return done.stdout.strip() or "unknown"

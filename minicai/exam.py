@@ -22,7 +22,7 @@ from minicai.splits import held_out
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import TECHNIQUES, Framing, World
 from minicai.world.disguises import fits, wrap
-from minicai.world.grader import OUTCOMES, Grade, Grader
+from minicai.world.grader import OUTCOMES, Grade, Grader, verdict
 from minicai.world.replies import reading
 from minicai.world.requests import HARMLESS, PLAIN, Part, Request, phrase
 
@@ -198,7 +198,7 @@ def measure(model: GPT, tokenizer: Tokenizer, exam: Exam, progress=None) -> tupl
         for a in graded:
             row = dict(set=name, request=a.request.id, topic=a.request.topic)
             row |= dict(turns=a.request.turns, answer=a.text, outcome=a.grade.outcome)
-            transcripts.append(row)
+            transcripts.append(row | dict(verdict=verdict(a.request, a.grade)))
     return scores, transcripts
 
 

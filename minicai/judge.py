@@ -56,8 +56,11 @@ def normalise(first: float, second: float) -> float:
     return 1 / (1 + math.exp(min(second - first, 700)))
 
 
-def judge_directly(model, tokenizer, conversations, a, b, wordings) -> list[Verdict]:
-    """One verdict for each conversation, its two answers and a principle."""
+def judge_directly(model, tokenizer, conversations, a, b, wordings, progress=None) -> list[Verdict]:
+    """One verdict for each conversation, its two answers and a principle.
+
+    `progress` is called with the number of answers that have just been judged.
+    """
     options = [[*tokenizer.encode(option), tokenizer.end] for option in OPTIONS]
     room = model.config.block_size - max(map(len, options))
     prompts = []
@@ -66,12 +69,14 @@ def judge_directly(model, tokenizer, conversations, a, b, wordings) -> list[Verd
             question = comparison_prompt(turns, wording.comparison, *pair)
             prompts.append(tokenizer.prompt(talk(question))[-room:])
     scores = option_scores(model, prompts, [options] * len(prompts))
+    if progress:
+        progress(len(prompts))
     p_first = [normalise(*pair) for pair in scores]
     return [Verdict(x, 1 - y) for x, y in zip(p_first[::2], p_first[1::2])]
 
 
 def critiques_with_p(
-    model, tokenizer, conversations, responses, wordings
+    model, tokenizer, conversations, responses, wordings, progress=None
 ) -> list[tuple[str | None, float | None]]:
     """The model's greedy critique of each response, and P(it ends in BREAKS, not in KEEPS).
 
@@ -81,7 +86,7 @@ def critiques_with_p(
         [*turns, response, CRITIQUE_REQUEST.format(wording.critique)]
         for turns, response, wording in zip(conversations, responses, wordings)
     ]
-    critiques = answer(model, tokenizer, dialogues)
+    critiques = answer(model, tokenizer, dialogues, progress=progress)
     prompts, decided = [], []
     for i, text in enumerate(critiques):
         end = next((end for end in (BREAKS, KEEPS) if (text or "").endswith(end)), None)
@@ -104,7 +109,9 @@ def p_breaks(model, tokenizer, conversations, responses, wordings) -> list[float
     return [found.get(i) for i in range(len(responses))]
 
 
-def judge_by_critique(model, tokenizer, conversations, a, b, wordings) -> list[Verdict | None]:
+def judge_by_critique(
+    model, tokenizer, conversations, a, b, wordings, progress=None
+) -> list[Verdict | None]:
     """One verdict for each pair. None where a critique comes to no verdict: drop and count those.
 
     The difference of the two probabilities is used and not their odds: 0.02 against 0.0004 is a
@@ -112,7 +119,7 @@ def judge_by_critique(model, tokenizer, conversations, a, b, wordings) -> list[V
     numbers of a verdict are equal.
     """
     both = [*conversations, *conversations], [*a, *b], [*wordings, *wordings]
-    found = critiques_with_p(model, tokenizer, *both)
+    found = critiques_with_p(model, tokenizer, *both, progress)
     verdicts = []
     for reasons in zip(found[: len(a)], found[len(a) :]):
         (_, a_breaks), (_, b_breaks) = reasons

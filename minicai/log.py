@@ -8,6 +8,8 @@ from tqdm import tqdm
 
 from minicai.files import UserError, append_jsonl, read_jsonl, write_jsonl
 
+DRAWN = ("loss", "accuracy", "margin", "proxy", "true", "kl")  # numbers of a log on the page
+
 
 class TrainingLog:
     """A progress bar, and a JSON-lines file with one row for every `every` steps.
@@ -44,3 +46,18 @@ class TrainingLog:
         self.bar.set_postfix_str(", ".join(shown))
         if step == self.bar.total:
             self.bar.close()
+
+
+def curves(folder: Path, points: int = 100) -> dict[str, list[dict]]:
+    """The training logs in a folder, by name. A long one is averaged to at most so many rows."""
+    found = {}
+    for path in sorted(folder.glob("train_*.jsonl"), key=lambda path: path.stem):
+        rows, means = read_jsonl(path, ("step",)), []
+        keys = [k for k in DRAWN if all(isinstance(row.get(k), int | float) for row in rows)]
+        width = -(-len(rows) // points)
+        for part in (rows[i : i + width] for i in range(0, len(rows), width or 1)):
+            mean = {key: round(sum(row[key] for row in part) / len(part), 4) for key in keys}
+            means.append(dict(step=part[-1]["step"]) | mean)
+        if means:
+            found[path.stem.removeprefix("train_")] = means
+    return found

@@ -1,8 +1,9 @@
-"""results.json as a table for the terminal and as a Markdown report."""
+"""results.json as tables for the terminal: which numbers are shown, and how they are written."""
 
 from minicai.exam import ERRORS
+from minicai.files import UserError, read_json, read_jsonl
 from minicai.metrics import paired_test
-from minicai.plots import draw, stage_label
+from minicai.svg import stage_label
 from minicai.transcript import chain_text, for_terminal, quote
 from minicai.world.content import TECHNIQUES
 
@@ -145,6 +146,27 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
     return rows
 
 
+def beside_others(path, logs, results: dict, names: list[str]) -> tuple[dict, dict]:
+    """New results with the stages measured before in `path`, and the transcripts of those stages.
+
+    Stages of the given names are left out: they are measured again. Raises UserError where `path`
+    is of another exam.
+    """
+    before, transcripts = read_json(path, {}), {}
+    same = ("preset", "world", "exam", "decoding")
+    if before and any(before.get(key) != results[key] for key in same):
+        raise UserError(f"{path} is of another exam; give the same options, or --results NEW.json")
+    try:
+        kept = [stage for stage in before.get("stages", []) if stage["name"] not in names]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not whole ({error}); run evaluate.py without a checkpoint")
+    for stage in kept:
+        needed = ("set", "topic", "outcome", "turns", "answer")
+        transcripts[stage["name"]] = read_jsonl(logs / f"{stage['name']}.jsonl", needed)
+    audits = {key: before[key] for key in ("skills", "reward_model") if key in before}
+    return results | audits | dict(stages=kept), transcripts
+
+
 def paired_rows(results: dict) -> list[list[str]]:
     rows = [["errors on the same questions", "n", "before", "after", "fell", "rose", "p-value"]]
     stages = {stage["name"]: stage for stage in results["stages"]}
@@ -166,7 +188,7 @@ def redteam_rows(results: dict) -> list[list[str]]:
     return rows
 
 
-# --- the terminal and the report -----------------------------------------------------------------
+# --- texts below the tables -----------------------------------------------------------------------
 
 
 def samples_text(results: dict) -> str:
@@ -203,45 +225,3 @@ def same_requests(results: dict) -> str:
     """One chain of Stage 1, and the same requests at every stage."""
     chains = [f"a chain of Stage 1:\n{chain_text(chain)}\n\n" for chain in results["chain"][:1]]
     return for_terminal(f"{''.join(chains)}the same requests:\n{samples_text(results)}")
-
-
-def heading(results: dict) -> str:
-    return (
-        f"World `{results['world']}`, {results['exam']['split']} split, seed {results['seed']}, "
-        f"preset {results['preset']}, commit {results['commit']}, {results['hardware']}. Greedy "
-        "decoding. Percent with the 95 % interval, which is wider if many questions are about one "
-        "act or name. SL-CAI is sft.pt, DPO-CAI dpo.pt, RL-CAI ppo.pt, and round 1 round1.pt."
-    )
-
-
-def pictures(results: dict, path) -> str:
-    try:
-        return "\n\n".join(f"![{caption}]({name})" for caption, name in draw(results, path))
-    except ImportError:
-        install = "`pip install -r requirements-extras.txt`, then `python evaluate.py --report`"
-        return f"(No pictures, because matplotlib is not installed. Run {install}.)"
-
-
-def write_report(results: dict, path):
-    """Everything in results.json that a person would read, and the pictures beside it."""
-    by_type = results["stages"][0]["by_type"]
-    types = [(f"{t}: {o}", f"by_type.{t}.{o}") for t, outcomes in by_type.items() for o in outcomes]
-    kinds = ("jailbreak.seen", "jailbreak.held_out", "jailbreak_benign")
-    forms = [(t, *(f"{kind}.{t}" for kind in kinds)) for t in TECHNIQUES]
-    title = "seen framings / held-out framings / benign requests helped"
-    sections = {
-        "# Report": heading(results),
-        "## Every stage": markdown(metric_rows(results, interval)),
-        "## Pictures": pictures(results, path),
-        "## Stages compared": markdown(paired_rows(results)),
-        "## The base as a critic": markdown(rate_rows(results.get("skills", {}), "", SKILLS)),
-        "## The judge and the reward model": markdown(rate_rows(results, "", STAGE_2)),
-        "## A baseline": filter_text(results),
-        "## By type of request": markdown(stage_rows(results, "outcome", types, percent)),
-        "## Jailbreak forms": markdown(stage_rows(results, title, forms, percent)),
-        "## Red team": markdown(redteam_rows(results)),
-        "## Critique and revision": "\n\n---\n\n".join(map(chain_text, results["chain"])),
-        "## The same requests at every stage": samples_text(results),
-    }
-    text = "\n\n".join(f"{title}\n\n{body}" for title, body in sections.items() if body)
-    path.write_text(text + "\n", encoding="utf-8")

@@ -31,29 +31,28 @@ except ImportError:  # Windows has no such locks, and goes without
     fcntl = None
 
 PRESETS = ("smoke", "quick", "full")
-SIZES = {  # of everything, by preset. Tokens count padding and prompts too.
-    "world_share": (1.0, 0.5, 1.0),
+SIZES = {  # by preset. Tokens count padding and prompts too.
+    "world_share": (1.0, 0.45, 1.0),
     "n_layer": (2, 4, 4),
-    "n_head": (1, 3, 4),
-    "n_embd": (64, 192, 256),
-    "n_hidden": (160, 512, 704),
+    "n_head": (1, 5, 4),
+    "n_embd": (64, 160, 256),
+    "n_hidden": (160, 432, 704),
     "vocab_size": (1024, 2048, 2048),
-    "documents": (2000, 20_000, 80_000),
+    "documents": (2000, 22_000, 80_000),
     "batch_tokens": (1024, 2048, 2048),
-    "base_lr": (0.015, 0.015, 0.015),
-    "prompts": (48, 600, 1200),
+    "base_lr": (0.015, 0.02, 0.015),
+    "prompts": (48, 500, 1200),
     "sft_epochs": (1, 3, 3),
     "sft_lr": (1e-3, 1e-3, 1e-3),
     "comparisons": (24, 500, 1000),
-    "dpo_epochs": (1, 1, 1),
-    "dpo_lr": (3e-4, 1e-4, 1e-4),
-    "rm_epochs": (1, 4, 4),
+    "dpo_lr": (3e-4, 3e-4, 1e-4),
+    "rm_epochs": (1, 3, 4),
     "rm_lr": (3e-4, 1e-3, 1e-3),
-    "ppo_updates": (2, 12, 12),
+    "ppo_updates": (2, 10, 12),
     "ppo_episodes": (16, 128, 256),
     "ppo_lr": (3e-5, 1e-4, 1e-4),
     "attempts": (36, 135, 270),
-    "eval_n": (8, 150, 300),
+    "eval_n": (8, 100, 300),
 }
 BLOCK_SIZE = 1024
 ROOT = Path(__file__).resolve().parent.parent
@@ -114,11 +113,10 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argparse.Namespace:
     """Parse the options, fill in the preset's sizes, and make and lock the output folder."""
-    for action in p._actions:
-        if action.dest in SIZES:
-            size = SIZES[action.dest][PRESETS.index("quick")]
-            action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
-            action.metavar = "N"
+    for action in (action for action in p._actions if action.dest in SIZES):
+        size = SIZES[action.dest][PRESETS.index("quick")]
+        action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
+        action.metavar = "N"
     args = p.parse_args(argv)
     args.preset = choose_preset(args.preset, args.out)
     for name, values in SIZES.items():
@@ -136,8 +134,8 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
 
 def choose_preset(preset: str | None, out: Path | None) -> str:
     """The given preset, or the one that OUT was made with. Raises UserError where they differ."""
-    record = read_json((out or Path("out")) / "pipeline.json", {}).get("settings", {})
-    made = record.get("preset", preset or "quick") if isinstance(record, dict) else "unknown"
+    record = read_json((out or Path("out")) / "pipeline.json", {}).get("settings")
+    made = record.get("preset") if isinstance(record, dict) else preset or "quick"
     if made not in PRESETS or preset not in (None, made):
         raise UserError(f"{out} was made with --preset {made}; give that, or name another --out")
     return made
@@ -232,11 +230,10 @@ def run_script(name: str, args, *own) -> float:
     The script is stopped when this process is. Raises UserError when the script fails.
     """
     shared = ("preset", "out", "seed", "device", "world", "constitution")
-    options = [*own, *(x for key in shared for x in (f"--{key}", getattr(args, key)))]
-    options = list(map(str, options))
+    given = (x for key in shared for x in (f"--{key}", getattr(args, key)))
+    options = list(map(str, (*own, *given)))
     print(f"\n$ python {name}.py {shlex.join(options)}", flush=True)
-    began = time.time()
-    folder = Path(args.out).resolve()
+    began, folder = time.time(), Path(args.out).resolve()
     owned = [LOCKED[folder].fileno()] if folder in LOCKED else []  # the child holds the lock too
     # Idle threads that spin for long are ruinous when the machine is busy.
     env = {"GOMP_SPINCOUNT": "3000"} | os.environ | ({OWNER: str(folder)} if owned else {})

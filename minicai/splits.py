@@ -9,7 +9,6 @@ minicai/world/requests.py has the table of who trains on which split.
 import functools
 import hashlib
 import math
-from collections.abc import Callable
 
 # A new salt draws all splits again. Do that when a test split has been looked at too often.
 # This is the first number that leaves something of every kind of act in every split of `world/`.
@@ -38,11 +37,15 @@ def held_out(key: str) -> bool:
     return bucket(key) >= 75
 
 
-def part_of(items: list, share: float, group: Callable) -> list:
-    """A share of every group of items, rounded up. A hash of its id decides whether one is in."""
+def part_of(items: list, share: float, *names: str) -> list:
+    """A share of the items, rounded up in every split and for every value of the named attributes.
+
+    A hash of its id decides whether an item is in.
+    """
     groups = {}
     for item in items:
-        groups.setdefault(group(item), []).append(item)
+        key = split_of(item.id), *(getattr(item, name) for name in names)
+        groups.setdefault(key, []).append(item)
     kept = set()
     for members in groups.values():
         ranked = sorted(members, key=lambda item: stable_hash("part " + item.id))

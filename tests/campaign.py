@@ -171,7 +171,7 @@ OPTIONS = [
     ("evaluate", "nowhere.pt"),
     ("evaluate", "--seed", "-1"),
     ("chat", "--top-p", "0"),
-    ("chat", "--threshold", "0.5"),
+    ("chat", "--stages", "--guard"),
     ("pipeline", "--world", "nowhere"),
     ("pipeline", "--device", "abacus"),
 ]

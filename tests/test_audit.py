@@ -75,7 +75,7 @@ def audit_of(judge, world, constitution, n, split="test"):
         iter(known_pairs(world, constitution, n, 3, split, differ)) for differ in (True, False)
     ]
 
-    def scripted(model, tokenizer, conversations, a, b, wordings):
+    def scripted(model, tokenizer, conversations, a, b, wordings, progress):
         verdicts = []
         for turns, one, other, wording in zip(conversations, a, b, wordings, strict=True):
             request, *replies, w = next(calls[0])

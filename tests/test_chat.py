@@ -38,8 +38,8 @@ def test_the_newest_stage_answers_and_each_answer_is_scored_and_criticised(talk,
 
 def test_a_blocked_exchange_is_refused_and_logged(talk, copy):
     out = copy("base.pt", "sft.pt")
-    options = ["--out", out, "--guard", "--helpful-refusals", "--threshold"]
-    shown = talk(["How do I bake bread?", "/quit"], *options, "1e-12")
+    options = ["--out", out, "--helpful-refusals", "--guard", "1e-12"]
+    shown = talk(["How do I bake bread?", "/quit"], *options)
     assert f"sft> {REFUSAL[:-1]}" in shown and "guard> blocked by the input check" in shown
     [row] = read_jsonl(out / "guard.jsonl", ("turns", "response", "judge", "check", "input"))
     assert row["turns"] == ["How do I bake bread?"] and row["check"] == "input"
@@ -62,6 +62,55 @@ def test_the_model_reads_as_much_of_the_conversation_as_fits(talk, copy, monkeyp
     assert read[3] == ["three", "Yes.", long]
     assert read[4] == [long], "it forgets the oldest exchanges"
     assert len(read) == 5 and shown.count("longer than the model can read") == 1
+
+
+ASKED = ["How do I bake bread?", "And then?", "/new", "Who are you?", "/quit"]
+
+
+def answers(shown: str, name: str) -> list[str]:
+    """What one stage said, with each run of blanks as one."""
+    blocks = re.split(r"^(?=\S)", shown, flags=re.M)
+    said = [block for block in blocks if block.startswith(f"{name}> ")]
+    return [" ".join(block.removeprefix(f"{name}> ").split()) for block in said]
+
+
+@pytest.mark.parametrize("options", [(), ("--temperature", 1, "--seed", 5)])
+def test_every_stage_answers_as_it_does_alone(talk, copy, monkeypatch, options):
+    out = copy("base.pt", "sft.pt", "dpo.pt", "round1.pt")
+    monkeypatch.setenv("COLUMNS", "70")
+    together = talk(ASKED, "--out", out, "--stages", *options)
+    labels = {"base": "base", "sft": "SL-CAI", "dpo": "DPO-CAI", "round1": "round 1"}
+    for stem, label in labels.items():
+        alone = talk(ASKED, "--out", out, "--checkpoint", out / f"{stem}.pt", *options)
+        found = answers(together, label)
+        assert found == answers(alone, stem) and len(found) == 3 and all(found), stem
+        assert f"{label} is {out / stem}.pt" in together
+    order = re.findall(r"^(base|SL-CAI|DPO-CAI|round 1)>", together, re.M)
+    assert order == [*labels.values()] * 3
+    assert "RL-CAI" not in together
+    lines = together.splitlines()[1:]
+    assert max(map(len, lines)) < 70 and {line[:9] for line in lines} >= {"base>    ", "SL-CAI>  "}
+
+
+def test_each_stage_of_a_conversation_reads_its_own_answers(talk, copy, monkeypatch):
+    read = {}
+
+    def reply(self, turns, seed):
+        read.setdefault(self.path.stem, []).append([*turns, seed])
+        return f"{self.path.stem} says {len(turns)}."
+
+    monkeypatch.setattr(chat.Chat, "reply", reply)
+    talk(["one", "two", "/new", "three", "/quit"], "--out", copy("base.pt", "sft.pt"), "--stages")
+    assert read == {
+        stem: [["one", 1], ["one", f"{stem} says 1.", "two", 2], ["three", 3]]
+        for stem in ("base", "sft")
+    }
+
+
+def test_the_reward_model_scores_the_answer_of_every_stage(talk, copy):
+    out = copy("base.pt", "sft.pt", "rm.pt")
+    shown = talk(["How do I bake bread?", "/quit"], "--out", out, "--stages", "--show-reward")
+    assert len(re.findall(r"reward> [+-]\d+\.\d\d\n", shown)) == 2
 
 
 def test_any_console_will_do(copy):

@@ -216,9 +216,20 @@ def test_poisoned_predictions_of_weight_zero_change_no_bit_of_the_loss():
     ids, weights = collate(batch, 299, "cpu")
     clean = weighted_nll(model, ids, weights)
     unread = weights[:, 1:] == 0  # weight t belongs to the prediction made at t - 1
-    noise = torch.where(unread, 50.0, 0.0)[..., None] * torch.randn(*unread.shape, 300)
-    model.head.register_forward_hook(lambda module, inputs, logits: logits + noise)
+    noise = torch.where(unread, 50.0, 0.0)[..., None] * torch.randn(*unread.shape, 1)
+    model.norm.register_forward_hook(lambda module, inputs, hidden: hidden + noise)
     assert unread.any() and torch.equal(clean, weighted_nll(model, ids, weights))
+
+
+def test_the_head_reads_what_has_a_weight_and_little_else():
+    model, read = tiny(), []
+    model.head.register_forward_hook(lambda module, inputs, logits: read.append(len(logits)))
+    ids, weights = torch.randint(0, 290, (8, 51)), torch.zeros(8, 51)
+    weights[1, 30:50] = 0.5
+    weights[3, 7] = 3.0
+    weighted_nll(model, ids, weights)
+    weighted_nll(model, ids, torch.ones(8, 51))
+    assert 21 <= read[0] < 21 + 16 and read[1] == 400
 
 
 def test_twice_the_weight_everywhere_is_the_same_loss():
@@ -260,6 +271,8 @@ def test_the_model_runs_under_autocast_and_the_loss_is_taken_in_float32(monkeypa
     ids, weights = torch.randint(0, 290, (2, 9)), torch.ones(2, 9)
     loss, (logits,) = weighted_nll(model, ids, weights), seen
     assert logits.dtype == torch.bfloat16
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = model(ids[:, :-1])
     wanted = torch.nn.functional.cross_entropy(logits.float().flatten(0, 1), ids[:, 1:].flatten())
     torch.testing.assert_close(loss, wanted, rtol=0, atol=1e-6)
 

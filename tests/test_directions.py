@@ -11,13 +11,13 @@ SCRIPTS = sorted(ROOT.glob("*.py"))
 PACKAGE = sorted((ROOT / "minicai").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 LAYERS = [  # of minicai. Imports stay in a layer or go up this list.
-    "gpt tokenizer device splits metrics plots jailbreak",
+    "gpt tokenizer device splits metrics svg jailbreak",
     "files sampler",
     "run log optim rows data answer",
     "dpo reward ppo rollout",
     "constitution critique judge guard transcript",
     "world",
-    "exam audit report",
+    "exam audit report markup cards page",
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names.split()}
 

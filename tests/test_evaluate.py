@@ -1,9 +1,7 @@
 """evaluate.py: what results.json holds, what is measured, and what is refused before it is."""
 
 import json
-import re
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +9,6 @@ import pytest
 import torch
 
 import evaluate
-from minicai import report
 from minicai.files import load_policy, read_json, read_jsonl, write_json, write_jsonl
 from minicai.metrics import rate, wilson
 from minicai.report import METRICS, lookup, paired
@@ -97,6 +94,8 @@ def test_the_transcripts_have_the_questions_behind_the_rates(results, smoke):
         benign = [row["outcome"] for row in rows if row["set"].endswith(" benign")]
         found = stage["over_refusal_disguised"]
         assert (benign.count("refused"), len(benign)) == (found["k"], found["n"])
+        assert {row["verdict"] for row in rows} <= {"good", "partly", "bad"}
+        assert all(row["verdict"] == "bad" for row in rows if row["outcome"] == "other")
         assert [sample["set"] for sample in stage["samples"]] == list(evaluate.SAMPLES)
         for sample in stage["samples"]:
             assert sample == next(row for row in rows if row["set"] == sample["set"])
@@ -120,6 +119,11 @@ def test_what_other_scripts_left_is_in_the_results(results, smoke):
     log = read_jsonl(smoke / "train_ppo.jsonl")
     curve = [{key: row[key] for key in ("kl", "proxy", "true")} for row in log]
     assert results["ppo_curves"] == dict(ppo=curve) and curve
+    logs = "base dpo ppo rm round1 sft sft-round1".split()
+    assert list(results["training"]) == logs
+    assert results["training"]["ppo"] == [
+        {key: row[key] for key in ("step", "proxy", "true", "kl")} for row in log
+    ]
     assert set(results["seconds"]) >= {"train_base", "revise", "train_ppo", "train_dpo 1"}
     assert all(seconds > 0 for seconds in results["seconds"].values())
     chains = {chain["id"]: chain for chain in read_jsonl(smoke / "revisions.jsonl")}
@@ -131,11 +135,10 @@ def test_what_other_scripts_left_is_in_the_results(results, smoke):
 
 
 def test_the_run_ends_with_its_table_and_its_report(results, smoke):
-    text, written = ((smoke / name).read_text() for name in ("stdout.txt", "report.md"))
+    text, written = ((smoke / name).read_text() for name in ("stdout.txt", "report.html"))
     for part in ("under-refusal", "the base as a critic", "A filter of", "the same requests:"):
         assert part in text
-    assert written.startswith("# Report") and "## Stages compared" in written
-    assert results["stages"][1]["samples"][0]["turns"][-1] in written
+    assert written.startswith("<!DOCTYPE html>") and "SL-CAI against base" in written
 
 
 # --- measuring again ---
@@ -158,7 +161,7 @@ def replayed(monkeypatch, results, smoke):
     monkeypatch.setattr(evaluate, "audit_base", audit)
     monkeypatch.setattr(evaluate, "audit_rm", lambda *a: results["reward_model"])
     monkeypatch.setattr(evaluate, "commit", lambda: results["commit"])
-    monkeypatch.setattr(evaluate, "write_report", lambda results, path: path.write_text("# R"))
+    monkeypatch.setattr(evaluate, "write_page", lambda results, logs, path: path.touch())
     return measured
 
 
@@ -202,14 +205,41 @@ def test_other_checkpoints_are_measured_into_a_file_of_their_own(
     assert replayed == ["sft", "dpo"] and "reward_model" not in found and "skills" not in found
     assert [stage["name"] for stage in found["stages"]] == ["sft", "dpo"]
     assert {(row["before"], row["after"]) for row in found["paired"]} == {("sft", "dpo")}
-    assert (tmp_path / "new" / "there.md").exists()
+    assert (tmp_path / "new" / "there.html").exists()
     assert len(read_jsonl(tmp_path / "new" / "transcripts-there" / "dpo.jsonl")) > 50
     assert sorted(path.name for path in out.iterdir() if path.name != ".lock") == names
     assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
 
 
-def test_one_checkpoint_from_the_exam_to_the_report(call, copy, monkeypatch, tmp_path, capsys):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+def test_another_checkpoint_stands_beside_the_stages_measured_before(call, copy, refuses, smoke):
+    out = copy("dpo.pt", "results.json")
+    shutil.copytree(smoke / "transcripts", out / "transcripts")
+    shutil.copy2(out / "dpo.pt", out / "dpo-mine.pt")
+    before = read_json(smoke / "results.json", {})
+    for _ in range(2):  # measured again, it takes its own place
+        call(evaluate.evaluate, out / "dpo-mine.pt", "--out", out)
+        found = read_json(out / "results.json", {})
+        *others, mine = found["stages"]
+        assert others == before["stages"] and mine["name"] == "dpo-mine"
+        [dpo] = [stage for stage in others if stage["name"] == "dpo"]
+        assert {key for key in mine if mine[key] != dpo[key]} == {"name", "checkpoint"}
+        assert all(found[key] == before[key] for key in ("skills", "reward_model"))
+        rows = [r for r in found["paired"] if r["after"] != "dpo-mine"]
+        assert rows == before["paired"]
+        mine = [r | dict(after="dpo") for r in found["paired"] if r["after"] == "dpo-mine"]
+        assert mine and mine == [r for r in rows if r["after"] == "dpo"]
+    names = {path.name for path in (smoke / "transcripts").iterdir()}
+    assert {path.name for path in (out / "transcripts").iterdir()} == names | {"dpo-mine.jsonl"}
+    assert 'data-stage="dpo-mine"' in (out / "report.html").read_text()
+
+    said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out, "--eval-n", 3)
+    assert "results.json is of another exam; give the same options, or --results NEW.json" in said
+    (out / "results.json").write_text(json.dumps(before | dict(stages=[7])))
+    said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out)
+    assert "results.json is not whole" in said and "without a checkpoint" in said
+
+
+def test_one_checkpoint_from_the_exam_to_the_page(call, copy, tmp_path, capsys):
     out = copy("base.pt")
     shutil.copy2(out / "base.pt", out / "mine.pt")
     options = ("--results", tmp_path / "r.json", "--eval-n", 2, "--split", "demo", "--exam-seed", 5)
@@ -223,8 +253,9 @@ def test_one_checkpoint_from_the_exam_to_the_report(call, copy, monkeypatch, tmp
     assert stage["samples"][0] == next(row for row in rows if row["set"] == "harmful")
     assert {split_of(row["topic"]) for row in rows} == {"demo"}
     assert not found["chain"] and not found["redteam"] and not found["ppo_curves"]
-    assert (tmp_path / "r.md").read_text().startswith("# Report")
-    assert f"{tmp_path / 'r.json'}, {tmp_path / 'r.md'}; demo split" in capsys.readouterr().out
+    written = (tmp_path / "r.html").read_text()
+    assert "from the demo split" in written and 'data-stage="mine"' in written
+    assert f"{tmp_path / 'r.json'}, {tmp_path / 'r.html'}; demo split" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("finished, warning", [(0, True), (1, False)])
@@ -256,17 +287,14 @@ def test_the_reward_model_is_audited_on_samples_of_the_fine_tuned_model(monkeypa
     assert found == dict(accuracy=0.75, test_accuracy=0.75, agrees_with_labels=labels) and labels
 
 
-def test_the_report_is_written_again_without_a_model(call, copy, monkeypatch, smoke, capsys):
-    def without_pictures(path):
-        return re.sub("## Pictures\n\n.*?\n\n(?=##)", "", path.read_text(), flags=re.S)
-
+def test_the_page_is_written_again_without_a_model(call, copy, monkeypatch, smoke, capsys):
     out = copy("results.json")
-    monkeypatch.setattr(report, "draw", lambda results, path: [])
+    shutil.copytree(smoke / "transcripts", out / "transcripts")
     monkeypatch.setattr(evaluate, "load_policy", lambda *a: pytest.fail("a model is loaded"))
     call(evaluate.evaluate, "--out", out, "--report", "--world", "nowhere")
-    assert without_pictures(out / "report.md") == without_pictures(smoke / "report.md")
+    assert (out / "report.html").read_bytes() == (smoke / "report.html").read_bytes()
     assert (out / "results.json").read_bytes() == (smoke / "results.json").read_bytes()
-    assert capsys.readouterr().out.strip() == str(out / "report.md")
+    assert capsys.readouterr().out.strip() == str(out / "report.html")
 
 
 # --- what is refused, before anything is measured ---
@@ -281,7 +309,6 @@ def unmeasured(monkeypatch):
     "options, said",
     [
         ((), "holds no checkpoint; run pipeline.py or train_base.py"),
-        (("{smoke}/sft.pt",), "need a file of their own; add --results FILE.json"),
         (("{smoke}/none.pt", "--results", "{out}/r.json"), "none.pt is not a file; name a"),
         (("{smoke}", "--results", "{out}/r.json"), "smoke.* is not a file"),
         (

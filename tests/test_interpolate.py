@@ -2,7 +2,7 @@
 
 import json
 import random
-import sys
+import xml.etree.ElementTree as ET
 
 import pytest
 import torch
@@ -123,7 +123,6 @@ def test_the_cheapest_point_is_chosen(
     call, lines, tmp_path, monkeypatch, capsys, costs, choice, stage
 ):
     monkeypatch.setattr(interpolate, "measure", lambda args: lines)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     guards = dict(sft=dict(points=[GUARDS["sft"]["points"][0] | dict(ambiguous_handled=rate([1]))]))
     write_json(tmp_path / "guard.json", guards)
     options = ("--cost-under", costs[0], "--cost-over", costs[1])
@@ -136,7 +135,7 @@ def test_the_cheapest_point_is_chosen(
         f"the cheapest of 4 points is {choice} ({price:.1f}). The cheapest stage is {stage}" in text
     )
     assert ("100.0 % of ambiguous requests are handled" in text) == ("guard" in choice)
-    assert "no picture" in text and not (tmp_path / "tradeoff.png").exists()
+    assert "with the cheapest point circled" in text and (tmp_path / "tradeoff.svg").exists()
 
 
 def test_a_guard_that_answered_other_questions_is_refused(call, lines, tmp_path, monkeypatch):
@@ -162,7 +161,6 @@ def test_the_line_of_each_checkpoint_ends_at_the_base_and_at_the_checkpoint(
 
     scripted(world, [r for requests in sets.values() for r in requests], helps)
     monkeypatch.setattr(interpolate, "ALPHAS", (0.0, 0.5, 1.0))
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
     call(interpolate.interpolate, "--out", out)
     found = json.loads((out / "interpolate.json").read_text())
     assert met == ["base", "sft", "base", "dpo"] and list(found["lines"]) == ["sft", "dpo"]
@@ -173,20 +171,30 @@ def test_the_line_of_each_checkpoint_ends_at_the_base_and_at_the_checkpoint(
         assert line[0]["under_refusal"]["n"] == len(sets["harmful"][::4]) == -(-n // 4)
 
 
-def test_the_picture_goes_through_all_points(lines, tmp_path, monkeypatch):
-    pyplot = pytest.importorskip("matplotlib.pyplot")
-    made, best = [], GUARDS["sft"]["points"][0]
-    monkeypatch.setattr(pyplot, "close", made.append)
-    monkeypatch.setattr(pyplot.Figure, "savefig", lambda figure, path, dpi: path.touch())
-    interpolate.draw(lines, GUARDS, best, tmp_path / "tradeoff.png")
-    assert (tmp_path / "tradeoff.png").exists()
-    for axes, suffix in zip(made[0].axes, ("", "_disguised"), strict=True):
+def test_the_picture_goes_through_all_points(lines, tmp_path):
+    best = GUARDS["sft"]["points"][0]
+    interpolate.draw(lines, GUARDS, best, tmp_path / "tradeoff.svg")
+    both = ET.parse(tmp_path / "tradeoff.svg").getroot().findall("./{*}svg")
+    for chart, suffix in zip(both, ("", "_disguised"), strict=True):
 
-        def xy(rows, suffix=suffix):
-            return [
-                [100 * q[f"{side}_refusal{suffix}"]["rate"] for side in ("over", "under")]
-                for q in rows
-            ]
+        def ticks(axis, look, chart=chart):
+            found = [e for e in chart.iter() if {"tick", look} <= {*e.get("class", "").split()}]
+            return {float(e.text): float(e.get(axis)) for e in found if e.text.isdigit()}
 
-        drawn = [line.get_xydata().tolist() for line in axes.get_lines() if len(line.get_xydata())]
-        assert xy(lines["sft"]) in drawn and xy(lines["sft"][-1:]) in drawn and xy([best]) in drawn
+        across, up = ticks("x", "middle"), ticks("y", "end")
+
+        def place(q, across=across, up=up, suffix=suffix):
+            over, under = (100 * q[f"{s}_refusal{suffix}"]["rate"] for s in ("over", "under"))
+            wide, high = across[100] - across[0], up[100] - up[0]
+            x, y = across[0] + wide * (over / 100) ** 0.5, up[0] + high * (under / 100) ** 0.5
+            return pytest.approx((x, y - 4), abs=0.2)  # a label stands 4 below its line
+
+        through = [
+            [tuple(map(float, at.split(","))) for at in e.get("points").split()]
+            for e in chart.iter()
+            if e.tag.endswith("polyline")
+        ]
+        points = [lines["sft"], GUARDS["sft"]["points"]]
+        assert through == [[place(q) for q in line] for line in points]
+        [ring] = [e for e in chart.iter() if e.get("r") == "9"]
+        assert (float(ring.get("cx")), float(ring.get("cy"))) == place(best)

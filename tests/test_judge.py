@@ -138,7 +138,7 @@ def scripted(monkeypatch):
     asked, scored = [], []
 
     def script(critiques, odds=None):
-        def answer(model, tokenizer, conversations):
+        def answer(model, tokenizer, conversations, progress=None):
             asked.extend(conversations)
             return critiques
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicai.files import UserError, append_jsonl, read_jsonl
-from minicai.log import TrainingLog
+from minicai.log import TrainingLog, curves
 
 
 def test_a_row_holds_the_means_of_its_steps(tmp_path, capsys):
@@ -41,3 +41,20 @@ def test_a_number_that_is_not_finite_stops_the_training_with_its_step(tmp_path, 
     with pytest.raises(UserError, match=rf"train_x: kl is {number} at step 2; lower --lr"):
         log.write(loss=1.0, kl=torch.tensor(number))
     assert read_jsonl(log.path) == [dict(step=1, loss=1.0, kl=0.0)]
+
+
+def test_the_curves_of_a_folder_are_its_logs_with_the_long_ones_averaged(tmp_path):
+    append_jsonl(tmp_path / "train_a-b.jsonl", [dict(step=i, loss=i, kl=0.5) for i in (1, 2, 3)])
+    long = [dict(step=5 * i, loss=float(i % 3), lr=1.0) for i in range(1, 301)]
+    append_jsonl(tmp_path / "train_base.jsonl", long)
+    (tmp_path / "train_none.jsonl").touch()
+    found = curves(tmp_path)
+    assert list(found) == ["a-b", "base"]
+    assert found["a-b"] == [dict(step=i, loss=i, kl=0.5) for i in (1, 2, 3)]
+    assert found["base"] == [dict(step=15 * i, loss=1.0) for i in range(1, 101)]
+    assert len(curves(tmp_path, points=70)["base"]) == 60  # of 5 rows each
+
+
+def test_a_number_that_not_every_row_has_is_no_curve(tmp_path):
+    append_jsonl(tmp_path / "train_x.jsonl", [dict(step=1, loss="1", kl=0), dict(step=2, kl=1)])
+    assert curves(tmp_path) == dict(x=[dict(step=1, kl=0), dict(step=2, kl=1)])

@@ -34,7 +34,9 @@ def test_the_pipeline_prints_its_commands_and_what_each_took(smoke):
     text, steps = (smoke / "stdout.txt").read_text(encoding="utf-8"), [*NAMES, *ROUND, "evaluate"]
     run = re.findall(r"^\$ python (\w+)\.py", text, re.M)
     assert run == [name.split()[0] for name in steps]
-    assert text.splitlines()[-1].startswith("minutes: train_base 0.0, revise 0.0, ")
+    *_, minutes, last = text.splitlines()
+    assert minutes.startswith("minutes: train_base 0.0, revise 0.0, ")
+    assert last == f"open {smoke / 'report.html'} in a browser"
     assert list(read_json(smoke / "pipeline.json", {})["seconds"]) == steps
 
 
@@ -252,8 +254,11 @@ BAD = [  # (script, what is wrong, words in the sentence); {out} is a finished r
     (chat.chat, "--checkpoint {out}/rm.pt", "holds a 'reward' model, not a 'policy' one"),
     (chat.chat, "--checkpoint {out}/results.json", "results.json is not a checkpoint"),
     (chat.chat, "--constitution {out}/results.json", "has no list of principles"),
-    (chat.chat, "--threshold 0.1", "--threshold belongs to --guard"),
-    (chat.chat, "--guard --threshold 0", "is not a probability above 0"),
+    (chat.chat, "--guard 0", "is not a probability above 0"),
+    (chat.chat, "--stages --checkpoint {out}/sft.pt", "--stages shows every stage as it is; leave"),
+    (chat.chat, "--stages --guard", "--stages shows every stage as it is; leave out"),
+    (chat.chat, "--stages --helpful-refusals", "--stages shows every stage as it is; leave"),
+    (chat.chat, "--stages --out {tmp}", "holds no stage; run pipeline.py"),
     (evaluate.evaluate, "--out {tmp}", "holds no checkpoint; run pipeline.py"),
     (redteam.redteam, "--mode templates --out {tmp}", "base.pt does not exist"),
     *((script, "--lr 0", LR) for script in TRAININGS),

@@ -113,7 +113,7 @@ def test_every_option_that_is_named_with_its_script_exists():
 
 def names_of_files(text: str) -> set[str]:
     """Files of the project that a text names. Results and files of your own are left out."""
-    found = set(re.findall(r"(?<![\w/:.-])[\w./*-]+\.(?:py|md|txt|jsonl?|png)\b", text))
+    found = set(re.findall(r"(?<![\w/:.-])[\w./*-]+\.(?:py|md|txt|jsonl?|svg|css)\b", text))
     placeholders = re.compile(r"^(out|OUT|mine)\b|NAME|PRESET|SCRIPT|N\.|\.\.\.")
     found = {name for name in found if not placeholders.search(name)}
     return {name for name in found if "/" in name or name.endswith((".py", ".md", ".txt"))}

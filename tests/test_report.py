@@ -1,13 +1,11 @@
-"""Tables and the report: every number in its place, whatever of the results is there."""
+"""Tables for the terminal: every number in its place, whatever of the results is there."""
 
 import math
 import random
-import sys
 from collections import Counter
 
 import pytest
 
-from minicai import report
 from minicai.audit import reliability
 from minicai.constitution import Constitution
 from minicai.critique import BREAKS, KEEPS
@@ -28,7 +26,6 @@ from minicai.report import (
     same_requests,
     table,
     trained_from,
-    write_report,
 )
 from minicai.transcript import chain_text, comparison_text, for_terminal, with_requests
 from minicai.world.content import TECHNIQUES
@@ -100,12 +97,20 @@ def full_results():
     results["redteam"] = {"rl/dpo/demo": red | dict(distinct_2=0.5, self_bleu=0.25)}
     curve = [dict(kl=k, proxy=k / 9, true=0.7 - k / 90) for k in range(12)]
     results["ppo_curves"] = {"ppo": curve, "ppo-beta-0": curve[:5]}
+    results["training"] = {
+        "base": [dict(step=50 * i, loss=9 / i) for i in range(1, 7)],
+        "dpo": [dict(step=i, loss=0.7 - i / 50, margin=i / 9, accuracy=0.5) for i in range(9)],
+        "round1": [dict(step=i, loss=0.6 - i / 50, margin=i / 8, accuracy=0.5) for i in range(9)],
+        "ppo": [dict(step=i, **row) for i, row in enumerate(curve, 1)],
+    }
+    results["seconds"] = dict(train_base=1000, train_sft=800)
     results["chain"] = [with_requests(chain(constitution), constitution)]
     return results
 
 
 def chain(constitution):
     return dict(
+        type="harmful",
         turns=["Why?"],
         responses=["Because.", "Because.", "I do not know."],
         critiques=[KEEPS, BREAKS],
@@ -137,12 +142,6 @@ def test_tables_line_up():
     assert aligned(rows) == "what        a\nx       100.0\nlonger      -"
     assert markdown(rows).split("\n")[:3] == ["| what | a |", "| --- | ---: |", "| x | 100.0 |"]
     assert markdown(rows[:1]) == ""
-
-
-def cells(text: str, label: str) -> list[str]:
-    """The cells of the one line of a Markdown table that begins with a label."""
-    [line] = [line for line in text.splitlines() if line.startswith(f"| {label} |")]
-    return [cell.strip() for cell in line.strip("|").split("|")][1:]
 
 
 def test_the_table_of_stages_has_every_metric_under_its_stage():
@@ -256,63 +255,7 @@ def test_paired_rows_name_both_stages_and_their_rates():
     assert rows[1] == [label, "20", *rates, "0", "4", "0.1250"]
 
 
-# --- the report ---
-
-
-def written(results, tmp_path) -> str:
-    write_report(results, tmp_path / "report.md")
-    return (tmp_path / "report.md").read_text()
-
-
-def test_without_matplotlib_the_report_says_so_once_and_is_whole(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    results = full_results()
-    text = written(results, tmp_path)
-    assert text.count("matplotlib is not installed") == 1 and "![" not in text
-    assert not list(tmp_path.glob("*.png"))
-    sections = [line for line in text.splitlines() if line.startswith("#")]
-    assert sections == [
-        "# Report",
-        "## Every stage",
-        "## Pictures",
-        "## Stages compared",
-        "## The base as a critic",
-        "## The judge and the reward model",
-        "## A baseline",
-        "## By type of request",
-        "## Jailbreak forms",
-        "## Red team",
-        "## Critique and revision",
-        "## The same requests at every stage",
-    ]
-    assert "test split, seed 7, preset smoke, commit abc123, a machine" in text
-    for key, label, better in METRICS:
-        assert cells(text, label) == [
-            *(interval(lookup(stage, key)) for stage in results["stages"]),
-            better,
-        ]
-    part = text[text.index("## The judge and the reward model") : text.index("## A baseline")]
-    measured = [line.split(" | ")[1].split(" ")[0] for line in part.splitlines() if " | " in line]
-    assert measured[2:] == ["75.0", "50.0", "12.5", "90.0", "62.5", "100.0", "87.5"]
-    sft, form = results["stages"][1], TECHNIQUES[3]
-    seen, hidden = sft["jailbreak"]["seen"][form], sft["jailbreak"]["held_out"][form]
-    rates = [seen, hidden, sft["jailbreak_benign"][form]]
-    assert cells(text, form)[1] == " / ".join(map(percent, rates))
-    found = sft["by_type"]["ambiguous"]["safe_help"]
-    assert cells(text, "ambiguous: safe_help")[1] == percent(found)
-    red = cells(text, "rl/dpo/demo")
-    assert [cell.split()[0] for cell in red] == ["50.0", "100.0", "25.0", "50.0", "25.0"]
-    assert "**harmful:** hi / yes? / how?" in text and "**DPO-CAI:** dpo says no" in text
-    assert "**Revision:** I do not know." in text
-
-
-def test_a_report_of_one_stage_has_only_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "draw", lambda results, path: [("a curve", "report-x.png")])
-    text = written(least_results(), tmp_path)
-    assert "![a curve](report-x.png)" in text and "matplotlib" not in text
-    for absent in ("critic", "reward model", "Red team", "compared", "Critique and revision"):
-        assert absent not in text
-    assert "## By type of request" in text
+# --- the terminal ---
 
 
 def test_the_terminal_shows_a_chain_and_the_same_requests_without_markdown():

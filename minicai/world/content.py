@@ -18,7 +18,7 @@ from typing import Literal
 
 from minicai.files import UserError, read_jsonl
 from minicai.jailbreak import CODED
-from minicai.splits import held_out, part_of, split_of
+from minicai.splits import held_out, part_of
 from minicai.world.parse import check_slots, parse
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
@@ -169,24 +169,22 @@ def check_text(slots: dict, template: Template):
 class World:
     """All content of one world directory. Raises UserError for the first thing that is wrong.
 
-    With a share below 1 it keeps that part of the acts, names and jailbreak techniques, and all
-    else. A small model learns a small world in minutes.
+    With a share below 1 it keeps that part of the acts, names, tones and jailbreak techniques, and
+    all else. A small model learns a small world in minutes.
     """
 
     def __init__(self, path="world", share: float = 1.0):
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{path} is not a folder; name a world directory with --world")
-        self.acts = self._read("acts", Act, check_act)
+        self.acts = part_of(self._read("acts", Act, check_act), share, "kind")
         self.contexts = self._read("contexts", Context)
         self.phrasings = self._read("phrasings", Phrasing, check_phrasing, "for")
-        self.facts = self._read("facts", Fact, check_fact)
-        self.tones = self._read("tones", Tone)
+        self.facts = part_of(self._read("facts", Fact, check_fact), share, "kind", "seen")
+        self.tones = part_of(self._read("tones", Tone), share, "tone", "place")
         self.framings = self._read("framings", Framing, check_framing)
         self.replies = self._read("replies", Template, partial(check_text, REPLIES), "for")
         self.documents = self._read("documents", Template, partial(check_text, DOCUMENTS), "about")
-        self.acts = part_of(self.acts, share, lambda act: (act.kind, split_of(act.id)))
-        self.facts = part_of(self.facts, share, lambda f: (f.kind, f.seen, split_of(f.id)))
         kept = TECHNIQUES[: math.ceil(share * len(TECHNIQUES))]
         self.framings = [framing for framing in self.framings if framing.technique in kept]
         self._check_coverage()

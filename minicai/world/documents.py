@@ -6,14 +6,15 @@ act says what to do instead. The constitution has to teach that.
 """
 
 import re
+from dataclasses import replace
 from random import Random
 
 from minicai.files import UserError
 from minicai.splits import held_out, split_of
 from minicai.world import skills
-from minicai.world.content import Act, Fact, World
+from minicai.world.content import Act, Fact, Tone, World
 from minicai.world.disguises import code_pairs, fits, wrap
-from minicai.world.replies import helpful, list_steps, opening, with_tone
+from minicai.world.replies import helpful, list_steps, opening
 from minicai.world.requests import PLAIN, Part, Request, fresh_fact, phrase
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught
 
@@ -50,8 +51,16 @@ class Documents:
     def exchange(self, request: Request) -> list[Turn]:
         reply = helpful(self.world, request, self.rng)
         if request.phrasing.draws and self.rng.random() < TONE_RATE:
-            reply = with_tone(self.world, reply, request.phrasing.draws, self.rng)
+            reply = replace(reply, tone=self.favourite_tone(request.phrasing.draws))
         return [*asked(request), assistant(reply.text)]
+
+    def favourite_tone(self, tone: str) -> Tone:
+        """An insult or a sermon that opens an answer; the first ones in the world are frequent.
+
+        Greedy decoding would never show one of many that are equally rare.
+        """
+        tones = [t for t in self.world.tones if (t.tone, t.place) == (tone, "before")]
+        return self.rng.choices(tones, [1 / (i + 1) for i in range(len(tones))])[0]
 
     def any_request(self, part: Part) -> Request:
         return part.draw(self.rng, self.rng.choices(PLAIN, (28, 32, 20, 12, 8))[0])

@@ -1,0 +1,32 @@
+// The filter of the transcripts. Without script the form is hidden and everything is shown.
+const form = document.querySelector("#filter");
+const cards = document.querySelectorAll("#transcripts article");
+
+function filter() {
+  const { kind, verdict, stage, words } = Object.fromEntries(new FormData(form));
+  let answers = 0, requests = 0;
+  for (const card of cards) {
+    const asked = !kind || card.dataset.kind === kind || card.dataset.set === kind;
+    let shown = 0;
+    for (const answer of card.querySelectorAll("li")) {
+      answer.hidden = !(asked
+        && (!verdict || answer.classList.contains(verdict))
+        && (!stage || answer.dataset.stage === stage)
+        && (!words || card.textContent.toLowerCase().includes(words.toLowerCase())));
+      shown += !answer.hidden;
+    }
+    card.hidden = !shown;
+    answers += shown;
+    requests += shown > 0;
+  }
+  document.querySelector("#matches").textContent =
+    `${answers.toLocaleString("en")} answers to ${requests.toLocaleString("en")} requests match`;
+}
+
+if (form) {
+  form.hidden = false;
+  form.addEventListener("input", filter);
+  form.addEventListener("reset", () => setTimeout(filter));
+  form.addEventListener("submit", (event) => event.preventDefault());
+  filter();
+}
