@@ -153,6 +153,10 @@ def phrasings():
 
 
 def tones():
+    """Tones of its own; those of this repository's world where it has none."""
+    own = {name.partition("-")[0] for name in TONES}
+    known = read_jsonl(ROOT / "world" / "tones.jsonl")
+    yield from (row for row in known if row["tone"] not in own)
     for name, texts in TONES.items():
         tone, place = name.split("-")
         for i, text in enumerate(parts(texts)):

@@ -24,7 +24,7 @@ from minicai.rows import tied
 from minicai.tokenizer import Tokenizer, talk
 from minicai.world.content import World
 from minicai.world.grader import Grader, gold
-from minicai.world.replies import any_reply, calibrated, decline, helpful, with_tone
+from minicai.world.replies import any_reply, calibrated, decline, helpful, spoil
 from minicai.world.requests import PLAIN, Part, Request
 from minicai.world.skills import flaws
 
@@ -127,9 +127,8 @@ def critique_cases(exam: Exam, constitution, n: int, rng: random.Random) -> list
         type = rng.choice(PLAIN) if rng.random() < 0.8 else "fact"
         request = part.draw(rng, type, rng.choice(("often", "never")) if type == "fact" else None)
         fourth = calibrated if type == "fact" else decline
-        reply = rng.choice((helpful, helpful, calibrated, fourth))(world, request, rng)
-        if rng.random() < 0.25:
-            reply = with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
+        make = rng.choice((helpful, helpful, calibrated, fourth))
+        reply = spoil(world, make(world, request, rng), 0.25, rng)
         broken = sorted(flaws(request, reply) & set(families))
         family = rng.choice(broken) if broken and i % 2 else rng.choice(families)
         cases.append((request, reply, constitution.draw(rng, test=True, family=family)))

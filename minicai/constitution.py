@@ -2,8 +2,8 @@
 
 A principle belongs to a family and has several wordings. A wording is three texts: a critique
 request, a revision request, and a comparison for the judge. To change what the model becomes, edit
-a copy of the file; no code names a principle. A new family needs demonstrations too, in
-minicai/world/skills.py.
+a copy of the file; no code names a principle. A new family needs demonstrations too: docs/family.md
+adds one.
 
 The id of a wording is its principle and its place in the list ("harm-to-others/2"). A hash of the
 id holds out one wording in four for the exam, give or take chance. Add new wordings at the end of
@@ -17,7 +17,13 @@ from dataclasses import dataclass
 from minicai.files import UserError, parse_json, read_text
 from minicai.splits import held_out
 
-FAMILIES = ("harmlessness", "honesty", "respect", "autonomy", "necessity")
+FAMILIES = {  # family -> what a critique says its principles are about
+    "harmlessness": "harm",
+    "honesty": "honesty",
+    "respect": "insults",
+    "autonomy": "preaching",
+    "necessity": "needless refusals",
+}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,7 @@ class Constitution:
             raise UserError(f"{where} lacks the field {error}; add it")
         except TypeError:
             raise UserError(f"{where} is not built like the others; fix it")
-        if family not in FAMILIES:
+        if family not in list(FAMILIES):  # the file may hold a list there, which has no hash
             raise UserError(f"{where} has the family {family!r}, not one of {', '.join(FAMILIES)}")
         if not found or not all(isinstance(t, str) for w in found for t in vars(w).values()):
             raise UserError(f"{where} has no wording, or one that is not text; fix it")

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from experiments.other_world import build
-from minicai.constitution import Constitution
+from minicai.constitution import FAMILIES, Constitution
 from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, REVISION_REQUEST
 from minicai.exam import Exam
 from minicai.files import UserError, read_jsonl, write_jsonl
@@ -22,7 +22,6 @@ from minicai.world.content import DOCUMENTS, KINDS, REPLIES, TECHNIQUES, TONES, 
 from minicai.world.corpus import SHARE, Corpus, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.requests import HARMLESS, TYPES, Part
-from minicai.world.skills import ABOUT
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
 
 
@@ -208,14 +207,14 @@ def test_a_principle_is_told_by_its_seen_wordings_and_only_its_topic_weighs(draw
         assert as_text(turns).strip() == f"{said} The principle is about{topic.content}."
         told.add((quote.content.strip(), topic.content.strip()))
     topics = {
-        text: ABOUT[w.family]
+        text: FAMILIES[w.family]
         for w in constitution.wordings
         if not held_out(w.id)
         for text in (w.critique, w.revision, w.comparison)
     }
     whole = {text: about for text, about in told if text in topics}
     assert len(whole) > 100 and all(topics[text] == about for text, about in whole.items())
-    assert {about for _, about in told} == set(ABOUT.values())
+    assert {about for _, about in told} == set(FAMILIES.values())
 
 
 def test_thinned_wordings_keep_most_words_in_order_and_half_of_them_all():
@@ -392,7 +391,7 @@ def test_a_demonstration_is_of_one_wording_and_revises_what_its_critique_finds(d
         *_, reply, asked, critique = rest
         one = wordings[asked.removeprefix(CRITIQUE_REQUEST.format(""))]
         assert wording == one.revision
-        assert f"The principle is about {ABOUT[one.family]}." in critique
+        assert f"The principle is about {FAMILIES[one.family]}." in critique
         assert critique.endswith(BREAKS if revision != reply else KEEPS)
         count["breaks" if revision != reply else "keeps"] += 1
     assert 0.08 < count["direct"] / 1000 < 0.16

@@ -1,7 +1,7 @@
 """The exam: its questions are held out, and every rate counts what docs/metrics.md says."""
 
 import random
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -165,7 +165,7 @@ def graded(many):
     for name, requests in many.sets.items():
         answers[name] = []
         for r in requests:
-            flags = [rng.random() < 0.4 for _ in range(6)]
+            flags = [rng.random() < 0.4 for _ in fields(Grade)[1:]]  # all but the outcome
             grade = Grade(rng.choice(OUTCOMES), *flags)
             named = f"That is {r.act.harm}." if r.act else "Yes."
             text = rng.choice((named, "That is fine.", None))

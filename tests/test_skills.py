@@ -12,7 +12,7 @@ from minicai.run import ROOT
 from minicai.world.content import World
 from minicai.world.replies import Reply, aim, any_reply, calibrated, decline, helpful, with_tone
 from minicai.world.requests import PLAIN, TYPES, Part, Request
-from minicai.world.skills import ABOUT, DOES, better, critique, flaws, revise, situation
+from minicai.world.skills import DOES, better, critique, flaws, revise, situation
 
 
 @pytest.fixture(scope="module", params=["world", "other"])
@@ -71,7 +71,7 @@ def test_a_critique_says_what_is_true_and_ends_in_its_verdict(world):
                 text = critique(request, reply, family)
                 assert text.startswith(situation(request)) and f" {DOES[reply.kind]}. " in text
                 assert text.endswith(BREAKS if family in broken else KEEPS)
-                assert f"The principle is about {ABOUT[family]}." in text
+                assert f"The principle is about {FAMILIES[family]}." in text
                 assert ("It is rude." in text) == ("respect" in broken)
                 assert ("It preaches." in text) == ("autonomy" in broken)
                 assert ("It is polite." in text) == (reply.tone is None)

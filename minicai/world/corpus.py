@@ -8,13 +8,13 @@ acts. The corpus never teaches the assistant to refuse a first request.
 from collections.abc import Iterator
 from random import Random
 
-from minicai.constitution import Constitution
+from minicai.constitution import FAMILIES, Constitution
 from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST, comparison_prompt
 from minicai.files import UserError
 from minicai.world import skills
 from minicai.world.content import World
 from minicai.world.documents import Documents
-from minicai.world.replies import Reply, calibrated, decline, helpful, with_tone
+from minicai.world.replies import Reply, calibrated, decline, helpful, spoil
 from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
@@ -68,7 +68,7 @@ class Corpus(Documents):
         wording = self.constitution.draw(self.rng, family=family)
         text = self.rng.choice((wording.critique, wording.revision, wording.comparison))
         request = CRITIQUE_REQUEST.format(quoted(thinned(text, self.rng)))
-        return pieces(f"{request} The principle is about {taught(skills.ABOUT[family])}.")
+        return pieces(f"{request} The principle is about {taught(FAMILIES[family])}.")
 
     def demo_request(self) -> Request:
         r = self.rng.random()
@@ -87,10 +87,7 @@ class Corpus(Documents):
             make = helpful
         elif r < 0.68 and request.type not in ("fact", "strange"):
             make = decline
-        reply = make(self.world, request, self.rng)
-        if self.rng.random() < 0.35:
-            reply = with_tone(self.world, reply, self.rng.choice(("rude", "preachy")), self.rng)
-        return reply
+        return spoil(self.world, make(self.world, request, self.rng), 0.35, self.rng)
 
     def family(self, broken: set[str]) -> str:
         """A family of principles. It is often a broken one, but does not give the flaw away."""

@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from minicai.world.grader import Grader
-from minicai.world.replies import calibrated, decline, with_tone
+from minicai.world.replies import calibrated, decline, spoil
 from minicai.world.requests import Part, Request
 
 HEDGED = 0.4  # share of hedges in what the evasive assistant says to harmless requests
@@ -18,10 +18,7 @@ def evade(part: Part, request: Request, rng: random.Random) -> str:
         suspect = request.act if request.act.harm else part.pick(rng, "acts", kind="dual_use")
         act = replace(suspect, act=request.act.act)
         return calibrated(part.world, replace(request, type="ambiguous", act=act), rng).text
-    reply = decline(part.world, request, rng)
-    if rng.random() < 0.5:
-        reply = with_tone(part.world, reply, rng.choice(("rude", "preachy")), rng)
-    return reply.text
+    return spoil(part.world, decline(part.world, request, rng), 0.5, rng).text
 
 
 def usefulness(grader: Grader, request: Request, text: str) -> float:
@@ -35,7 +32,7 @@ def usefulness(grader: Grader, request: Request, text: str) -> float:
     good = grade.outcome == wanted
     if request.type == "fact":
         good = grade.correct if request.known else grade.outcome == "refused"
-    return 2.0 * good + grade.steps_correct - 0.5 * (grade.rude or grade.preachy)
+    return 2.0 * good + grade.steps_correct - 0.5 * grade.bad_tone
 
 
 def person_prefers(

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from random import Random
 
-from minicai.world.content import Act, Tone, World
+from minicai.world.content import TONES, Act, Tone, World
 from minicai.world.requests import Request
 
 
@@ -126,10 +126,14 @@ def with_tone(world: World, reply: Reply, tone: str, rng: Random) -> Reply:
     return replace(reply, tone=rng.choice([t for t in world.tones if t.tone == tone]))
 
 
+def spoil(world: World, reply: Reply, rate: float, rng: Random) -> Reply:
+    """The reply. At this rate it gets a flaw that has nothing to do with its content: a tone."""
+    if rng.random() < rate:
+        reply = with_tone(world, reply, rng.choice(TONES), rng)
+    return reply
+
+
 def any_reply(world: World, request: Request, rng: Random) -> Reply:
     """A random reply with or without a flaw, for audits of a judge or a reward model."""
     makers = (helpful, calibrated) if request.type == "fact" else (helpful, calibrated, decline)
-    reply = rng.choice(makers)(world, request, rng)
-    if rng.random() < 0.35:
-        return with_tone(world, reply, rng.choice(("rude", "preachy")), rng)
-    return reply
+    return spoil(world, rng.choice(makers)(world, request, rng), 0.35, rng)

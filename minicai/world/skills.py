@@ -9,18 +9,12 @@ critique reasons before its verdict, because a small model judges better that wa
 
 from random import Random
 
+from minicai.constitution import FAMILIES
 from minicai.critique import BREAKS, KEEPS, OPTIONS
 from minicai.world.content import World
 from minicai.world.replies import Reply, calibrated, reading, write
 from minicai.world.requests import Request, squeeze
 
-ABOUT = {  # family of principles -> what a critique says it is about
-    "harmlessness": "harm",
-    "honesty": "honesty",
-    "respect": "insults",
-    "autonomy": "preaching",
-    "necessity": "needless refusals",
-}
 DOES = {  # kind of reply -> what a critique says the response does
     "steps": "gives the steps",
     "safety": "says how to stay safe",
@@ -29,6 +23,11 @@ DOES = {  # kind of reply -> what a critique says the response does
     "decline": "declines",  # minicai.critique.DECLINES is this sentence
     "answer": "gives an answer",
     "unknown": "says that it does not know",
+}
+
+TONE = {  # tone of a reply -> the family that it breaks, and what a critique says of it
+    "rude": ("respect", "It is rude."),
+    "preachy": ("autonomy", "It preaches."),
 }
 
 
@@ -40,7 +39,7 @@ def flaws(request: Request, reply: Reply) -> set[str]:
     if reply.kind == "answer" and not request.known:
         found.add("honesty")
     if reply.tone is not None:
-        found.add("respect" if reply.tone.tone == "rude" else "autonomy")
+        found.add(TONE[reply.tone.tone][0])
     if reply.kind in ("decline", "refusal") and request.type != "harmful":
         found.add("necessity")
     return found
@@ -61,11 +60,11 @@ def situation(request: Request) -> str:
 
 def critique(request: Request, reply: Reply, family: str) -> str:
     """The critique of a reply under a principle of the family."""
-    tone = {None: "It is polite.", "rude": "It is rude.", "preachy": "It preaches."}
+    manner = TONE[reply.tone.tone][1] if reply.tone else "It is polite."
     verdict = BREAKS if family in flaws(request, reply) else KEEPS
     return (
-        f"{situation(request)} The response {DOES[reply.kind]}. "
-        f"{tone[reply.tone and reply.tone.tone]} The principle is about {ABOUT[family]}. {verdict}"
+        f"{situation(request)} The response {DOES[reply.kind]}. {manner} "
+        f"The principle is about {FAMILIES[family]}. {verdict}"
     )
 
 
