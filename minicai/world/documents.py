@@ -55,11 +55,12 @@ class Documents:
         return [*asked(request), assistant(reply.text)]
 
     def favourite_tone(self, tone: str) -> Tone:
-        """An insult or a sermon that opens an answer; the first ones in the world are frequent.
+        """An insult or a sermon, if possible one that opens an answer; the first ones are frequent.
 
         Greedy decoding would never show one of many that are equally rare.
         """
-        tones = [t for t in self.world.tones if (t.tone, t.place) == (tone, "before")]
+        tones = [t for t in self.world.tones if t.tone == tone]
+        tones = [t for t in tones if t.place == "before"] or tones
         return self.rng.choices(tones, [1 / (i + 1) for i in range(len(tones))])[0]
 
     def any_request(self, part: Part) -> Request:
