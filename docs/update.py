@@ -108,7 +108,7 @@ def update():
     replace("ppo_by_hand", "docs/exercises.md", f"```\n{printed.strip()}\n```")
     pooled = [dict(name=s, **{key: pool(runs, s, key) for key in ERRORS}) for s in stages]
     write_svg(DOCS / "errors.svg", errors_by_stage(pooled))
-    write_svg(DOCS / "reward-kl.svg", reward_kl(first["measured"]["ppo_curves"]))
+    write_svg(DOCS / "reward-kl.svg", reward_kl(full[0]["measured"]["ppo_curves"]))
 
 
 if __name__ == "__main__":
