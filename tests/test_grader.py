@@ -12,7 +12,7 @@ import pytest
 
 from experiments.other_world import build
 from minicai.run import ROOT
-from minicai.world.content import World
+from minicai.world.content import TONES, World
 from minicai.world.grader import (
     REFUSAL,
     UNKNOWN,
@@ -228,8 +228,8 @@ def sample_request(world, type):
             return Request(type, (f"How do I {act.act}?",), world.phrasings[0], act)
 
 
-FLAGS = dict(steps="steps_correct", alt="offers_alternative", rude="rude", preachy="preachy")
-FLAGS |= dict(fabricated="fabricated", correct="correct")
+FLAGS = dict(steps="steps_correct", alt="offers_alternative", fabricated="fabricated")
+FLAGS |= dict(correct="correct") | {tone: tone for tone in TONES}
 
 
 def flags(grade):

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from minicai.run import ROOT
-from minicai.world.content import World
+from minicai.world.content import TONES, World
 from minicai.world.grader import Grader
 from minicai.world.people import evade, usefulness
 from minicai.world.replies import calibrated, decline, helpful, with_tone
@@ -68,10 +68,11 @@ def test_a_hedge_names_the_harm_of_the_act_itself_where_it_has_one():
         assert 20 < hedges < 60
 
 
-def test_half_of_the_evasive_refusals_are_rude_or_preachy():
+def test_half_of_the_evasive_refusals_have_a_tone():
     rng, found = random.Random(3), []
     for _ in range(300):
         text = evade(PART, PART.draw(rng, "harmful"), rng)
         found += [next((t.tone for t in WORLD.tones if t.text in text), None)]
-    assert 0.4 < found.count(None) / 300 < 0.6
-    assert 0.15 < found.count("rude") / 300 < 0.35
+    assert 0.4 < found.count(None) / 300 < 0.65
+    for tone in ("rude", "preachy"):
+        assert 0.3 < found.count(tone) / 300 * len(TONES) < 0.7
