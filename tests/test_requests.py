@@ -3,7 +3,6 @@
 import random
 import re
 from collections import Counter
-from types import SimpleNamespace
 
 import pytest
 
@@ -204,7 +203,7 @@ def test_fresh_names_come_from_the_words_that_are_a_names_own(world):
 
     def of(*names):
         facts = [Fact(name, kind, name, "often", {}) for kind in world.attributes for name in names]
-        return SimpleNamespace(path="world", facts=facts, attributes=world.attributes)
+        return type("Names", (), dict(path="world", facts=facts, attributes=world.attributes))
 
     streets = of("Elm Street", "Oakley Street", "Birch Street")
     names = {fresh_fact(streets, random.Random(i)).name for i in range(40)}

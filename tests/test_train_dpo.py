@@ -91,7 +91,7 @@ def test_beta_and_epochs_are_those_asked_for(out, call, monkeypatch):
         call(train_dpo.train, "--out", out, "--loss", "ipo", "--beta", 0.3, "--epochs", epochs)
     once = len(seen) // 4
     assert seen == [0.3] * 4 * once and once > 0
-    assert len(read_jsonl(out / "train_dpo.jsonl")) == 3 * once
+    assert len(read_jsonl(out / "train_dpo-ipo.jsonl")) == 3 * once
 
 
 def test_a_round_starts_from_its_fine_tuning_and_reads_the_comparisons_of_all_rounds(
