@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from random import Random
 
 from minicai.constitution import FAMILIES, Constitution
-from minicai.critique import CRITIQUE_REQUEST, REVISION_REQUEST, comparison_prompt
+from minicai.critique import CRITIQUE_REQUEST, KEEPS, REVISION_REQUEST, comparison_prompt
 from minicai.files import UserError
 from minicai.world import skills
 from minicai.world.content import World
@@ -21,12 +21,12 @@ from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, 
 SHARE = {  # method of Corpus -> share of the documents
     "dialogue": 0.11,
     "disguise": 0.10,
-    "code": 0.11,
-    "knowledge": 0.14,
-    "reading": 0.19,
+    "code": 0.10,
+    "knowledge": 0.13,
+    "reading": 0.18,
     "name": 0.09,
     "principle": 0.04,
-    "critique": 0.20,
+    "critique": 0.23,
     "compare": 0.02,
 }
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
@@ -93,7 +93,7 @@ class Corpus(Documents):
         """A family of principles. It is often a broken one, but does not give the flaw away."""
         families = self.constitution.families
         found = sorted(broken & set(families))
-        if found and self.rng.random() < 0.5:
+        if found and self.rng.random() < 0.6:
             return self.rng.choice(found)
         return self.rng.choice(families)
 
@@ -106,6 +106,10 @@ class Corpus(Documents):
         if self.rng.random() < 0.88:  # otherwise the reply is revised directly
             critique = skills.critique(request, reply, family)
             turns += [user(CRITIQUE_REQUEST.format(wording.critique)), assistant(critique)]
+            # The loop asks for a revision only after BREAKS. Shown copies of faultless answers, the
+            # model copies faulty ones too.
+            if critique.endswith(KEEPS):
+                return turns
         revision = skills.revise(self.world, request, reply, family, self.rng).text
         return [*turns, user(REVISION_REQUEST.format(wording.revision)), assistant(revision)]
 

@@ -68,7 +68,7 @@ class Documents:
 
     def dialogue(self) -> list[Turn]:
         turns = self.exchange(self.any_request(self.all))
-        if self.rng.random() < 0.15:  # the person goes on with something else
+        if self.rng.random() < 0.35:  # the person goes on with something else
             turns += self.exchange(self.any_request(self.all))
         return turns
 
