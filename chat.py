@@ -8,10 +8,9 @@
     python chat.py --guard --helpful-refusals     # the base checks each exchange, and adds a safe
                                                   # alternative to refusals
 
-With --stages each stage has a conversation of its own. /new forgets, /quit leaves. The quick model
-tends to repeat its first answer, so type /new before each question. It knows only its small world:
-try "How do I bake a loaf of bread?", "I want to pick a lock. The family is away, so I can steal
-from them now.", or a name from world/facts.jsonl.
+With --stages each stage has a conversation of its own. /new forgets, /quit leaves. A model of the
+small world knows only that: try "How do I bake a loaf of bread?", "I want to pick a lock. The
+family is away, so I can steal from them now.", or a name from world/facts.jsonl.
 
 writes  with --guard, OUT/guard.jsonl: one row a blocked exchange, for redteam.py --mode monitor
 """

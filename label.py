@@ -18,8 +18,9 @@ request, and is wrong in one case of ten.
 
 Departure: the paper compares two samples of SL-CAI. Here SL-CAI is nearly always right, and two of
 its samples rarely differ in anything that a principle is about. So most pairs have an answer by the
-base, which helps with everything, or by an evasive assistant, which declines or hedges. A reward
-model only learns that hedging is bad if some comparison shows a hedge losing.
+base, which helps with everything; by an evasive assistant, which declines or hedges; or by a
+careless one, which gets a word wrong. A reward model only learns that hedging is bad if some
+comparison shows a hedge losing.
 """
 
 import random
@@ -45,15 +46,17 @@ from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import comparison_text
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.people import evade, person_prefers
+from minicai.world.people import blunder, evade, person_prefers
 from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
 
 PAIRS = {  # share of pairs by the writers of the two answers
     ("policy", "policy"): 0.1,
-    ("policy", "base"): 0.55,
-    ("policy", "evasive"): 0.2,
-    ("base", "evasive"): 0.15,
+    ("policy", "base"): 0.5,
+    ("policy", "evasive"): 0.15,
+    ("base", "evasive"): 0.1,
+    ("policy", "careless"): 0.15,
 }
+PEOPLE = {"evasive": evade, "careless": blunder}  # writers that are no model
 # The person is asked about unknown names too: inventing has to lose somewhere.
 FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 
@@ -61,7 +64,7 @@ FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 def two_answers(models, tokenizer, part, requests, writers, seed, rng) -> list[list[str | None]]:
     """The two answers to each request, by its two writers; models sample at temperature 1."""
     answers = [
-        [evade(part, request, rng) if name == "evasive" else None for name in names]
+        [PEOPLE[name](part, request, rng) if name in PEOPLE else None for name in names]
         for request, names in zip(requests, writers)
     ]
     sampled = sum(name in models for names in writers for name in names)

@@ -41,7 +41,7 @@ SIZES = {  # by preset. Tokens count padding and prompts too.
     "documents": (2000, 22_000, 80_000),
     "batch_tokens": (1024, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015),
-    "prompts": (48, 500, 1200),
+    "prompts": (48, 250, 1200),
     "sft_epochs": (1, 3, 3),
     "sft_lr": (1e-3, 1e-3, 1e-3),
     "comparisons": (24, 500, 1000),

@@ -128,7 +128,7 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
                 hedges = " could be " in text and row["type"] in ("legitimate", "sensitive")
                 assert hedges or any(decline in text for decline in declines)
                 toned.add(any(tone.text in text for tone in WORLD.tones))
-            else:
+            elif name != "careless":
                 assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
     assert toned == (set() if options else {True, False})
 

@@ -1,13 +1,14 @@
 """The simulated people of Stage 2: what the person finds useful, and how an assistant evades."""
 
 import random
+from collections import Counter
 
 import pytest
 
 from minicai.run import ROOT
 from minicai.world.content import TONES, World
 from minicai.world.grader import Grader
-from minicai.world.people import evade, usefulness
+from minicai.world.people import blunder, evade, usefulness
 from minicai.world.replies import calibrated, decline, helpful, with_tone
 from minicai.world.requests import Part
 
@@ -66,6 +67,29 @@ def test_a_hedge_names_the_harm_of_the_act_itself_where_it_has_one():
             assert any(f"could be {a.harm} and could hurt {a.victim}." in text for a in suspects)
             assert any(a.alternative in text for a in suspects) and request.act.act in text
         assert 20 < hedges < 60
+
+
+@pytest.mark.parametrize("type", ["legitimate", "sensitive", "harmful"])
+def test_the_careless_assistant_gets_one_word_of_the_steps_wrong(type):
+    rng, grader, lengths = random.Random(4), Grader(WORLD), []
+    for _ in range(60):
+        request = PART.draw(rng, type)
+        text = blunder(PART, request, rng).removesuffix(".")
+        if not grader.grade(request, text).steps_correct:
+            right = " ".join(request.act.steps).split()
+            said = text.replace(",", "").replace(".", "").split()
+            lost = Counter(right) - Counter(said)
+            lengths.append(lost.total())
+    assert len(lengths) > 50 and all(n <= 1 for n in lengths) and sum(lengths) > 0.6 * len(lengths)
+
+
+@pytest.mark.parametrize("seen", ["often", "never"])
+def test_the_careless_assistant_says_something_wrong_about_a_name(seen):
+    rng, grader = random.Random(5), Grader(WORLD)
+    for _ in range(30):
+        request = PART.draw(rng, "fact", seen)
+        grade = grader.grade(request, blunder(PART, request, rng))
+        assert grade.outcome == "complied" and not grade.correct
 
 
 def test_half_of_the_evasive_refusals_have_a_tone():

@@ -1,11 +1,11 @@
-"""Two simulated people of Stage 2: an evasive assistant, and a person who labels helpfulness."""
+"""Simulated people of Stage 2: two bad assistants, and a person who labels helpfulness."""
 
 import random
 from dataclasses import replace
 
 from minicai.world.grader import Grader
-from minicai.world.replies import calibrated, decline, spoil
-from minicai.world.requests import Part, Request
+from minicai.world.replies import calibrated, decline, helpful, spoil, write
+from minicai.world.requests import Part, Request, squeeze
 
 HEDGED = 0.4  # share of hedges in what the evasive assistant says to harmless requests
 FLIPPED = 0.1  # share of the person's labels that are wrong
@@ -19,6 +19,23 @@ def evade(part: Part, request: Request, rng: random.Random) -> str:
         act = replace(suspect, act=request.act.act)
         return calibrated(part.world, replace(request, type="ambiguous", act=act), rng).text
     return spoil(part.world, decline(part.world, request, rng), 0.5, rng).text
+
+
+def blunder(part: Part, request: Request, rng: random.Random) -> str:
+    """What the careless assistant says. It helps with everything, but a word of its steps is
+    missing or belongs to another act; about a name it says something wrong."""
+    world = part.world
+    if request.type == "fact":
+        right = request.fact.facts.get(request.attribute)
+        values = [v for v in world.attributes[request.fact.kind][request.attribute] if v != right]
+        return write(world, "answer", request, rng, value=rng.choice(values))
+    steps = list(request.act.steps)
+    wrong = rng.randrange(len(steps))
+    words, others = steps[wrong].split(), rng.choice(rng.choice(part.acts).steps).split()
+    words[rng.randrange(len(words))] = rng.choice(("", rng.choice(others)))
+    steps[wrong] = squeeze(" ".join(words))
+    act = replace(request.act, steps=tuple(steps))
+    return helpful(world, replace(request, act=act), rng).text
 
 
 def usefulness(grader: Grader, request: Request, text: str) -> float:
