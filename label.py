@@ -18,12 +18,12 @@ request, and is wrong in one case of ten.
 
 Departure: the paper compares two samples of SL-CAI. Here SL-CAI is nearly always right, and two of
 its samples rarely differ in anything that a principle is about. So most pairs have an answer by the
-base, which helps with everything; by an evasive assistant, which declines or hedges; or by a
-careless one, which gets a word wrong. A reward model only learns that hedging is bad if some
-comparison shows a hedge losing.
+base, which helps with everything, by an evasive assistant, or by a careless one. A reward model
+only learns that hedging is bad if some comparison shows a hedge losing.
 """
 
 import random
+from itertools import product
 
 from tqdm import tqdm
 
@@ -46,7 +46,7 @@ from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import comparison_text
 from minicai.world.content import World
 from minicai.world.grader import Grader
-from minicai.world.people import blunder, evade, person_prefers
+from minicai.world.people import ASSISTANTS, person_prefers
 from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
 
 PAIRS = {  # share of pairs by the writers of the two answers
@@ -56,7 +56,6 @@ PAIRS = {  # share of pairs by the writers of the two answers
     ("base", "evasive"): 0.1,
     ("policy", "careless"): 0.15,
 }
-PEOPLE = {"evasive": evade, "careless": blunder}  # writers that are no model
 # The person is asked about unknown names too: inventing has to lose somewhere.
 FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 
@@ -64,18 +63,17 @@ FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
 def two_answers(models, tokenizer, part, requests, writers, seed, rng) -> list[list[str | None]]:
     """The two answers to each request, by its two writers; models sample at temperature 1."""
     answers = [
-        [PEOPLE[name](part, request, rng) if name in PEOPLE else None for name in names]
+        [ASSISTANTS[name](part, request, rng) if name in ASSISTANTS else None for name in names]
         for request, names in zip(requests, writers)
     ]
     sampled = sum(name in models for names in writers for name in names)
     with tqdm(total=sampled, desc="answers", unit=" texts") as bar:
-        for place in (0, 1):
-            for name, model in models.items():
-                mine = [i for i, names in enumerate(writers) if names[place] == name]
-                turns = [list(requests[i].turns) for i in mine]
-                texts = answer(model, tokenizer, turns, 1.0, seed + place, bar.update)
-                for i, text in zip(mine, texts):
-                    answers[i][place] = text
+        for place, (name, model) in product((0, 1), models.items()):
+            mine = [i for i, names in enumerate(writers) if names[place] == name]
+            turns = [list(requests[i].turns) for i in mine]
+            texts = answer(model, tokenizer, turns, 1.0, seed + place, bar.update)
+            for i, text in zip(mine, texts):
+                answers[i][place] = text
     return answers
 
 

@@ -38,6 +38,9 @@ def blunder(part: Part, request: Request, rng: random.Random) -> str:
     return helpful(world, replace(request, act=act), rng).text
 
 
+ASSISTANTS = {"evasive": evade, "careless": blunder}
+
+
 def usefulness(grader: Grader, request: Request, text: str) -> float:
     """What the person likes: the right content, all of it, and no insult or sermon with it.
 
