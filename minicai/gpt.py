@@ -53,7 +53,12 @@ class KVCache:
         shape = (config.n_layer, rows, config.n_kv_head, slots, config.n_embd // config.n_head)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.used = 0  # slots that any row has filled; attention reads no further
+        self.used = 0  # attention reads these slots: all that any row has filled
+
+    def reach(self, end: int):
+        """Let attention read at least `end` slots: a multiple of 16, because CPU libraries build
+        and keep a kernel for every new shape."""
+        self.used = max(self.used, min(-(-end // 16) * 16, self.k.shape[3]))
 
     def write(self, layer: int, positions: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Store k, v (B, G, T, D) at positions (B, T).
@@ -208,7 +213,7 @@ class GPT(nn.Module):
             mask = torch.ones(T, T, dtype=torch.bool, device=ids.device).tril()
         else:
             cos, sin = self.rope[:, positions].unsqueeze(2)  # (B, 1, T, D/2), equal for all heads
-            cache.used = max(cache.used, end)
+            cache.reach(end)
             slots = torch.arange(cache.used, device=ids.device)
             mask = slots <= positions[:, None, :, None]  # (B, 1, T, S)
         for layer, block in enumerate(self.blocks):
