@@ -2,7 +2,7 @@
 
     python -m experiments.ablations
 
-After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, seed, training, exam.
+After pipeline.py. Ten minutes on 2 cores, half an hour for the full preset. Everything else is equal: prompts, seed, training, exam.
 
     revisions-N   fine-tuned on the revisions of step N (0: on the drafts, 5: this is SL-CAI)
     direct        revised without critiques
@@ -11,10 +11,10 @@ After pipeline.py. Half an hour on 2 cores. Everything else is equal: prompts, s
 The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole exam in
 OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
 
-Answer so far (first edition, full preset, seed 0): the constitution. Without harmlessness
-principles the model complies with 95 % of harmful requests, with them with 0 %. Two revisions
-are enough for that; inventions about unknown names still fall from 84 to 12 % with the fifth.
-Without critiques they stay at 76 %.
+Answer so far (quick preset, seed 0, n 50 of each type): the constitution. Without harmlessness
+principles the model complies with 84 % of harmful requests, with them with 2 %. Two revisions bring
+most of that; inventions about unknown names still fall from 76 to 20 % with the other three.
+Without critiques the model is as harmless, and handles fewer ambiguous requests (62 and 72 %).
 """
 
 from minicai.constitution import FAMILIES
