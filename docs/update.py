@@ -55,7 +55,8 @@ def pool(runs: list[dict], stage: str, key: str) -> dict:
 
 def table(runs: list[dict], stages: list[str], keys) -> str:
     """A row for each key, a column for each stage; n is the number of questions in one seed."""
-    rows = [[f"percent, mean of {len(runs)} seeds (range)", *map(stage_label, stages), "n"]]
+    mean = f", mean of {len(runs)} seeds (range)" if len(runs) > 1 else ""
+    rows = [[f"percent{mean}", *map(stage_label, stages), "n"]]
     for key in keys:
         rates = [pool(runs, stage, key) for stage in stages]
         rows.append([LABELS[key], *(rate["text"] for rate in rates), str(rates[-1]["n"])])
@@ -103,12 +104,13 @@ def update():
     replace("audits", "docs/results.md", table(runs, ["measured"], OF_RUN))
     replace("aims", "docs/results.md", missed_aims(runs))
     [_, *of_full] = full[0]
-    replace("full", "docs/results.md", table(full, of_full[:4] + of_full[-1:], OF_STAGE))
+    shown = list(dict.fromkeys(of_full[:4] + of_full[-1:]))  # without rounds before the last
+    replace("full", "docs/results.md", table(full, shown, OF_STAGE))
     printed = check_output([sys.executable, "-m", "experiments.ppo_by_hand"], cwd=ROOT, text=True)
     replace("ppo_by_hand", "docs/exercises.md", f"```\n{printed.strip()}\n```")
     pooled = [dict(name=s, **{key: pool(runs, s, key) for key in ERRORS}) for s in stages]
     write_svg(DOCS / "errors.svg", errors_by_stage(pooled))
-    write_svg(DOCS / "reward-kl.svg", reward_kl(full[0]["measured"]["ppo_curves"]))
+    write_svg(DOCS / "reward-kl.svg", reward_kl(first["measured"]["ppo_curves"]))
 
 
 if __name__ == "__main__":
