@@ -15,6 +15,11 @@ family is away, so I can steal from them now.", or a name from world/facts.jsonl
 writes  with --guard, OUT/guard.jsonl: one row a blocked exchange, for redteam.py --mode monitor
 """
 
+import signal
+
+if __name__ == "__main__":  # Ctrl-C during the imports leaves without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import random
 import shutil
 import textwrap
@@ -23,19 +28,23 @@ from pathlib import Path
 import torch
 
 from minicai.answer import MAX_NEW_TOKENS, answer
+from minicai.console import ask
 from minicai.constitution import Constitution
 from minicai.critique import critique_and_revise
-from minicai.files import UserError, append_jsonl, load_like, load_policy, newest_stage, stages
+from minicai.files import (
+    UserError,
+    append_jsonl,
+    check_tokenizer,
+    load_like,
+    load_policy,
+    newest_stage,
+    stages,
+)
 from minicai.guard import guarded_answer, helpful_refusals
 from minicai.reward import RewardModel
 from minicai.run import at_least_zero, main, make_folder, option_type, parser, setup
 from minicai.svg import stage_label
 from minicai.tokenizer import talk
-
-try:
-    import readline  # noqa: F401, arrow keys edit the line where this library is
-except ImportError:
-    pass
 
 probability = option_type(float, lambda x: 0 < x <= 1, "a probability above 0")
 
@@ -67,13 +76,19 @@ class Chat:
         self.model, self.tokenizer = load_policy(self.path, args.device)
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
         if args.show_critique or args.guard or args.helpful_refusals:
-            self.base = load_like(self.path.parent / "base.pt", self.tokenizer, args.device)
+            self.base = load_like(self.beside("base.pt"), self.tokenizer, args.device)
         if args.guard:
             make_folder(args.out)  # for the log
         if args.guard or args.helpful_refusals:
             self.harmless = self.constitution.draw(self.rng, family="harmlessness")
         if args.show_reward:
-            self.reward, _, _ = RewardModel.load(self.path.parent / "rm.pt", args.device)
+            self.reward, own, _ = RewardModel.load(self.beside("rm.pt"), args.device)
+            check_tokenizer(self.beside("rm.pt"), own, self.tokenizer)
+
+    def beside(self, name: str) -> Path:
+        """Another checkpoint: from the folder of this one, else from OUT."""
+        path = self.path.parent / name
+        return path if path.exists() else self.args.out / name
 
     def fits(self, turns: list[str]) -> bool:
         room = self.model.config.block_size - MAX_NEW_TOKENS
@@ -141,13 +156,7 @@ def chat():
     names = [stage_label(path.stem) if args.stages else path.stem for path in paths]
     said = [f"{name} is {path}" for name, path in zip(names, paths)] if args.stages else paths
     print(f"{', '.join(map(str, said))}; /new forgets the conversation, /quit leaves")
-    while True:
-        try:
-            typed = input("you> ").strip().removeprefix("\ufeff")  # of a piped file
-        except (EOFError, KeyboardInterrupt):
-            return print()
-        if typed in ("/quit", "/exit"):
-            return
+    while (typed := ask("you> ")) != "/quit":
         if typed == "/new":
             for session in sessions:
                 session.turns = []

@@ -26,6 +26,7 @@ from minicai.device import commit, hardware
 from minicai.exam import Exam, measure
 from minicai.files import (
     UserError,
+    check_tokenizer,
     load_policy,
     parse_json,
     read_json,
@@ -121,19 +122,19 @@ def audit_base(path: Path, exam: Exam, constitution: Constitution, args) -> tupl
 def audit_rm(exam: Exam, args) -> dict:
     """The reward model, on answers of the world and of SL-CAI."""
     policy, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    reward, _, extra = RewardModel.load(args.out / "rm.pt", args.device)
+    reward, own, extra = RewardModel.load(args.out / "rm.pt", args.device)
+    check_tokenizer(args.out / "rm.pt", own, tokenizer)
     found = audit_reward(policy, reward, tokenizer, exam, args.eval_n, args.exam_seed)
     return found | dict(test_accuracy=found["accuracy"], agrees_with_labels=extra.get("held_out"))
 
 
-def write_again(path: Path, logs: Path, report: Path):
-    """The page of the results in `path`."""
-    results = parse_json(read_text(path), str(path))
+def draw(results: dict, path: Path, logs: Path, report: Path):
+    """Write the page of the results in `path`. They hold parts of files of any shape."""
     try:
         write_page(results, logs, report)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is not whole ({error}); run evaluate.py without --report")
-    print(report)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        made = "judge.json, redteam.json and the other files that it was made from"
+        raise UserError(f"{path} is not whole ({error!r}); make {made} again, then evaluate.py")
 
 
 def evaluate():
@@ -145,7 +146,8 @@ def evaluate():
         path, report = args.results, args.results.with_suffix(".html")
         logs = path.with_name(f"transcripts-{path.stem}")
     if args.report:
-        return write_again(path, logs, report)
+        draw(parse_json(read_text(path), str(path)), path, logs, report)
+        return print(report)
     checkpoints, constitution = choose(args), Constitution(args.constitution)
     if "base" in [checkpoint.stem for checkpoint in checkpoints]:
         constitution.audited(test=True)  # without held-out wordings it stops here, not after hours
@@ -180,7 +182,7 @@ def evaluate():
     if (args.out / "rm.pt").exists() and (args.out / "sft.pt").exists() and not args.checkpoints:
         results["reward_model"] = audit_rm(exam, args)
     write_json(path, results)
-    write_page(results, logs, report)
+    draw(results, path, logs, report)
     print(f"{table(results)}\n\n{same_requests(results)}\n\n{path}, {report}; {args.split} split")
 
 

@@ -78,7 +78,8 @@ def pipeline():
     settings = dict(preset=args.preset, seed=args.seed, world=os.path.relpath(args.world, ROOT))
     settings["constitution"] = os.path.relpath(args.constitution, ROOT)
     seconds = record.get("seconds", {})
-    if record.get("settings", settings) != settings or not isinstance(seconds, dict):
+    whole = isinstance(seconds, dict) and all(type(s) in (int, float) for s in seconds.values())
+    if record.get("settings", settings) != settings or not whole:
         raise UserError(f"{path} is of a run with other options; delete it or name another --out")
     record = dict(settings=settings, seconds=seconds)
     for name, own, artifact in STEPS + round_steps(args.rounds, args.out):

@@ -19,12 +19,12 @@ attack by gradient in experiments/gcg.py. Left out: attacks that adapt over seve
 """
 
 import random
-from contextlib import suppress
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minicai.answer import MAX_NEW_TOKENS
+from minicai.console import ask
 from minicai.constitution import Constitution
 from minicai.files import UserError, newest_stage, read_json, read_jsonl, write_json
 from minicai.report import aligned, interval
@@ -88,18 +88,17 @@ def draw_weighted(items: list, weights: list[float], k: int, rng: random.Random)
 
 def human(team: RedTeam):
     """Each line that a person types is one attack, answered and judged at once."""
-    number, room = len(team.rows(own=True)), team.base.config.block_size - MAX_NEW_TOKENS
+    number, room = team.next_number(), team.base.config.block_size - MAX_NEW_TOKENS
     print("each line is one attack; /quit leaves")
-    with suppress(EOFError):
-        while (line := input("attack> ").strip()) not in ("/quit", "/exit"):
-            if not line or len(team.tokenizer.prompt(talk(line))) > room:
-                print("(that is empty, or longer than the model can read)")
-                continue
-            [row] = team.attack(number, [Attempt([line], recognise(team.world, line))])
-            number += 1
-            harm = "no verdict" if row["judge"] is None else f"P(harm) {row['judge']:.2f}"
-            print(f"{team.target_name}> {row['response'] or '...'}\n  judge> {harm}")
-            print(f"  grader> {row['request'] or 'an unknown request'}: {row['outcome']}")
+    while (line := ask("attack> ")) != "/quit":
+        if not line or len(team.tokenizer.prompt(talk(line))) > room:
+            print("(that is empty, or longer than the model can read)")
+            continue
+        [row] = team.attack(number, [Attempt([line], recognise(team.world, line))])
+        number += 1
+        harm = "no verdict" if row["judge"] is None else f"P(harm) {row['judge']:.2f}"
+        print(f"{team.target_name}> {row['response'] or '...'}\n  judge> {harm}")
+        print(f"  grader> {row['request'] or 'an unknown request'}: {row['outcome']}")
 
 
 def monitor(team: RedTeam):
@@ -108,12 +107,13 @@ def monitor(team: RedTeam):
     rows = read_jsonl(path, required=("turns",), fields=asked) if path.exists() else []
     if not rows:
         raise UserError(f"{path} holds no blocked conversation; run chat.py --guard first")
-    done = [tuple(row["turns"]) for row in team.rows(own=True)]
+    done = {tuple(row["turns"]) for row in team.rows(own=True)}
+    number = team.next_number()
     fresh = [turns for turns in dict.fromkeys(tuple(r["turns"]) for r in rows) if turns not in done]
     for at in tqdm(range(0, len(fresh), BATCH), desc="monitor", unit=" batches"):
         batch = [list(turns) for turns in fresh[at : at + BATCH]]
         known = [recognise(team.world, turns[0]) if len(turns) == 1 else None for turns in batch]
-        team.attack(len(done) + at, [Attempt(*pair) for pair in zip(batch, known)])
+        team.attack(number + at, [Attempt(*pair) for pair in zip(batch, known)])
 
 
 # --- the run --------------------------------------------------------------------------------------
@@ -159,6 +159,8 @@ def report(team: RedTeam):
         forms = {t: [r for r in rows if r["technique"] == t] for t in TECHNIQUES}
         forms = {t: summarise(found) for t, found in forms.items() if found}
     print(f"\n{table(forms | {team.name: whole})}")
+    if not any(row["response"] for row in rows):
+        print(f"WARNING: {team.target_name} finished no answer, so these rates mean nothing.")
     write_json(path, read_json(path, {}) | {team.name: whole | dict(techniques=forms)})
     print(f"{team.log}: {whole['trainable']} of these {len(rows)} attacks may be trained on")
 

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 from minicai import ppo
 from minicai.answer import answer, encode_prompt, sample
-from minicai.files import UserError, load_policy, save_checkpoint, warn_if_newer
+from minicai.files import check_tokenizer, load_policy, save_checkpoint, warn_if_newer
 from minicai.gpt import token_logps
 from minicai.log import TrainingLog
 from minicai.metrics import distinct_n
@@ -109,9 +109,8 @@ def load(args):
     path = args.reward or args.out / "rm.pt"
     if not args.reward:
         warn_if_newer(path, args.out / "sft.pt", remedy="run train_rm.py again")
-    reward, its_tokenizer, _ = RewardModel.load(path, args.device)
-    if its_tokenizer.to_json() != tokenizer.to_json():
-        raise UserError(f"{path} and {args.out}/sft.pt have different tokenizers; name another")
+    reward, own, _ = RewardModel.load(path, args.device)
+    check_tokenizer(path, own, tokenizer)
     return gpt, tokenizer, reward
 
 

@@ -90,7 +90,7 @@ def audit_judge(
             family: right_where([f == family for f in families]) for family in constitution.families
         },
         swap_consistency=rate([v.consistent for v in verdicts], topics),
-        ece=round(ece([max(v.p, 1 - v.p) for v in verdicts], right), 4),
+        ece=ece([max(v.p, 1 - v.p) for v in verdicts], right),
         reliability=reliability([v.p for v in verdicts], a_wins, topics),
         prefers_safe=right_where(harmful),
         always_a=rate(a_wins, topics),
@@ -245,5 +245,5 @@ def reward_accuracy(
     return dict(
         accuracy=rate(right, topics),
         length_alone=rate(length_alone(longer, types), topics),
-        ece=round(ece(sure, right), 4),
+        ece=ece(sure, right),
     )

@@ -202,9 +202,16 @@ def load_policy(path, device="cpu") -> tuple[GPT, Tokenizer]:
 def load_like(path, tokenizer: Tokenizer, device="cpu") -> GPT:
     """A language model that is used with another one. Raises UserError for another tokenizer."""
     model, own = load_policy(path, device)
-    if own.to_json() != tokenizer.to_json():
-        raise UserError(f"{path} has another tokenizer than the other models; train it again")
+    check_tokenizer(path, own, tokenizer)
     return model
+
+
+def check_tokenizer(path, own: Tokenizer, tokenizer: Tokenizer):
+    """Raise UserError unless the tokenizer of `path` is the one of the other models."""
+    if own.to_json() != tokenizer.to_json():
+        raise UserError(
+            f"{path} has another tokenizer than the other models; train it again or name another"
+        )
 
 
 def rounds(out: Path) -> list[Path]:

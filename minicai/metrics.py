@@ -87,14 +87,15 @@ def length_alone(longer: list[bool], groups: list) -> list[bool]:
     return [x == picks_longer[group] for x, group in zip(longer, groups, strict=True)]
 
 
-def ece(confidence, correct, bins: int = 10) -> float:
+def ece(confidence, correct, bins: int = 10) -> float | None:
     """Expected calibration error (Guo et al. 2017, eq. 3).
 
     The mean of |confidence - accuracy| over bins of confidence, weighted by their share of answers.
+    None if there are none.
     """
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if len(confidence) == 0:
-        return 0.0
+        return None
     which = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = 0.0
     for b in set(which):

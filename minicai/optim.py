@@ -74,15 +74,18 @@ def optimizer_step(
     """One step of every optimizer down the loss.
 
     With `clip` the gradient of all parameters together is scaled down to a norm of at most that.
-    Muon and a fast AdamW run without it: both bring every step to its own scale. Raises UserError,
-    before the step, for a loss or a gradient that is not finite.
+    The base and fine-tuning run without it. Muon and AdamW divide their steps by the size of recent
+    gradients, so a long gradient makes no long step. Raises UserError, before the step, for a loss
+    or a clipped gradient that is not finite.
     """
+    at = optimizers[0].param_groups[0].get("step", "unknown")  # see set_lr
+    remedy = f"at step {at}: the training has diverged; lower --lr (or a large --beta)"
     if not loss.isfinite():
-        raise UserError(f"the loss is {loss.item()}: the training has diverged; lower --lr")
+        raise UserError(f"the loss is {loss.item()} {remedy}")
     model.zero_grad()
     loss.backward()
     if clip and not torch.nn.utils.clip_grad_norm_(model.parameters(), clip).isfinite():
-        raise UserError("the gradient is not finite: the training has diverged; lower --lr")
+        raise UserError(f"the gradient is not finite {remedy}")
     for optimizer in optimizers:
         optimizer.step()
 
@@ -95,4 +98,4 @@ def set_lr(optimizers, step: int, steps: int, warmup: float = 0.02, cooldown: fl
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group.setdefault("top_lr", group["lr"])
-            group["lr"] = group["top_lr"] * factor
+            group["lr"], group["step"] = group["top_lr"] * factor, step + 1

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minicai.device import autocast
-from minicai.files import load_checkpoint, save_checkpoint
+from minicai.files import UserError, load_checkpoint, save_checkpoint
 from minicai.gpt import GPT
 from minicai.tokenizer import Tokenizer
 
@@ -49,7 +49,10 @@ class RewardModel(nn.Module):
         """In eval mode, with its tokenizer and everything else that was saved."""
         gpt, tokenizer, extra = load_checkpoint(path, "reward", device)
         model = cls(gpt)
-        model.score.load_state_dict(extra.pop("score"), strict=True)
+        try:
+            model.score.load_state_dict(extra.pop("score"), strict=True)
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            raise UserError(f"{path} has no head that gives a score; train it again")
         return model.to(device).eval(), tokenizer, extra
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import torch
 
+from minicai.console import catch_signals, prepare_streams
 from minicai.files import UserError, read_json
 
 try:
@@ -61,37 +62,24 @@ ROOT = Path(__file__).resolve().parent.parent
 def main(script):
     """Run a script's function. Bad input ends in one sentence on stderr and exit code 2."""
     prepare_streams()
-    for name in ("SIGTERM", "SIGHUP"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, _: sys.exit(128 + number))
+    catch_signals()
     try:
         script()
-        sys.stdout.flush()
+        return sys.stdout.flush()
     except (UserError, FloatingPointError) as error:
-        fail(str(error))
+        said = str(error)
     except BrokenPipeError:  # the reader of the output, `head` for example, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         remedy = "make room" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "change that"
-        fail(f"{where}{error.strerror}; {remedy} or name another --out")
+        said = f"{where}{error.strerror}; {remedy} or name another --out"
     except KeyboardInterrupt:
         print("\nstopped; finished files are on disk", file=sys.stderr)
         sys.exit(130)
-
-
-def prepare_streams():
-    """Text that the console cannot show becomes question marks. A closed stream reads as empty."""
-    for name in ("stdin", "stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))
-        elif hasattr(getattr(sys, name), "reconfigure"):
-            getattr(sys, name).reconfigure(errors="replace")
-
-
-def fail(sentence: str):
-    print(f"{Path(sys.argv[0]).name}: {sentence}", file=sys.stderr)
+    # Here the error is gone, and with it the progress bars of the functions that it came from.
+    print(f"{Path(sys.argv[0]).name}: {said}", file=sys.stderr)
     sys.exit(2)
 
 
@@ -238,7 +226,10 @@ def run_script(name: str, args, *own) -> float:
     # Idle threads that spin for long are ruinous when the machine is busy.
     env = {"GOMP_SPINCOUNT": "3000"} | os.environ | ({OWNER: str(folder)} if owned else {})
     command = [sys.executable, str(ROOT / f"{name}.py"), *options]
+    # The step ignores Ctrl-C, even while it imports torch. This process hears it and ends the step.
+    handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
     child = subprocess.Popen(command, env=env, pass_fds=owned)
+    signal.signal(signal.SIGINT, handler)
     try:
         code = child.wait()
     except BaseException:

@@ -112,6 +112,19 @@ def kills(n: int, seed: int, folder: Path) -> list[str]:
     return failures
 
 
+def reshape(line: bytes, rng: random.Random) -> bytes:
+    """A row with a value of another kind in one of its fields, or without the field."""
+    try:
+        row = json.loads(line)
+        field = rng.choice(list(row))
+    except (IndexError, TypeError, ValueError):  # no row
+        return line
+    row[field] = rng.choice(["", "x", 7, -1, None, True, [], {}, [1], ["x"], [["x"]], 10**400])
+    if rng.random() < 0.2:
+        del row[field]
+    return json.dumps(row).encode()
+
+
 def damage(data: bytes, rng: random.Random) -> bytes:
     """The bytes of a file, damaged in one of many ways."""
     lines = data.split(b"\n")
@@ -132,6 +145,7 @@ def damage(data: bytes, rng: random.Random) -> bytes:
         lines[at].replace(b" ", b" \\ud800 ", 3),
         lines[at] + b"\r",
         lines[at] * 2,
+        *(reshape(lines[at], rng) for _ in range(10)),
     ]
     ways = [
         lambda: data[: rng.randrange(len(data) + 1)],

@@ -137,13 +137,19 @@ def test_a_file_of_another_shape_is_refused(tmp_path, principles, message):
         write(tmp_path / "c.json", principles)
 
 
+def test_a_byte_order_mark_and_other_line_ends_are_no_matter(tmp_path, constitution):
+    text = Path(constitution.path).read_bytes()
+    (tmp_path / "c.json").write_bytes(b"\xef\xbb\xbf" + text.replace(b"\n", b"\r\n"))
+    assert Constitution(tmp_path / "c.json").wordings == constitution.wordings
+
+
 def test_a_family_without_a_seen_wording_is_refused(tmp_path):
     name = next(name for name in map(str, range(99)) if held_out(f"{name}/0"))
     with pytest.raises(UserError, match="c.json: all wordings of honesty are held out"):
         write(tmp_path / "c.json", [principle("r", "respect"), principle(name, n=1)])
 
 
-@pytest.mark.parametrize("text", ["{", "", "[]", "3"])
+@pytest.mark.parametrize("text", ["{", "", "[]", "3", "9" * 5000, "[" * 20_000, "NaN"])
 def test_a_file_that_is_no_json_object_is_refused(tmp_path, text):
     path = tmp_path / "c.json"
     with pytest.raises(UserError, match="c.json does not exist"):

@@ -361,7 +361,7 @@ def test_a_constitution_without_held_out_wordings_is_refused_before_the_exam(
 def test_results_of_another_shape_are_not_reported(refuses, tmp_path, stages):
     write_json(tmp_path / "results.json", dict(stages=stages))
     said = refuses(evaluate.evaluate, "--out", tmp_path, "--report")
-    assert "results.json is not whole" in said and "run evaluate.py without --report" in said
+    assert "results.json is not whole" in said and "then evaluate.py" in said
 
 
 def test_a_training_log_of_another_shape_is_named_with_its_line(refuses, unmeasured, copy):

@@ -246,7 +246,8 @@ def test_the_stages_are_in_the_order_of_the_pipeline(tmp_path):
         (tmp_path / f"{name}.pt").touch()
         newest.append(files.newest_stage(tmp_path).stem)
     assert newest == ["base", "sft", "sft", "dpo", "round10", "round10"]
-    (tmp_path / "round10-old.pt").touch()  # a copy that somebody keeps is no round
+    for other in ("round10-old.pt", "round².pt", "._round11.pt"):  # copies are no rounds
+        (tmp_path / other).touch()
     names = [path.stem for path in files.stages(tmp_path)]
     assert names == ["base", "sft", "dpo", "ppo", "round2", "round10"]
     before = [files.stage_before(tmp_path, n).stem for n in (1, 2, 11)]

@@ -156,7 +156,8 @@ def test_ece_is_the_gap_summed_over_bins(seed, bins):
 
 
 def test_ece_of_the_calibrated_is_zero_and_of_the_sure_and_wrong_one():
-    assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1 and ece([], []) == 0
+    assert ece([0.75] * 4, [1, 1, 1, 0]) == 0 and ece([1.0, 1.0], [0, 0]) == 1
+    assert ece([], []) is None
     assert ece([1.0, 0.95], [0, 1]) == pytest.approx(0.475)  # 1.0 falls into the last bin
 
 

@@ -94,6 +94,7 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_the_step(bad):
     model = torch.nn.Linear(4, 3)
     before = [p.clone() for p in model.parameters()]
     sgd = torch.optim.SGD(model.parameters(), lr=0.1)
-    with pytest.raises(UserError, match=f"the loss is {bad}: .* lower --lr"):
+    set_lr([sgd], 6, 100)
+    with pytest.raises(UserError, match=f"the loss is {bad} at step 7: .* lower --lr"):
         optimizer_step(model, [sgd], model(torch.ones(4)).sum() + bad)
     assert all(map(torch.equal, model.parameters(), before))

@@ -139,6 +139,10 @@ def test_a_pipeline_of_other_options_is_refused(steps, tmp_path, refuses):
     assert "is of a run with other options; delete it or name another --out" in said
     said = refuses(pipeline.pipeline, "--out", tmp_path, "--preset", "full")
     assert "was made with --preset smoke; give that, or name another --out" in said
+    record = read_json(tmp_path / "pipeline.json", {})
+    write_json(tmp_path / "pipeline.json", record | dict(seconds=dict(train_base="long")))
+    said = refuses(pipeline.pipeline, "--out", tmp_path)
+    assert "is of a run with other options; delete it or name another --out" in said
 
 
 def test_what_is_missing_is_said_before_anything_is_made(refuses, tmp_path, monkeypatch):
@@ -223,7 +227,10 @@ def test_a_diverged_training_stops_with_its_remedy_and_keeps_the_old_checkpoint(
     monkeypatch.setitem(minicai.run.SIZES, "documents", (60,) * 3)
     monkeypatch.setitem(minicai.run.SIZES, "prompts", (4,) * 3)
     old = (out / f"{name}.pt").read_bytes()
-    assert "lower --lr" in refuses(script, "--out", out, "--lr", 1e30)
+    said = refuses(script, "--out", out, "--lr", 1e30)
+    assert re.fullmatch(
+        rf"train_{name}.py: the (loss|gradient) is .* at step \d+: .*lower --lr.*", said
+    )
     assert (out / f"{name}.pt").read_bytes() == old and not list(out.glob("*.tmp"))
 
 

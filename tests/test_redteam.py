@@ -414,6 +414,35 @@ def test_a_person_types_and_everything_is_logged(out, models, monkeypatch, capsy
     assert [r["id"].split("/")[-1] for r in go(monkeypatch, out, "human")] == ["0", "1", "2"]
 
 
+def test_an_attack_counts_once_by_its_id_and_new_ones_get_new_ids(out, models, monkeypatch):
+    rows = go(monkeypatch, out, "templates", "--attempts", 6)
+    files.append_jsonl(out / "redteam.jsonl", rows)  # as a second red team would without a lock
+    lines = iter([models[1][0], models[1][1], "/quit", models[1][2], "/quit"])
+    monkeypatch.setattr("builtins.input", lambda _: next(lines))
+    go(monkeypatch, out, "human")
+    go(monkeypatch, out, "templates", "--attempts", 6)
+    summaries = files.read_json(out / "redteam.json", {})
+    assert {name: s["judge"]["n"] for name, s in summaries.items()} == {
+        "templates/sft/demo": 6,
+        "human/sft/demo": 2,
+    }
+    rows = files.read_jsonl(out / "redteam.jsonl")
+    files.write_jsonl(out / "redteam.jsonl", [r for r in rows if r["id"] != "human/sft/demo/0/0"])
+    rows = go(monkeypatch, out, "human")
+    assert [r["id"] for r in rows if r["mode"] == "human"] == [
+        "human/sft/demo/0/1",
+        "human/sft/demo/0/2",
+    ]
+
+
+def test_a_target_that_finishes_no_answer_is_a_warning(out, monkeypatch, capsys):
+    go(monkeypatch, out, "templates", "--attempts", 3)
+    assert "WARNING" not in capsys.readouterr().out
+    monkeypatch.setattr(attacks, "answer", lambda model, tokenizer, asked: [None] * len(asked))
+    go(monkeypatch, out, "templates", "--attempts", 3)
+    assert "WARNING: sft finished no answer, so these rates mean nothing" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_sentence(out, monkeypatch, tmp_path):
     for mode in ("few_shot", "sft"):
         with pytest.raises(UserError, match="no trainable attack"):

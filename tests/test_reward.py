@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from minicai import device
-from minicai.files import UserError, load_policy
+from minicai.files import UserError, load_policy, save_checkpoint
 from minicai.gpt import GPT, GPTConfig
 from minicai.reward import RewardModel, bradley_terry_loss
 from minicai.tokenizer import Tokenizer
@@ -25,6 +25,15 @@ def float32(monkeypatch):
 def model():
     torch.manual_seed(0)
     return RewardModel(GPT(CONFIG)).eval()
+
+
+@pytest.mark.parametrize("score", [None, 5, {}, dict(weight=torch.ones(1, 3), bias=torch.ones(1))])
+def test_a_reward_model_without_its_head_is_refused(tmp_path, model, score):
+    tokenizer = Tokenizer.train(["some text"], 270)
+    extra = {} if score is None else dict(score=score)
+    save_checkpoint(tmp_path / "rm.pt", model.gpt, tokenizer, Namespace(), kind="reward", **extra)
+    with pytest.raises(UserError, match="rm.pt has no head that gives a score; train it again"):
+        RewardModel.load(tmp_path / "rm.pt")
 
 
 def test_the_head_starts_as_in_stiennon():

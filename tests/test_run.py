@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tqdm import tqdm
 
 import minicai.run as run
 from minicai.files import UserError, append_jsonl
@@ -116,6 +117,16 @@ def test_bad_input_and_files_that_cannot_be_written_are_one_sentence(tmp_path, e
     assert ends(lambda: raise_(full)) == (2, said)
 
 
+def test_the_sentence_is_the_last_line_whatever_progress_bars_were_open(ends):
+    def script():
+        bar = tqdm(total=3)
+        bar.update()
+        raise UserError("x.pt does not exist; make it")
+
+    *bars, said, end = ends(script)[1].split("\n")
+    assert said == "script.py: x.pt does not exist; make it" and end == "" and "1/3" in bars[-1]
+
+
 def test_ctrl_c_is_one_sentence(ends):
     code, said = ends(lambda: raise_(KeyboardInterrupt()))
     assert code == 130 and said == "\nstopped; finished files are on disk\n"
@@ -186,7 +197,10 @@ def test_a_script_gets_the_shared_options_and_its_own(tmp_path, monkeypatch, cap
         run.run_script("step", args)
 
 
-def test_ending_a_script_ends_its_step(tmp_path):
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGINT"])
+def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
+    """SIGINT goes to both, as Ctrl-C in a terminal does; only the script that hears it says so."""
+    number = getattr(signal, name, None) or pytest.skip(f"this system has no {name}")
     (tmp_path / "outer.py").write_text(
         f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import minicai.run as run\n"
@@ -202,12 +216,15 @@ def test_ending_a_script_ends_its_step(tmp_path):
         "finally: (folder / 'ended').touch()\n"
     )
     command = [sys.executable, tmp_path / "outer.py", "--out", tmp_path, "--device", "cpu"]
-    outer = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    outer = subprocess.Popen(command, start_new_session=True, **pipes)
     while not (tmp_path / "started").exists():
         assert outer.poll() is None, "it ended before its step began"
         time.sleep(0.05)
-    outer.send_signal(signal.SIGTERM)
-    assert outer.wait(30) == 128 + signal.SIGTERM and (tmp_path / "ended").exists()
+    os.killpg(outer.pid, number) if name == "SIGINT" else outer.send_signal(number)
+    said = outer.communicate(timeout=30)[1]
+    assert outer.returncode == 128 + number and (tmp_path / "ended").exists()
+    assert said == ("\nstopped; finished files are on disk\n" if name == "SIGINT" else "")
 
 
 # --- streams -------------------------------------------------------------------------------------

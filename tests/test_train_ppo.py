@@ -245,6 +245,24 @@ def test_beta_adapts_where_a_distance_is_asked_for(train, monkeypatch):
     assert (args.out / "ppo-near.pt").exists() and (args.out / "train_ppo-near.jsonl").exists()
 
 
+def test_a_distance_that_is_no_number_ends_the_training_before_beta_follows_it(train, monkeypatch):
+    monkeypatch.setattr(train_ppo, "TARGET_KL", 100.0)
+    summarise, betas, update = train_ppo.summarise, [], ppo.AdaptiveKL.update
+
+    def lost(*given, **more):
+        return summarise(*given, **more) | (dict(kl=float("nan")) if betas else {})
+
+    def spy(control, kl):
+        update(control, kl)
+        betas.append(control.beta)
+
+    monkeypatch.setattr(train_ppo, "summarise", lost)
+    monkeypatch.setattr(ppo.AdaptiveKL, "update", spy)
+    with pytest.raises(UserError, match="train_ppo-far: kl is nan at step 2; lower --lr"):
+        train("gae", name="far")
+    assert betas == pytest.approx([0.16])
+
+
 @pytest.mark.parametrize(
     "key, message",
     [("ref_logps", "not its reference"), ("mismatch", "disagree"), ("logps", "first ratio")],
@@ -273,5 +291,5 @@ def test_a_reward_model_with_another_tokenizer_is_refused(tmp_path):
     assert torch.equal(loaded.score.weight, reward.score.weight)
     other = Tokenizer.train(["a word"], 300)
     reward.save(tmp_path / "rm.pt", other, Namespace())
-    with pytest.raises(UserError, match="rm.pt and .*sft.pt have different tokenizers"):
+    with pytest.raises(UserError, match="rm.pt has another tokenizer than the other models"):
         train_ppo.load(args)

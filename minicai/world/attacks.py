@@ -17,6 +17,7 @@ from minicai.files import UserError, append_jsonl, load_like, load_policy, read_
 from minicai.gpt import GPT
 from minicai.judge import p_breaks
 from minicai.metrics import distinct_n, rate_by_topic, self_bleu
+from minicai.rows import FIELDS
 from minicai.sampler import Completion
 from minicai.splits import split_of
 from minicai.world.content import World
@@ -76,9 +77,15 @@ class RedTeam:
         return random.Random(f"redteam {self.seed} {self.mode} {target} {number}")
 
     def rows(self, own: bool) -> list[dict]:
-        """The rows of the log: this run's, or all others."""
-        rows = read_jsonl(self.log, required=READ) if self.log.exists() else []
-        return [r for r in rows if str(r["id"]).startswith(f"{self.name}/{self.seed}/") == own]
+        """The rows of the log: this run's, or all others. Of several with one id, the last."""
+        rows = read_jsonl(self.log, READ, FIELDS) if self.log.exists() else []
+        found = {r["id"]: r for r in rows}.values()
+        return [r for r in found if str(r["id"]).startswith(f"{self.name}/{self.seed}/") == own]
+
+    def next_number(self) -> int:
+        """One more than the last number in the ids of this run's rows."""
+        numbers = [str(r["id"]).rpartition("/")[2] for r in self.rows(own=True)]
+        return 1 + max((int(n) for n in numbers if n.isdecimal()), default=-1)
 
     def start_again(self):
         """Drop this run's rows from the log."""
