@@ -495,6 +495,7 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     for p in attacker.parameters():
         p.grad = torch.ones_like(p)
     monkeypatch.setattr(rl_module, "EPOCHS", 1)
+    monkeypatch.setattr("minicai.device.fast_dtype", lambda device: torch.float32)
     ids, mask = collate_responses(
         [[tokenizer.user, *s] for s in said], [1] * 20, tokenizer.pad, "cpu"
     )
