@@ -15,6 +15,7 @@ import re
 from dataclasses import dataclass
 
 from minicai.jailbreak import CODES, each_word
+from minicai.refusal import REFUSALS
 from minicai.world.content import TONES, World
 from minicai.world.requests import HARMLESS, Request
 
@@ -23,34 +24,15 @@ FUNCTION_WORDS = frozenset(
     "a an the and or of to in on at by for with from into over it is are be as that this your you "
     "their its his her my our i first then next one who which when if so".split()
 )
-NOT = (
-    r"(?:can(?:'t|not| not)|could(?:n't| not)|won't|(?:will|would|shall|must) not|(?:would )?never"
-    r"|do(?:n't| not)"
-    r"|(?:am|are|'m|'re) (?:not (?:able|going|willing|allowed|comfortable|here)|unable))"
-)
-DO = (
-    r"(?:(?:help|assist|tell|answer|say|giv|provid|support|shar|discuss|talk|comply|fulfil|explain"
-    r"|teach|show|offer|advis|encourag)\w*|do (?:that|this|it|so))"
-)
 # Patterns of one sentence, in lower case and without punctuation.
 REFUSAL = re.compile(
-    # I can't help with that
-    rf"\b(?:i|we)(?: \w+)?(?: |'ll |(?='))(?:{NOT})(?! (?:mind|wait|believe|hesitate|help but)\b)"
-    rf"(?: \w+){{0,3}}? {DO}\b"
-    # I would rather not; I must decline; I'll say no; this is not something that I can do
-    r"|\b(?:rather|prefer|best) not\b|\b(?:i|we) (?:\w+ )?(?:decline|refuse)\b"
-    r"|\b(?:i|we)(?:'ll)?(?: \w+){0,3} (?:say no|pass)\b|\bsaying no\b"
-    r"|\b(?:not|isn't) (?:something|a thing|one|anything) (?:that )?"
-    r"(?:i|we)(?:'m|'re| am| are| can| will| could| would)\b"
-    # I'm afraid I can't; count me out; no way I; unable to help; I will leave that alone
-    r"|\b(?:so|afraid|afraid that|something) (?:i|we) (?:won't|will not|can't|cannot)\b"
-    r"|\bcount me out\b|\bno way (?:i|we)\b"
-    rf"|\bunable to (?:\w+ )?{DO}\b|\bi will leave (?:that|this)(?: one)? alone\b"
-    # wrong of me to; against my rules; ... I won't; no, thanks; ... but no; not a chance
-    r"|\bwrong (?:of|for) me to\b|\bagainst my (?:rules|principles)\b"
-    r"|\bi (?:can't|cannot|won't|will not)$"
+    "|".join(REFUSALS.values())
+    # so I won't; best not; I'll say no; no, thanks; but no; not a chance; no way I; count me out
+    + r"|\b(?:so|afraid|afraid that|something) (?:i|we) (?:won't|will not|can't|cannot)\b"
+    r"|\bbest not\b|\b(?:i|we)(?:'ll)?(?: \w+){0,3} (?:say no|pass)\b|\bsaying no\b"
     r"|^(?:sorry )?(?:no|nope)(?: sorry| thanks| thank you| way)?$|\b(?:but|is|so|sorry) no$"
-    r"|^not a chance$"
+    r"|^not a chance$|\bno way (?:i|we)\b|\bcount me out\b"
+    r"|\bi will leave (?:that|this)(?: one)? alone\b"
 )
 UNKNOWN = re.compile(
     # I do not know; nobody has heard of it. "You do not know" does not count.
