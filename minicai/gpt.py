@@ -1,5 +1,5 @@
 """A Llama-shaped GPT: RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query
-attention, no biases.
+attention. Its last four settings are for pretrained weights (pretrained.py).
 
 Dimensions: B batch, T time, S cache slots, C channels (n_embd), H query heads, G key/value heads,
 D head size, V vocabulary.
@@ -29,12 +29,18 @@ class GPTConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     tie_embeddings: bool = True
+    head_size: int | None = None  # default: n_embd / n_head
+    qkv_bias: bool = False  # Qwen2: queries, keys and values have biases
+    qk_norm: bool = False  # Qwen3: RMSNorm over each head's query and key
+    rope_scaling: tuple | None = None  # Llama 3.1: see `rope_table`
 
     def __post_init__(self):
-        if self.n_embd % self.n_head or (self.n_embd // self.n_head) % 2:
+        self.head_size = self.head_size or self.n_embd / self.n_head
+        if self.head_size % 2:  # odd, or no whole number
             raise ValueError(
                 f"n_embd {self.n_embd} must split into {self.n_head} heads of even size"
             )
+        self.head_size = int(self.head_size)
         if self.n_head % self.n_kv_head:
             raise ValueError(
                 f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}"
@@ -50,7 +56,7 @@ class KVCache:
     """
 
     def __init__(self, config: GPTConfig, rows: int, slots: int, device, dtype):
-        shape = (config.n_layer, rows, config.n_kv_head, slots, config.n_embd // config.n_head)
+        shape = (config.n_layer, rows, config.n_kv_head, slots, config.head_size)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
         self.used = 0  # attention reads these slots: all that any row has filled
@@ -76,9 +82,18 @@ class KVCache:
         self.k, self.v = self.k[:, rows], self.v[:, rows]
 
 
-def rope_table(positions: int, head_size: int, theta: float) -> Tensor:
-    """cos and sin of position x frequency: (2, positions, D/2). Su et al. 2021 (RoPE), eq. 34."""
+def rope_table(positions: int, head_size: int, theta: float, scaling=None) -> Tensor:
+    """cos and sin of position x frequency: (2, positions, D/2). Su et al. 2021 (RoPE), eq. 34.
+
+    scaling = (factor, low, high, context) is Llama 3.1's: a pair that turns less than `low` times
+    within `context` turns `factor` times slower, one that turns more than `high` times as before.
+    """
     frequency = theta ** (-torch.arange(0, head_size, 2).float() / head_size)
+    if scaling:
+        factor, low, high, context = scaling
+        turns = context * frequency / (2 * math.pi)
+        kept = ((turns - low) / (high - low)).clamp(0, 1)
+        frequency = frequency * (kept + (1 - kept) / factor)
     angle = torch.arange(positions).float()[:, None] * frequency
     return torch.stack([angle.cos(), angle.sin()])
 
@@ -110,19 +125,21 @@ class Attention(nn.Module):
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
-        kv_width = config.n_kv_head * config.n_embd // config.n_head
-        self.q = nn.Linear(config.n_embd, config.n_embd, bias=False)
-        self.k = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.v = nn.Linear(config.n_embd, kv_width, bias=False)
-        self.out = nn.Linear(config.n_embd, config.n_embd, bias=False)
+        width, kv_width = (n * config.head_size for n in (config.n_head, config.n_kv_head))
+        self.q = nn.Linear(config.n_embd, width, bias=config.qkv_bias)
+        self.k = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
+        self.v = nn.Linear(config.n_embd, kv_width, bias=config.qkv_bias)
+        self.out = nn.Linear(width, config.n_embd, bias=False)
+        norm = partial(nn.RMSNorm, eps=config.norm_eps) if config.qk_norm else nn.Identity
+        self.q_norm, self.k_norm = norm(config.head_size), norm(config.head_size)
 
     def forward(self, x, cos, sin, mask, store_kv=None):
         """x (B, T, C) -> (B, T, C). cos and sin turn queries and keys by their positions; mask is
         true where a query may look. With a cache, store_kv(k, v) stores the new keys and values and
         returns all so far; without one it is None."""
-        B, T, C = x.shape
-        q = self.q(x).view(B, T, self.n_head, -1).transpose(1, 2)  # (B, H, T, D)
-        k = self.k(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, G, T, D)
+        B, T, _ = x.shape
+        q = self.q_norm(self.q(x).view(B, T, self.n_head, -1)).transpose(1, 2)  # (B, H, T, D)
+        k = self.k_norm(self.k(x).view(B, T, self.n_kv_head, -1)).transpose(1, 2)  # (B, G, T, D)
         v = self.v(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         q, k = rotate(q, cos, sin).to(v.dtype), rotate(k, cos, sin).to(v.dtype)
         if store_kv is not None:
@@ -132,7 +149,7 @@ class Attention(nn.Module):
             y = attend(q, k, v, mask)
         else:
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
-        return self.out(y.transpose(1, 2).reshape(B, T, C))
+        return self.out(y.transpose(1, 2).reshape(B, T, -1))
 
 
 class MLP(nn.Module):
@@ -177,8 +194,8 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.norm = nn.RMSNorm(config.n_embd, eps=config.norm_eps)
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        table = rope_table(config.block_size, config.n_embd // config.n_head, config.rope_theta)
-        self.register_buffer("rope", table, persistent=False)
+        rope = config.head_size, config.rope_theta, config.rope_scaling
+        self.register_buffer("rope", rope_table(config.block_size, *rope), persistent=False)
         self.apply(self._init)
         # As in GPT-2: the residual stream adds up 2 x n_layer terms, so each starts smaller.
         for block in self.blocks:
