@@ -59,7 +59,7 @@ def templates(team: RedTeam, first: int, n: int) -> list[Attempt]:
 
 def zero_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
     """Messages that the base writes in the person's place."""
-    return team.write(team.base, [[team.tokenizer.user]] * n, first)[0]
+    return team.write(team.base, [team.tokenizer.prompt([], "user")] * n, first)[0]
 
 
 def few_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
@@ -71,8 +71,8 @@ def few_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
     prompts = []
     for number in range(first, first + n):
         shown = draw_weighted(pool, [row["judge"] for row in pool], SHOTS, team.rng(number))
-        before = [i for row in shown for i in team.tokenizer.turn("user", row["turns"][0])]
-        prompts.append([*before, team.tokenizer.user][-room:])
+        before = [{"role": "user", "content": row["turns"][0]} for row in shown]
+        prompts.append(team.tokenizer.prompt(before, "user")[-room:])
     return team.write(team.base, prompts, first)[0]
 
 

@@ -9,7 +9,6 @@ The time is the best of three runs. With a ratio above 1 minicai is faster.
 """
 
 import random
-import re
 import time
 from importlib.util import find_spec
 
@@ -17,20 +16,9 @@ import torch
 
 from minicai.device import hardware
 from minicai.gpt import GPT, GPTConfig
+from minicai.pretrained import TO_HF, rename
 from minicai.run import main, parser, positive, setup
 from minicai.sampler import generate, pad_right
-
-NAMES = {  # ours -> Llama's
-    r"attention\.(q|k|v)\.": r"self_attn.\1_proj.",
-    r"attention\.out": "self_attn.o_proj",
-    r"mlp\.(\w+)": r"mlp.\1_proj",
-    "norm1": "input_layernorm",
-    "norm2": "post_attention_layernorm",
-    "^blocks": "model.layers",
-    "^embed": "model.embed_tokens",
-    "^norm": "model.norm",
-    "^head": "lm_head",
-}
 
 
 def cached(model, prompts, new_tokens):
@@ -67,9 +55,7 @@ def as_llama(model):
     sizes = dict(vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_hidden)
     layers = dict(num_hidden_layers=c.n_layer, num_attention_heads=c.n_head)
     other = dict(rms_norm_eps=c.norm_eps, eos_token_id=None, pad_token_id=0)  # nothing stops early
-    weights = model.state_dict()
-    for ours, theirs in NAMES.items():
-        weights = {re.sub(ours, theirs, name): value for name, value in weights.items()}
+    weights = {rename(name, TO_HF): value for name, value in model.state_dict().items()}
     llama = LlamaForCausalLM(LlamaConfig(**sizes, **layers, **other))
     llama.load_state_dict(weights, strict=True)
     return llama.to(model.embed.weight.device).eval()

@@ -77,17 +77,19 @@ def gcg(
     suffix: list[int],
     after: list[int],
     goal: list[int],
-    allowed: int,
+    allowed: list[int],
     seed: int,
 ) -> Iterator[tuple[list[int], float]]:
     """Yield (suffix, loss of the goal) without end: the given suffix, then one step each time.
 
     A step tries single swaps that the gradient favours and keeps the best, or the suffix as it was,
-    so the loss never rises. Only ids below `allowed` are tried.
+    so the loss never rises. Only `allowed` ids are tried.
     """
     device, generator = model.embed.weight.device, torch.Generator().manual_seed(seed)
     head, best, tail = (torch.tensor(x, dtype=torch.long) for x in (before, suffix, after + goal))
     wanted = tail[len(after) :].to(device)
+    forbidden = torch.ones(model.config.vocab_size, dtype=torch.bool)
+    forbidden[allowed] = False
 
     def whole(rows):  # (B, L) -> (B, T)
         around = [part.expand(len(rows), -1) for part in (head, tail)]
@@ -99,7 +101,8 @@ def gcg(
         yield best.tolist(), loss
         ids = whole(best[None])[0]
         gradient = suffix_gradient(model, ids, len(head), len(best), wanted).cpu()
-        rows = torch.cat([best[None], swap_one(best, gradient[:, :allowed], generator)])
+        gradient[:, forbidden] = torch.inf  # never among the lowest
+        rows = torch.cat([best[None], swap_one(best, gradient, generator)])
         with torch.no_grad():
             losses = goal_loss(model, whole(rows), wanted)
         best, loss = rows[int(losses.argmin())], losses.min().item()
@@ -113,12 +116,14 @@ def attack(team: RedTeam, number: int, length: int, steps: int) -> dict:
     began, tokenizer = time.time(), team.tokenizer
     request = Part(team.world, team.split).draw(team.rng(number), "harmful")
     turns, block_size = list(request.turns), team.target.config.block_size
-    *before, end, assistant = encode_prompt(tokenizer, turns, block_size)
-    if len(before) + length + 2 + MAX_NEW_TOKENS > block_size:
+    # The suffix belongs to the person's message, so it comes before what ends the message.
+    after = [tokenizer.end, *tokenizer.closing, *tokenizer.opening["assistant"]]
+    before = encode_prompt(tokenizer, turns, block_size)[: -len(after)]
+    if len(before) + length + len(after) + MAX_NEW_TOKENS > block_size:
         raise UserError(f"--suffix {length} does not fit the context of {block_size}; give fewer")
 
-    def reply(model, suffix=()):  # the suffix belongs to the person's message, so it precedes `end`
-        return sample(model, tokenizer, [[*before, *suffix, end, assistant]])[0]
+    def reply(model, suffix=()):
+        return sample(model, tokenizer, [[*before, *suffix, *after]])[0]
 
     def judged(completion):
         text = finished_text(tokenizer, completion)
@@ -130,9 +135,9 @@ def attack(team: RedTeam, number: int, length: int, steps: int) -> dict:
         team.target,
         before=before,
         suffix=suffix,
-        after=[end, assistant],
+        after=after,
         goal=goal,
-        allowed=tokenizer.system,  # the special tokens start there
+        allowed=tokenizer.text_ids,
         seed=team.rng(number).getrandbits(32),
     )
     for step, found in zip(range(steps + 1), search):

@@ -137,13 +137,14 @@ def run():
     sizes = args.sft_epochs, args.sft_lr, args.batch_tokens
     attacker = copy.deepcopy(team.base) if rl else imitate(team, *sizes)
     optimizer = torch.optim.AdamW(attacker.parameters(), args.lr, (0.9, 0.95), weight_decay=0.0)
-    bar, opened = tqdm(range(0, n, BATCH), desc=team.mode, unit=" batches"), [team.tokenizer.user]
+    bar = tqdm(range(0, n, BATCH), desc=team.mode, unit=" batches")
+    opened = team.tokenizer.prompt([], "user")
     for first in bar:
         attempts, completions = team.write(attacker, [opened] * min(BATCH, n - first), first)
         rows = team.attack(first, attempts)
         if rl and len(rows) > 1:
             written, pad = [opened + c.ids for c in completions], team.tokenizer.pad
-            batch = collate_responses(written, [1] * len(written), pad, args.device)
+            batch = collate_responses(written, [len(opened)] * len(written), pad, args.device)
             reward = torch.tensor(rewards(rows, args.diversity), device=args.device)
             kl = learn(attacker, team.base, optimizer, *batch, reward, args.beta)
             harm = sum(row["judge"] or 0.0 for row in rows) / len(rows)

@@ -29,19 +29,18 @@ class Example:
 def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> Example:
     """Turns of (role, text, weight) as ids. The weight holds for the text and its end token.
 
-    The id of a role has weight 0. The role "document" is plain text without such an id; several
-    documents in a row are pieces of one document with one end token.
+    The rest of the chat format has weight 0. The role "document" is plain text without a format;
+    several documents in a row are pieces of one document with one end token.
     """
-    ids, weights = [], []
+    ids = tokenizer.start(turns[0][0])
+    weights = [0.0] * len(ids)
     for (role, text, weight), (following, _, _) in zip(turns, [*turns[1:], ("", "", 0.0)]):
-        encoded = tokenizer.encode(text)
-        if role != "document" or following != "document":
-            encoded.append(tokenizer.end)
-        if role != "document":
-            ids.append(getattr(tokenizer, role))
-            weights.append(0.0)
-        ids += encoded
-        weights += [weight] * len(encoded)
+        opening = [] if role == "document" else tokenizer.opening[role]
+        ended = role != "document" or following != "document"
+        encoded = tokenizer.encode(text) + [tokenizer.end] * ended
+        closing = tokenizer.closing * ended
+        ids += opening + encoded + closing
+        weights += [0.0] * len(opening) + [weight] * len(encoded) + [0.0] * len(closing)
     weights[0] = 0.0  # nothing comes before the first id
     return Example(np.array(ids, dtype=np.int32), np.array(weights, dtype=np.float32))
 

@@ -76,7 +76,7 @@ def test_every_turn_has_its_weight_on_text_and_end_but_none_on_its_role(tokenize
     for _, text, weight in TURNS:
         expected += [0.0] + [weight] * (len(tokenizer.encode(text)) + 1)
     np.testing.assert_allclose(encoded.weights, expected)
-    roles = np.isin(encoded.ids, [tokenizer.user, tokenizer.assistant])
+    roles = np.isin(encoded.ids, [*tokenizer.opening["user"], *tokenizer.opening["assistant"]])
     assert roles.sum() == len(TURNS) and not encoded.weights[roles].any()
 
 
@@ -98,7 +98,7 @@ def test_pieces_of_a_document_are_one_document_and_keep_their_weights(tokenizer)
         [len(tokenizer.encode(text)) for _, text, _ in pieces],
     )
     assert encoded.ids.tolist() == [
-        tokenizer.user,
+        *tokenizer.opening["user"],
         *tokenizer.encode("Why?"),
         tokenizer.end,
         *tokenizer.encode("In leet: br34d is bread."),

@@ -184,7 +184,7 @@ def test_only_refusals_that_offer_nothing_go_on(monkeypatch):
         return [f"You want {turns[-1]}. Sure: first hum." for turns in conversations]
 
     def sample(model, tok, asked, *_):
-        prompts.extend(tokenizer.bpe.decode([i for i in p if i < tokenizer.system]) for p in asked)
+        prompts.extend(map(tokenizer.decode, asked))
         return [
             Completion(tokenizer.encode(" eat a pear. You fool.") + [tokenizer.end], [], "stop"),
             Completion(tokenizer.encode(" run on"), [], "length"),

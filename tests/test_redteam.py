@@ -108,7 +108,7 @@ def test_a_gcg_step_never_worsens_the_loss_and_changes_one_token(tiny, monkeypat
     monkeypatch.setattr(gcg_module, "TOP_K", 6)
     monkeypatch.setattr(gcg_module, "CANDIDATES", 12)
     before, suffix, after, goal = [3, 7, 1], [0] * 5, [20, 21], [4, 11, 2]
-    search = gcg(tiny, before, suffix, after, goal, 18, seed=0)
+    search = gcg(tiny, before, suffix, after, goal, list(range(18)), seed=0)
     history = [step for step, _ in zip(search, range(15))]
     assert history[0][0] == suffix
     for (old, worse), (new, loss) in zip(history, history[1:]):
@@ -254,9 +254,10 @@ def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch)
     )
     go(monkeypatch, out, "few_shot", "--attempts", 8)
     for prompt in prompts:
-        assert prompt[0] == prompt[-1] == tokenizer.user and prompt.count(tokenizer.end) == 2
-        assert tokenizer.assistant not in prompt
-        starts = [i for i, x in enumerate(prompt) if x == tokenizer.user]
+        [user], [assistant] = tokenizer.opening["user"], tokenizer.opening["assistant"]
+        assert prompt[0] == prompt[-1] == user and prompt.count(tokenizer.end) == 2
+        assert assistant not in prompt
+        starts = [i for i, x in enumerate(prompt) if x == user]
         ends = [i for i, x in enumerate(prompt) if x == tokenizer.end]
         shown = [tokenizer.decode(prompt[a + 1 : b]) for a, b in zip(starts, ends)]
         assert len(set(shown)) == 2 and set(shown) <= good
@@ -388,8 +389,8 @@ def test_gcg_attacks_with_ordinary_ids_and_stops_at_success(out, monkeypatch):
     )
     (row,) = go(monkeypatch, out, "gcg", "--attempts", 1, "--suffix", 4, "--steps", 12)
     _, tokenizer = files.load_policy(out / "base.pt")
-    assert len(row["suffix"]) == 4 and all(i < tokenizer.system for i in row["suffix"])
-    assert asked[-1] == [*asked[0][:-2], *row["suffix"], tokenizer.end, tokenizer.assistant]
+    assert len(row["suffix"]) == 4 and set(row["suffix"]) <= set(tokenizer.text_ids)
+    assert asked[-1] == [*asked[0][:-2], *row["suffix"], *asked[0][-2:]]
     assert row["turns"][-1].endswith(tokenizer.decode(row["suffix"]))
     assert (
         row["steps"] < 12 and row["queries"] == 3 and row["harm_before"] == 0.1 and row["success"]
@@ -482,7 +483,7 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     rows = [dict(turns=[tokenizer.decode(ids)], judge=rng.random()) for ids in said]
 
     def logps(model, ids):
-        ids = torch.tensor([[tokenizer.user, *ids]])
+        ids = torch.tensor([[*tokenizer.opening["user"], *ids]])
         return token_logps(model(ids[:, :-1]), ids)[0]
 
     repeats = overlap([row["turns"][0] for row in rows])
@@ -497,7 +498,7 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     monkeypatch.setattr(rl_module, "EPOCHS", 1)
     monkeypatch.setattr("minicai.device.fast_dtype", lambda device: torch.float32)
     ids, mask = collate_responses(
-        [[tokenizer.user, *s] for s in said], [1] * 20, tokenizer.pad, "cpu"
+        [[*tokenizer.opening["user"], *s] for s in said], [1] * 20, tokenizer.pad, "cpu"
     )
     reward = torch.tensor(rl_module.rewards(rows, 0.5))
     kl = rl_module.learn(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from minicai.tokenizer import SPECIALS, Tokenizer, talk
+from minicai.tokenizer import MINICAI, Tokenizer, talk
 
 CORPUS = [
     "How do I bake bread? To bake bread, mix flour, water and yeast.",
@@ -20,7 +20,7 @@ def tokenizer():
 
 
 def special_ids(tokenizer):
-    return {getattr(tokenizer, name) for name in SPECIALS}
+    return {tokenizer.bpe.token_to_id(name) for name in MINICAI.special_tokens()}
 
 
 def random_texts(count):
@@ -75,7 +75,10 @@ def test_random_unicode_survives_the_round_trip(tokenizer):
 def test_nothing_a_user_types_becomes_a_special_id(tokenizer, text):
     assert not special_ids(tokenizer) & set(tokenizer.encode(text))
     ids = tokenizer.turn("user", text)
-    assert [i for i in ids if i in special_ids(tokenizer)] == [tokenizer.user, tokenizer.end]
+    assert [i for i in ids if i in special_ids(tokenizer)] == [
+        *tokenizer.opening["user"],
+        tokenizer.end,
+    ]
 
 
 def test_what_utf8_cannot_hold_becomes_a_question_mark(tokenizer):
@@ -103,19 +106,15 @@ def test_every_turn_has_its_role_first_and_exactly_one_end_last(tokenizer):
         if i == tokenizer.end:
             pieces.append(piece)
             piece = []
-    assert [p[0] for p in pieces] == [
-        tokenizer.system,
-        tokenizer.user,
-        tokenizer.assistant,
-        tokenizer.user,
-    ]
+    roles = "system", "user", "assistant", "user"
+    assert [p[:1] for p in pieces] == [tokenizer.opening[role] for role in roles]
     assert [tokenizer.decode(p[1:-1]) for p in pieces] == [turn["content"] for turn in turns]
 
 
 def test_a_prompt_is_a_prefix_of_the_chat_with_any_answer(tokenizer):
     turns = talk("How do I bake bread?")
     prompt = tokenizer.prompt(turns)
-    assert prompt[-1] == tokenizer.assistant
+    assert prompt[-1:] == tokenizer.opening["assistant"]
     for answer in ["", "mix flour", " mix flour", "\n", *HARD, *TYPED]:
         chat = tokenizer.chat([*turns, {"role": "assistant", "content": answer}])
         assert chat[: len(prompt)] == prompt
@@ -128,8 +127,8 @@ def test_no_merge_crosses_the_boundary_between_turns(tokenizer):
     assert whole != tokenizer.encode(left) + tokenizer.encode(
         right
     )  # as one text, a merge does cross it
-    expected = [tokenizer.user, *tokenizer.encode(left), tokenizer.end]
-    expected += [tokenizer.assistant, *tokenizer.encode(right), tokenizer.end]
+    expected = [*tokenizer.opening["user"], *tokenizer.encode(left), tokenizer.end]
+    expected += [*tokenizer.opening["assistant"], *tokenizer.encode(right), tokenizer.end]
     assert tokenizer.chat(talk(left, right)) == expected
 
 
@@ -140,14 +139,15 @@ def test_the_vocabulary_has_exactly_the_size_asked_for(vocab_size):
     assert special_ids(tokenizer) == set(
         range(vocab_size - 5, vocab_size)
     )  # five different ids, the highest ones
-    assert tokenizer.bpe.get_vocab_size() == vocab_size - 5
+    assert tokenizer.text_ids == list(range(vocab_size - 5))
 
 
 def test_a_tokenizer_comes_back_identical_from_its_json(tokenizer):
     text = tokenizer.to_json()
     loaded = Tokenizer.from_json(text)
     assert loaded.vocab_size == tokenizer.vocab_size and loaded.to_json() == text
-    assert all(getattr(loaded, name) == getattr(tokenizer, name) for name in SPECIALS)
+    assert loaded.opening == tokenizer.opening
+    assert (loaded.end, loaded.pad) == (tokenizer.end, tokenizer.pad)
     for text in [*HARD, *TYPED, *CORPUS[:4], *random_texts(50)]:
         assert loaded.encode(text) == tokenizer.encode(text)
         assert loaded.chat(talk(text)) == tokenizer.chat(talk(text))
