@@ -38,7 +38,8 @@ def model():
 
 def test_a_prompt_is_the_conversation_opened_for_the_assistant():
     ids = encode_prompt(TOKENIZER, ["how?", "yes", "no"], 1024)
-    assert ids == TOKENIZER.prompt(talk("how?", "yes", "no")) and ids[-1] == TOKENIZER.assistant
+    assert ids == TOKENIZER.prompt(talk("how?", "yes", "no"))
+    assert ids[-1:] == TOKENIZER.opening["assistant"]
 
 
 @pytest.mark.parametrize("room", [1, 5, 40])

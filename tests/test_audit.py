@@ -266,7 +266,7 @@ class Scripted(torch.nn.Module):
         assert (ids[torch.arange(len(ids)), lengths - 1] == TOKENIZER.end).all()
         scores = []
         for row, length in zip(ids.tolist(), lengths.tolist()):
-            answer = length - row[:length][::-1].index(TOKENIZER.assistant)
+            answer = length - row[:length][::-1].index(*TOKENIZER.opening["assistant"])
             texts = TOKENIZER.decode(row[:answer]), TOKENIZER.decode(row[answer : length - 1])
             scores.append(self.score(*texts, length))
         return torch.tensor(scores)

@@ -36,11 +36,11 @@ def scripted(monkeypatch):
     prompts, script = [], []
 
     def turns_of(ids):
-        assert ids[-1] == TOKENIZER.assistant
+        assert ids[-1:] == TOKENIZER.opening["assistant"]
         ends = [i for i, token in enumerate(ids) if token == TOKENIZER.end]
         turns = [ids[a:b] for a, b in zip([0, *(end + 1 for end in ends)], ends)]
         for i, turn in enumerate(turns):
-            assert turn[0] == (TOKENIZER.user, TOKENIZER.assistant)[i % 2]
+            assert turn[:1] == TOKENIZER.opening[("user", "assistant")[i % 2]]
         return [TOKENIZER.decode(turn) for turn in turns]
 
     def generate(model, asked, max_new_tokens, temperature, **settings):

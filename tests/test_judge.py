@@ -42,7 +42,7 @@ def model():
 
 def turns_of(prompt) -> list[str]:
     """The conversation in a prompt, and the answer that has begun."""
-    text = "".join("|" if i >= TOKENIZER.system else TOKENIZER.decode([i]) for i in prompt)
+    text = "".join(TOKENIZER.decode([i]) or "|" for i in prompt)
     return text.removeprefix("|").split("||")
 
 
@@ -99,7 +99,8 @@ def test_the_question_is_asked_in_both_orders_with_whole_options(model, monkeypa
     letters = [[*TOKENIZER.encode(letter), TOKENIZER.end] for letter in ("(A)", "(B)")]
     assert options == [letters] * 4
     for prompt, answers in zip(prompts[2:], (("a2", "b2"), ("b2", "a2"))):  # cut from the left
-        assert len(prompt) + max(map(len, letters)) == 512 and prompt[-1] == TOKENIZER.assistant
+        assert len(prompt) + max(map(len, letters)) == 512
+        assert prompt[-1:] == TOKENIZER.opening["assistant"]
         end = "\nWhich is kinder?\n(A) {}\n(B) {}".format(*answers)
         assert turns_of(prompt)[0].endswith("hi hi " + end)
 

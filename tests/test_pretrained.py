@@ -9,6 +9,7 @@ import os
 import random
 import struct
 import sys
+import unicodedata
 from argparse import Namespace
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,8 +116,9 @@ def assert_same_logits(ours: GPT, theirs, tolerance=1e-4):
 
 def assert_same_greedy_answers(ours: GPT, theirs, prompt: list[int], end: int, n=20):
     [answer] = generate(ours, [prompt], n, temperature=0.0, stop_ids=[end])
-    settings = dict(do_sample=False, max_new_tokens=n, eos_token_id=end, pad_token_id=0)
-    out = theirs.generate(torch.tensor([prompt]), **settings)
+    ids = torch.tensor([prompt])
+    settings = dict(do_sample=False, max_new_tokens=n, eos_token_id=end, pad_token_id=end)
+    out = theirs.generate(ids, attention_mask=torch.ones_like(ids), **settings)
     assert out[0, len(prompt) :].tolist() == answer.ids
 
 
@@ -767,9 +769,15 @@ def test_a_real_model_agrees_with_transformers_and_comes_back(smollm, tmp_path):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     path, model, tokenizer = smollm
-    theirs = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name).float().eval()
+    theirs = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, dtype=torch.float32
+    ).eval()
     own = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     turns = talk("How do I bake bread?", "Mix flour, water and yeast.", "And then?")
+    texts = texts_of_all_scripts(1000)
+    for text in texts:  # transformers does not split numbers of these files digit by digit
+        if not any(unicodedata.category(letter).startswith("N") for letter in text):
+            assert tokenizer.encode(text) == own(text, add_special_tokens=False)["input_ids"]
     ids = prompt_of(own, turns)
     assert tokenizer.prompt(turns) == ids
     logits = model(torch.tensor([ids]))
@@ -783,5 +791,5 @@ def test_a_real_model_agrees_with_transformers_and_comes_back(smollm, tmp_path):
     assert prompt_of(own, turns) == ids
     loaded, _ = load_pretrained(tmp_path)
     assert torch.equal(loaded(torch.tensor([ids])), logits)
-    for text in texts_of_all_scripts(1000):
+    for text in texts:
         assert tokenizer.encode(text) == own(text, add_special_tokens=False)["input_ids"]

@@ -17,8 +17,13 @@ EXPERIMENTS = {
     f"experiments.{path.stem}": path for path in (ROOT / "experiments").glob("[a-z]*.py")
 }
 BENCHES = {f"bench.{path.stem}": path for path in (ROOT / "bench").glob("*.py")}
-RUNNABLE = SCRIPTS | EXPERIMENTS | BENCHES
-CODE = [*RUNNABLE.values(), *(ROOT / "minicai").rglob("*.py"), ROOT / "docs" / "update.py"]
+MODULES = {"minicai.pretrained": ROOT / "minicai" / "pretrained.py"}
+RUNNABLE = SCRIPTS | EXPERIMENTS | BENCHES | MODULES
+CODE = [
+    *(SCRIPTS | EXPERIMENTS | BENCHES).values(),
+    *(ROOT / "minicai").rglob("*.py"),
+    ROOT / "docs" / "update.py",
+]
 DOCUMENTS = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), ROOT / "experiments" / "README.md"]
 
 
