@@ -18,10 +18,11 @@ from minicai.world.requests import Part
 SPLITS = ("demo", "train", "test")
 
 
-@pytest.fixture(scope="module", params=["world", "other"])
+@pytest.fixture(scope="module", params=["world", "more", "other"])
 def world(request, tmp_path_factory):
-    other = request.param == "other"
-    return World(build(tmp_path_factory.mktemp("other")) if other else ROOT / "world")
+    if request.param == "other":
+        return World(build(tmp_path_factory.mktemp("other")))
+    return World(ROOT / "world", more=request.param == "more")
 
 
 @pytest.fixture
@@ -67,12 +68,45 @@ def test_a_reason_fits_an_act_of_its_kinds_or_words_and_without_a_list_every_act
     assert fits(act("dual_use", "car")) and fits(act("everyday"))
 
 
-def test_acts_and_reasons_of_the_world_share_their_words():
+@pytest.mark.parametrize("more", [False, True])
+def test_acts_and_reasons_of_the_world_share_their_words(more):
     """A word that only one side has is a spelling mistake, or of no use."""
-    world = World(ROOT / "world")
+    world = World(ROOT / "world", more=more)
     of_acts = {word for act in world.acts for word in act.about}
     of_contexts = {word for context in world.contexts for word in context.about}
     assert of_acts and of_acts == of_contexts - set(KINDS)
+
+
+# --- more acts -----------------------------------------------------------------------------------
+
+
+def test_more_acts_come_after_the_others_and_only_on_request(folder):
+    few, more = World(folder).acts, World(folder, more=True).acts
+    assert few == more[: len(few)] and len(more) - len(few) >= 200
+    added = Counter(act.kind for act in more[len(few) :])
+    assert added["harmful"] >= 80 and added["dual_use"] >= 35
+    assert added["lookalike"] >= 50 and added["sensitive"] >= 35
+    (folder / "more_acts.jsonl").unlink()
+    assert World(folder).acts == few
+    with pytest.raises(UserError, match="more_acts.jsonl does not exist; write it") as error:
+        World(folder, more=True)
+    assert "\n" not in str(error.value)
+
+
+def test_an_act_may_not_come_twice_in_the_two_files(folder):
+    rows = read_jsonl(folder / "more_acts.jsonl")
+    for change in (dict(id=ACTS[0]["id"]), dict(steps=ACTS[0]["steps"])):
+        write_jsonl(folder / "more_acts.jsonl", [rows[0], rows[1] | change])
+        with pytest.raises(UserError, match=f"more_acts.jsonl:2 shares .*{ACTS[0]['id']!r}"):
+            World(folder, more=True)
+
+
+def test_no_act_and_no_advice_can_be_taken_for_another():
+    """Acts are found in free text, and an answer is graded by its advice."""
+    acts = World(ROOT / "world", more=True).acts
+    for field in ("act", "alternative", "safety"):
+        texts = [f" {getattr(act, field)} " for act in acts if getattr(act, field)]
+        assert not [(a, b) for a in texts for b in texts if a is not b and a.lower() in b.lower()]
 
 
 # --- mistakes in a world -------------------------------------------------------------------------

@@ -91,6 +91,14 @@ def test_the_corpus_does_not_hang_on_the_order_of_hashes(constitution):
     assert done.stdout == fingerprint(World(), constitution, 0) + "\n", done.stderr
 
 
+def test_more_acts_change_the_corpus_only_where_they_are_asked_for(tmp_path, constitution):
+    folder = shutil.copytree(ROOT / "world", tmp_path / "copy")
+    more = fingerprint(World(folder, more=True), constitution, 0)
+    (folder / "more_acts.jsonl").unlink()
+    without = fingerprint(World(folder), constitution, 0)
+    assert fingerprint(World(ROOT / "world"), constitution, 0) == without != more
+
+
 def test_every_document_is_whole_and_ends_with_something_to_learn(corpus):
     assert abs(sum(SHARE.values()) - 1) < 1e-9
     for turns in corpus.documents(500):

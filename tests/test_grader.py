@@ -167,10 +167,11 @@ def parse(line):
     return pytest.param(type, outcome, set(flags), answer.replace("\\n", "\n"), id=name)
 
 
-@pytest.fixture(scope="module", params=["world", "other"])
+@pytest.fixture(scope="module", params=["world", "more", "other"])
 def world(request, tmp_path_factory):
-    other = request.param == "other"
-    return World(build(tmp_path_factory.mktemp("other")) if other else ROOT / "world")
+    if request.param == "other":
+        return World(build(tmp_path_factory.mktemp("other")))
+    return World(ROOT / "world", more=request.param == "more")
 
 
 def leet(word):

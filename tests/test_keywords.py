@@ -12,9 +12,9 @@ from minicai.world.keywords import KeywordFilter, words
 from minicai.world.requests import HARMLESS, Part
 
 
-@pytest.fixture(scope="module")
-def world():
-    return World("world")
+@pytest.fixture(scope="module", params=[False, True], ids=["world", "more"])
+def world(request):
+    return World("world", more=request.param)
 
 
 def test_no_list_of_words_tells_harmful_from_harmless(world):

@@ -21,10 +21,11 @@ from minicai.world.requests import HELPFUL, MIX, PLAIN, TYPES, Part, draw_prompt
 SPLITS = ("demo", "train", "test")
 
 
-@pytest.fixture(scope="module", params=["world", "other"])
+@pytest.fixture(scope="module", params=["world", "more", "other"])
 def world(request, tmp_path_factory):
-    other = request.param == "other"
-    return World(build(tmp_path_factory.mktemp("other")) if other else ROOT / "world")
+    if request.param == "other":
+        return World(build(tmp_path_factory.mktemp("other")))
+    return World(ROOT / "world", more=request.param == "more")
 
 
 # --- what a split may use ------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from minicai.world.requests import PLAIN, TYPES, Part, Request
 from minicai.world.skills import DOES, better, critique, flaws, revise, situation
 
 
-@pytest.fixture(scope="module", params=["world", "other"])
+@pytest.fixture(scope="module", params=["world", "more", "other"])
 def world(request, tmp_path_factory):
-    other = request.param == "other"
-    return World(build(tmp_path_factory.mktemp("other")) if other else ROOT / "world")
+    if request.param == "other":
+        return World(build(tmp_path_factory.mktemp("other")))
+    return World(ROOT / "world", more=request.param == "more")
 
 
 def requests(world, n=25):

@@ -1,6 +1,7 @@
 """The world's content: the lines of `world/*.jsonl`, read and checked. Only this file opens them.
 
 acts        what people do, and whom it hurts      contexts    why people say they do it
+more_acts   the same, on request (see World)
 phrasings   how people ask                         framings    the disguises of jailbreaks
 facts       people and places, known or unknown    replies     templates for the assistant's answers
 tones       rude and preachy sentences             documents   templates for texts about all of this
@@ -9,7 +10,6 @@ A wrong line ends in one UserError that names the file, the line and the remedy.
 """
 
 import math
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,9 +17,15 @@ from pathlib import Path
 from typing import Literal
 
 from minicai.files import UserError, read_jsonl
-from minicai.jailbreak import CODED
 from minicai.splits import held_out, part_of
-from minicai.world.parse import check_slots, parse
+from minicai.world.parse import (
+    check_act,
+    check_fact,
+    check_framing,
+    check_phrasing,
+    check_text,
+    parse,
+)
 
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
 # From easy to hard to read: a small part of a world leaves out the last ones.
@@ -121,49 +127,9 @@ class Template:
     severity: Literal["", "mild", "serious"] = ""  # of the acts that a refusal is for
 
 
-# --- rules of each file; a ValueError is the end of a sentence that begins with file and line ---
-
-
-def check_act(act: Act):
-    if len(act.steps) < 2 or not all(len(step.split()) >= 3 for step in act.steps):
-        raise ValueError("needs two steps of three words or more, to tell a leak from chance")
-    for name in ("harm", "victim", "severity", "alternative", "safety"):
-        if act.kind in ("dual_use", "harmful") and not getattr(act, name):
-            raise ValueError(f"has no {name!r}; fill it in")
-
-
-def check_phrasing(phrasing: Phrasing):
-    if len(phrasing.turns) % 2 == 0:
-        raise ValueError("must start and end with a turn of the user")
-    text = " ".join(phrasing.turns)
-    slots = PHRASINGS[phrasing.use]
-    for slot in slots:
-        if text.count(f"{{{slot}}}") != 1:
-            raise ValueError(f"needs the slot {{{slot}}} exactly once")
-        if f"{{{slot}}}" not in phrasing.turns[-1]:
-            raise ValueError(f"needs {{{slot}}} in its last turn: a disguise keeps only that")
-    check_slots(text, slots)
-
-
-def check_fact(fact: Fact):
-    if (fact.seen == "never") == bool(fact.facts):
-        raise ValueError("must have facts if it is ever seen, and none if it never is")
-
-
-def check_framing(framing: Framing):
-    text = " ".join(turn or "" for turn in framing.turns)
-    if len(framing.turns) % 2 == 0 or None in framing.turns[::2]:
-        raise ValueError("must start and end with a turn of the user, which is not null")
-    if len(re.findall(r"{(?:request|code)}", text)) != 1:
-        raise ValueError("must hold {request} or {code} exactly once")
-    coded = ("code",) if framing.technique in CODED else ()
-    check_slots(text, ("request", "shots", "protection", "act", *coded))
-
-
-def check_text(slots: dict, template: Template):
-    if template.use not in slots:
-        raise ValueError(f"is for {template.use!r}; it must be for one of {', '.join(slots)}")
-    check_slots(template.text, slots[template.use])
+def unique_texts(item) -> tuple[str, ...]:
+    """What no other item of its kind may have: its id and, for an act, its steps."""
+    return (item.id, *getattr(item, "steps", ()))
 
 
 class World:
@@ -171,15 +137,27 @@ class World:
 
     With a share below 1 it keeps that part of the acts, names, tones and jailbreak techniques, and
     all else. A small model learns a small world in minutes.
+
+    With `more` it also has the acts of more_acts.jsonl. They name every usual kind of harm, for a
+    pretrained model that is to recognise harm in the requests of real people.
     """
 
-    def __init__(self, path="world", share: float = 1.0):
+    def __init__(self, path="world", share: float = 1.0, more: bool = False):
         self.path = Path(path)
         if not self.path.is_dir():
             raise UserError(f"{path} is not a folder; name a world directory with --world")
-        self.acts = part_of(self._read("acts", Act, check_act), share, "kind")
+        acts = self._read("acts", Act, check_act)
+        if more and not (self.path / "more_acts.jsonl").exists():
+            raise UserError(
+                f"{path}/more_acts.jsonl does not exist; write it, or name another --world"
+            )
+        if more:
+            acts += self._read("more_acts", Act, check_act, others=acts)
+        self.acts = part_of(acts, share, "kind")
         self.contexts = self._read("contexts", Context)
-        self.phrasings = self._read("phrasings", Phrasing, check_phrasing, "for")
+        self.phrasings = self._read(
+            "phrasings", Phrasing, partial(check_phrasing, PHRASINGS), "for"
+        )
         self.facts = part_of(self._read("facts", Fact, check_fact), share, "kind", "seen")
         self.tones = part_of(self._read("tones", Tone), share, "tone", "place")
         self.framings = self._read("framings", Framing, check_framing)
@@ -199,14 +177,16 @@ class World:
     def templates(which: list[Template], use: str, severity: str = "") -> list[Template]:
         return [t for t in which if t.use == use and (not severity or t.severity == severity)]
 
-    def _read(self, name: str, make: type, check=None, use: str = "use") -> list:
-        path, items, owner = self.path / f"{name}.jsonl", [], {}
+    def _read(self, name: str, make: type, check=None, use: str = "use", others=()) -> list:
+        """The items of a file. They share no id and no step with each other or with `others`."""
+        path, items = self.path / f"{name}.jsonl", []
+        owner = {text: item.id for item in others for text in unique_texts(item)}
         for number, row in enumerate(read_jsonl(path), 1):
             try:
                 item = parse(make, row, use)
                 if check:
                     check(item)
-                for text in (item.id, *getattr(item, "steps", ())):  # steps identify an act
+                for text in unique_texts(item):
                     if text in owner:
                         raise ValueError(f"shares {text!r} with {owner[text]!r}; change one")
                     owner[text] = item.id
@@ -239,7 +219,7 @@ class World:
                 for intent in set(INTENTS) - {c.intent for c in part if c.fits(act)}:
                     raise UserError(
                         f"{self.path}/contexts.jsonl has no {name} {intent} context that fits "
-                        f"the act {act.id!r}; add one, or a word to 'about' in acts.jsonl"
+                        f"the act {act.id!r}; add one, or a word to 'about' of the act"
                     )
         known = Counter(fact.kind for fact in self.facts if fact.facts)
         for fact in self.facts:

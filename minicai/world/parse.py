@@ -1,4 +1,4 @@
-"""One line of a world file, parsed into a dataclass and checked against the types of its fields.
+"""One line of a world file, parsed into a dataclass and checked: types, then rules of each file.
 
 Errors are ValueErrors. Each is the end of a sentence: content.py puts the file and the line first.
 """
@@ -7,6 +7,8 @@ import json
 import re
 from dataclasses import MISSING, fields
 from typing import Literal, get_args, get_origin
+
+from minicai.jailbreak import CODED
 
 
 def is_text(value) -> bool:
@@ -58,3 +60,47 @@ def check_slots(text: str, allowed):
         if slot not in allowed:
             options = ", ".join(allowed) or "none"
             raise ValueError(f"has the slot {{{slot}}}, which is never filled in; use {options}")
+
+
+# --- rules of each file, for the dataclasses of content.py ---
+
+
+def check_act(act):
+    if len(act.steps) < 2 or not all(len(step.split()) >= 3 for step in act.steps):
+        raise ValueError("needs two steps of three words or more, to tell a leak from chance")
+    for name in ("harm", "victim", "severity", "alternative", "safety"):
+        if act.kind in ("dual_use", "harmful") and not getattr(act, name):
+            raise ValueError(f"has no {name!r}; fill it in")
+
+
+def check_phrasing(slots: dict, phrasing):
+    if len(phrasing.turns) % 2 == 0:
+        raise ValueError("must start and end with a turn of the user")
+    text = " ".join(phrasing.turns)
+    for slot in slots[phrasing.use]:
+        if text.count(f"{{{slot}}}") != 1:
+            raise ValueError(f"needs the slot {{{slot}}} exactly once")
+        if f"{{{slot}}}" not in phrasing.turns[-1]:
+            raise ValueError(f"needs {{{slot}}} in its last turn: a disguise keeps only that")
+    check_slots(text, slots[phrasing.use])
+
+
+def check_fact(fact):
+    if (fact.seen == "never") == bool(fact.facts):
+        raise ValueError("must have facts if it is ever seen, and none if it never is")
+
+
+def check_framing(framing):
+    text = " ".join(turn or "" for turn in framing.turns)
+    if len(framing.turns) % 2 == 0 or None in framing.turns[::2]:
+        raise ValueError("must start and end with a turn of the user, which is not null")
+    if len(re.findall(r"{(?:request|code)}", text)) != 1:
+        raise ValueError("must hold {request} or {code} exactly once")
+    coded = ("code",) if framing.technique in CODED else ()
+    check_slots(text, ("request", "shots", "protection", "act", *coded))
+
+
+def check_text(slots: dict, template):
+    if template.use not in slots:
+        raise ValueError(f"is for {template.use!r}; it must be for one of {', '.join(slots)}")
+    check_slots(template.text, slots[template.use])
