@@ -22,16 +22,26 @@ class UserError(Exception):
     """Bad input. The message is one sentence that names the file, the line and the remedy."""
 
 
-def read_text(path) -> str:
-    """The text of a UTF-8 file, with or without a byte order mark."""
+def read_bytes(path) -> bytes:
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return Path(path).read_bytes()
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; run the step that writes it, or name another file")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 or name another file")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name another file")
+
+
+def as_text(data: bytes, path) -> str:
+    """UTF-8, with or without a byte order mark, as text. `path` is where it came from."""
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is not UTF-8 text; save it as UTF-8 or name another file")
+
+
+def read_text(path) -> str:
+    """The text of a UTF-8 file, with or without a byte order mark."""
+    return as_text(read_bytes(path), path)
 
 
 def parse_json(text: str, where: str):

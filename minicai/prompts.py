@@ -1,0 +1,181 @@
+"""Other people's prompts, read from a file.
+
+The file is CSV, TSV, JSON lines, a JSON list, or plain text with one prompt a line; plain or .gz.
+Its columns say what it holds, and not its name:
+
+    columns                    sets that have them               the prompt
+    goal, behavior, category   JailbreakBench                    goal
+    goal, target               AdvBench                          goal
+    behavior,                  HarmBench                         contextstring, if any, and behavior
+      semanticcategory
+    forbidden_prompt           StrongREJECT                      forbidden_prompt
+    transcript                 HH-RLHF, red-team attempts        the first message
+    prompt                     XSTest, OR-Bench, TRL             prompt
+    chosen, rejected           HH-RLHF, TRL                      all before the last answer
+    messages                   TRL                               all before the last answer
+
+The label says what is asked for: harmful, safe, ambiguous or unknown. The column `label` has it;
+without one, AdvBench, HarmBench and StrongREJECT are harmful. The harmful and the benign files of
+JailbreakBench and of OR-Bench have the same columns, so their label is unknown.
+
+A stable hash of the words of a prompt splits train from test. The file, the order, and the spelling
+in capitals, spaces and punctuation do not matter: a test prompt is a test prompt in every file.
+
+prompts/natural.jsonl has 240 prompts that were written for this project, as people type them. Types
+are those of minicai/world/requests.py, with `everyday` apart.
+"""
+
+import re
+import unicodedata
+from dataclasses import dataclass
+
+from minicai.files import UserError
+from minicai.splits import bucket
+from minicai.tables import read_rows
+
+SETS = [  # (name, columns that it is known by, label of the whole set); the prompt's column first
+    ("JailbreakBench", ("goal", "behavior", "category"), "unknown"),
+    ("AdvBench", ("goal", "target"), "harmful"),
+    ("HarmBench", ("behavior", "semanticcategory"), "harmful"),
+    ("StrongREJECT", ("forbidden_prompt",), "harmful"),
+    ("HH-RLHF", ("transcript",), "unknown"),
+    ("XSTest", ("prompt",), "unknown"),
+    ("HH-RLHF", ("chosen", "rejected"), "unknown"),
+    ("TRL", ("messages",), "unknown"),
+]
+IDS = ("id", "index", "behaviorid")
+CATEGORIES = ("type", "category", "semanticcategory")
+LABELS = ("harmful", "safe", "ambiguous", "unknown")
+SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe")
+# A system message becomes a part of the person's first one, as in many chat formats.
+ROLES = dict(Human="user", Assistant="assistant", user="user", assistant="assistant", system="user")
+HUMAN = re.compile(r"\s*Human:")  # a conversation of HH-RLHF begins so
+
+
+@dataclass(frozen=True)
+class Prompt:
+    id: str  # of the file, else the number of the row
+    turns: tuple[str, ...]  # person, assistant, ..., person
+    label: str  # one of LABELS
+    split: str  # "train" or "test"
+    category: str = ""  # the type or category in the file, if it has one
+
+
+def read_prompts(path) -> list[Prompt]:
+    """The prompts of a file, each conversation once. The file is read once, so pipes work.
+
+    Raises UserError for a file that cannot be read, for missing columns, and for a bad row.
+    """
+    rows, prompts = read_rows(path, [columns for _, columns, _ in SETS]), {}
+    column, known = find_set(path, rows[0][1]) if rows else ("", "")
+    for number, (where, row) in enumerate(rows, 1):
+        turns, id = turns_of(where, row, column), first_of(row, IDS, number)
+        label, category = label_of(where, row, known), first_of(row, CATEGORIES, "")
+        prompt = Prompt(id, turns, label, prompt_split(turns), category)
+        prompts.setdefault(turns, prompt)
+    if not prompts:
+        raise UserError(f"{path} holds no prompt; name another file")
+    return list(prompts.values())
+
+
+def prompt_split(turns: tuple[str, ...]) -> str:
+    """The half that a conversation is in. Any test message of the person makes it a test prompt."""
+    test = any(bucket(f"asked {words(text)}") >= 50 for text in turns[::2])
+    return "test" if test else "train"
+
+
+def words(text: str) -> str:
+    """The words of a text in small letters; the text itself if it has none."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return " ".join(re.findall(r"\w+", plain)) or text
+
+
+# --- what a row holds ----------------------------------------------------------------------------
+
+
+def find_set(path, row: dict) -> tuple[str, str]:
+    """The column with the prompts, and the label of the whole set. `row` is the first one."""
+    for _, columns, label in SETS:
+        if set(columns) <= row.keys():
+            return columns[0], label
+    found = f"{path} has the columns {', '.join(row) or 'of none'}"
+    for name, (first, *others), _ in SETS:
+        if first in row:
+            missing = " and ".join(column for column in others if column not in row)
+            raise UserError(
+                f"{found}, and lacks {missing} of {name}; add it, or rename {first} to prompt"
+            )
+    raise UserError(f"{found}, and none is named prompt; rename the one with the prompts")
+
+
+def first_of(row: dict, names: tuple[str, ...], default) -> str:
+    """The first of these columns that has a value."""
+    values = [row[name] for name in names if row.get(name) not in (None, "")]
+    return clean(str([*values, default][0]))
+
+
+def label_of(where: str, row: dict, known: str) -> str:
+    """The label in the row; without one, what the whole set is known to be."""
+    label = first_of(row, ("label",), known).lower()
+    label = SYNONYMS.get(label, label)
+    if label not in LABELS:
+        allowed = ", ".join((*LABELS, *SYNONYMS))
+        raise UserError(f"{where}: the label {label!r} is none of {allowed}; change it")
+    return label
+
+
+def turns_of(where: str, row: dict, column: str) -> tuple[str, ...]:
+    """The conversation in a column of the row, up to the last message of the person."""
+    if column not in row:
+        raise UserError(f"{where} has no field {column!r}; add it or delete the row")
+    messages = messages_of(row[column], bare=column not in ("transcript", "chosen", "messages"))
+    if messages is None:
+        raise UserError(
+            f"{where}: the field {column!r} is not a conversation, which is a text "
+            "'Human: ... Assistant: ...' or a list of {'role', 'content'}; fix it"
+        )
+    if context := column == "behavior" and first_of(row, ("contextstring",), ""):
+        messages.insert(0, ("user", f"{context}\n\n---"))  # as HarmBench asks it
+    turns = alternating(messages)
+    if not turns or turns[0][0] != "user":
+        found = "is empty" if not turns else "does not begin with the person"
+        raise UserError(f"{where}: the field {column!r} {found}; fix it or delete the row")
+    texts = tuple(text for _, text in turns)
+    if column == "transcript":
+        return texts[:1]
+    return texts if turns[-1][0] == "user" else texts[:-1]
+
+
+def messages_of(value, bare: bool) -> list[tuple[str, str]] | None:
+    """(role, text) of each message; None if the value is no conversation.
+
+    A text is one in the style of HH-RLHF ("Human: ..." and "Assistant: ..." with empty lines
+    between). With `bare`, another text is one message of the person.
+    """
+    if isinstance(value, str):
+        if not HUMAN.match(value):
+            return [("user", value)] if bare else None
+        parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", value)[1:]
+        return [(ROLES[name], text) for name, text in zip(parts[::2], parts[1::2])]
+    try:
+        found = [(ROLES[message["role"]], message["content"]) for message in value]
+    except (KeyError, TypeError):
+        return None
+    return found if all(isinstance(text, str) for _, text in found) else None
+
+
+def alternating(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """The messages without empty ones. Messages of one speaker in a row become one."""
+    turns = []
+    for role, text in messages:
+        text = clean(text)
+        if turns and turns[-1][0] == role and text:
+            turns[-1] = role, f"{turns[-1][1]}\n\n{text}"
+        elif text:
+            turns.append((role, text))
+    return turns
+
+
+def clean(text: str) -> str:
+    """Without space around it. Half of a surrogate pair becomes a question mark."""
+    return text.encode("utf-8", "replace").decode().strip()
