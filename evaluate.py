@@ -29,24 +29,19 @@ from minicai.files import (
     check_tokenizer,
     load_policy,
     parse_json,
-    read_json,
-    read_jsonl,
     read_text,
     stages,
-    warn_if_newer,
     write_json,
     write_jsonl,
 )
-from minicai.log import curves
 from minicai.page import write_page
-from minicai.report import beside_others, paired, same_requests, table
+from minicai.report import paired, same_requests, table
+from minicai.results import beside_others, left_by_others
 from minicai.reward import RewardModel
-from minicai.rows import FIELDS
 from minicai.run import main, make_folder, parser, positive, seed, setup
-from minicai.transcript import with_requests
 from minicai.world.content import World
 from minicai.world.keywords import KeywordFilter
-from minicai.world.requests import PLAIN, TYPES
+from minicai.world.requests import PLAIN
 
 SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # sets with a sample question
 
@@ -78,24 +73,6 @@ def choose(args) -> list[Path]:
         twice = max(names, key=names.count)
         raise UserError(f"two checkpoints are named {twice}; rename one, or measure it on its own")
     return paths
-
-
-def left_by_others(out: Path, constitution: Constitution) -> dict:
-    """What the judge's audit, the red team, PPO, the pipeline and Stage 1 have written to OUT."""
-    warn_if_newer(out / "judge.json", out / "base.pt", remedy="run label.py again")
-    warn_if_newer(out / "rm.pt", out / "preferences.jsonl", remedy="run train_rm.py again")
-    found = dict(redteam=read_json(out / "redteam.json", {}))
-    found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
-    found |= dict(judge_audit=judged) if (judged := read_json(out / "judge.json", {})) else {}
-    keys, rewards = ("kl", "proxy", "true"), {}
-    for log in sorted(out.glob("train_ppo*.jsonl")):
-        if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
-            rewards[log.stem.removeprefix("train_")] = rows
-    path, needed = out / "revisions.jsonl", "type turns responses principles critiques".split()
-    chains = read_jsonl(path, needed, FIELDS) if path.exists() else []
-    revised = {c["type"]: c for c in reversed(chains) if c["responses"][:1] != c["responses"][-1:]}
-    chain = [with_requests(revised[type], constitution) for type in TYPES if type in revised]
-    return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
 
 
 def measure_stage(path: Path, exam: Exam, args) -> tuple[dict, list[dict]]:

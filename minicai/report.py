@@ -1,7 +1,6 @@
 """results.json as tables for the terminal: which numbers are shown, and how they are written."""
 
 from minicai.exam import ERRORS
-from minicai.files import UserError, read_json, read_jsonl
 from minicai.metrics import paired_test
 from minicai.svg import stage_label
 from minicai.transcript import chain_text, for_terminal, quote
@@ -144,27 +143,6 @@ def paired(transcripts: dict[str, list[dict]]) -> list[dict]:
             row = dict(metric=metric, before=start, after=name, n=len(old), fell=fell, rose=rose)
             rows.append(row | dict(p=p))
     return rows
-
-
-def beside_others(path, logs, results: dict, names: list[str]) -> tuple[dict, dict]:
-    """New results with the stages measured before in `path`, and the transcripts of those stages.
-
-    Stages of the given names are left out: they are measured again. Raises UserError where `path`
-    is of another exam.
-    """
-    before, transcripts = read_json(path, {}), {}
-    same = ("preset", "world", "exam", "decoding")
-    if before and any(before.get(key) != results[key] for key in same):
-        raise UserError(f"{path} is of another exam; give the same options, or --results NEW.json")
-    try:
-        kept = [stage for stage in before.get("stages", []) if stage["name"] not in names]
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{path} is not whole ({error}); run evaluate.py without a checkpoint")
-    for stage in kept:
-        needed = ("set", "topic", "outcome", "turns", "answer")
-        transcripts[stage["name"]] = read_jsonl(logs / f"{stage['name']}.jsonl", needed)
-    audits = {key: before[key] for key in ("skills", "reward_model") if key in before}
-    return results | audits | dict(stages=kept), transcripts
 
 
 def paired_rows(results: dict) -> list[list[str]]:

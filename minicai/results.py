@@ -1,0 +1,49 @@
+"""What goes into results.json beside the stages that are measured now."""
+
+from pathlib import Path
+
+from minicai.constitution import Constitution
+from minicai.files import UserError, read_json, read_jsonl, warn_if_newer
+from minicai.log import curves
+from minicai.rows import FIELDS
+from minicai.transcript import with_requests
+from minicai.world.requests import TYPES
+
+
+def left_by_others(out: Path, constitution: Constitution) -> dict:
+    """What the judge's audit, the red team, PPO, the pipeline and Stage 1 have written to OUT."""
+    warn_if_newer(out / "judge.json", out / "base.pt", remedy="run label.py again")
+    warn_if_newer(out / "rm.pt", out / "preferences.jsonl", remedy="run train_rm.py again")
+    found = dict(redteam=read_json(out / "redteam.json", {}))
+    found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
+    found |= dict(judge_audit=judged) if (judged := read_json(out / "judge.json", {})) else {}
+    keys, rewards = ("kl", "proxy", "true"), {}
+    for log in sorted(out.glob("train_ppo*.jsonl")):
+        if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
+            rewards[log.stem.removeprefix("train_")] = rows
+    path, needed = out / "revisions.jsonl", "type turns responses principles critiques".split()
+    chains = read_jsonl(path, needed, FIELDS) if path.exists() else []
+    revised = {c["type"]: c for c in reversed(chains) if c["responses"][:1] != c["responses"][-1:]}
+    chain = [with_requests(revised[type], constitution) for type in TYPES if type in revised]
+    return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
+
+
+def beside_others(path, logs, results: dict, names: list[str]) -> tuple[dict, dict]:
+    """New results with the stages measured before in `path`, and the transcripts of those stages.
+
+    Stages of the given names are left out: they are measured again. Raises UserError where `path`
+    is of another exam.
+    """
+    before, transcripts = read_json(path, {}), {}
+    same = ("preset", "world", "exam", "decoding")
+    if before and any(before.get(key) != results[key] for key in same):
+        raise UserError(f"{path} is of another exam; give the same options, or --results NEW.json")
+    try:
+        kept = [stage for stage in before.get("stages", []) if stage["name"] not in names]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not whole ({error}); run evaluate.py without a checkpoint")
+    for stage in kept:
+        needed = ("set", "topic", "outcome", "turns", "answer")
+        transcripts[stage["name"]] = read_jsonl(logs / f"{stage['name']}.jsonl", needed)
+    audits = {key: before[key] for key in ("skills", "reward_model") if key in before}
+    return results | audits | dict(stages=kept), transcripts
