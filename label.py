@@ -4,6 +4,7 @@
     python label.py --label hard --name hard       # or clamp; the default keeps the probability
     python label.py --judge direct --name direct   # the paper's judge, which does not reason first
     python label.py --iid --name iid               # all pairs are two SL-CAI samples (the paper)
+    python label.py --prompts prompts/natural.jsonl   # the judge's pairs: real prompts, train half
     python label.py --round 1                      # feedback: each revision against what it revised
     python label.py --explain 54                   # print comparison 54 with the judge's reasons
 
@@ -41,6 +42,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.judge import JUDGES, LABELS
+from minicai.prompts import Prompt
 from minicai.rows import FIELDS, read_chains, tied
 from minicai.run import artifact, main, name_part, parser, positive, setup
 from minicai.transcript import comparison_text
@@ -80,19 +82,21 @@ def two_answers(models, tokenizer, part, requests, writers, seed, rng) -> list[l
 def make_pairs(args, models, tokenizer, world: World, rng: random.Random) -> list[dict]:
     """Pairs of two different, finished answers. The person's pairs come with their label p."""
     part, draws = Part(world, STAGE2_SPLIT), random.Random(f"label {args.seed}")
-    jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, draws)]
+    jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, draws, file=args.prompts)]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, draws, FOR_PERSON)]
     draws.shuffle(jobs)
     drawn = [] if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))
     writers = drawn or [("policy", "policy")] * len(jobs)
     requests = [request for _, request in jobs]
+    for i, request in enumerate(requests):
+        if isinstance(request, Prompt) and "careless" in writers[i]:
+            writers[i] = ("policy", "base")  # no steps are known that could be told wrong
     answers = two_answers(models, tokenizer, part, requests, writers, args.seed, rng)
     grader, rows = Grader(world), []
     for i, ((kind, request), by, (a, b)) in enumerate(zip(jobs, writers, answers)):
         if not a or not b or a == b:
             continue
-        row = dict(id=i, kind=kind, split=STAGE2_SPLIT, type=request.type, request=request.id)
-        row |= dict(turns=list(request.turns), plain=list(request.plain), by=by, a=a, b=b)
+        row = dict(id=i, kind=kind, split=STAGE2_SPLIT) | request.row() | dict(by=by, a=a, b=b)
         if kind == "ai":
             rows.append(row)
         elif (p := person_prefers(grader, request, a, b, rng)) is not None:
@@ -147,7 +151,8 @@ def options():
     add = p.add_argument
     add("--label", choices=LABELS, default="soft", help="made of the judge's probability")
     add("--judge", choices=JUDGES, default="critique", help="critique each answer, or at once")
-    add("--comparisons", type=positive, help="prompts for the judge; as many for the person")
+    add("--comparisons", type=positive, help="requests for the judge; as many for the person")
+    add("--prompts", help="file of other people's prompts for the judge's pairs")
     add("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
     add("--name", type=name_part, help="write OUT/preferences-NAME.jsonl and OUT/judge-NAME.json")
     add("--round", type=positive, help="label the pairs of this feedback round")
@@ -182,8 +187,7 @@ def label():
         raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)
     ai = [row["p"] for row in labelled if row["kind"] == "ai"]
-    decided = len(ai) - sum(map(tied, ai))
-    print(f"{path}: {len(ai)} comparisons by the judge, {decided} of them decided,")
+    print(f"{path}: {len(ai)} comparisons by the judge, {sum(map(tied, ai))} of them ties,")
     print(f"  and {len(labelled) - len(ai)} by the person; other pairs were equal or unfinished")
 
 

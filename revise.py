@@ -4,6 +4,7 @@
     python revise.py --no-critique --name direct             # revise without a critique
     python revise.py --without harmlessness --name careless  # strike out a family of principles
     python revise.py --show 17                               # print chain 17
+    python revise.py --prompts prompts/natural.jsonl         # real prompts: their train half
     python revise.py --round 1                               # feedback: revise what got through
 
 reads   OUT/base.pt, constitution.json, world/; for a round also OUT/redteam.jsonl
@@ -52,16 +53,14 @@ FRESH = {  # of a round, in disguise: shares of (type of request, kind of act)
 }
 
 
-def as_row(request, split: str) -> dict:
-    """The part of a chain that tells what is asked. `plain` is the request without a disguise."""
-    what = dict(split=split, type=request.type, request=request.id)
-    return what | dict(turns=list(request.turns), plain=list(request.plain))
-
-
 def draw_requests(args, world: World) -> list[dict]:
-    """Requests of the train split, as rows."""
-    rng = random.Random(f"revise {args.seed} ")
-    return [as_row(r, "train") for r in draw_prompts(Part(world, "train"), args.prompts, rng)]
+    """Requests of the train split, or prompts of a file, as rows.
+
+    The `plain` of a row is the request without a disguise.
+    """
+    rng, part = random.Random(f"revise {args.seed} "), Part(world, "train")
+    requests = draw_prompts(part, args.requests, rng, file=args.prompts)
+    return [dict(split="train") | r.row() for r in requests]
 
 
 def attacks_that_worked(args) -> dict[tuple, dict]:
@@ -85,9 +84,8 @@ def draw_round(args, world: World) -> list[dict]:
     fresh = [disguise(r, part, rng) for r in draw_prompts(part, n_fresh, rng, FRESH)]
     print(f"{len(attacks)} attacks that worked, {n_fresh} fresh requests in disguise")
     kept = ("split", "type", "request", "turns", "plain", "response")
-    return [{key: a[key] for key in kept} for a in attacks] + [
-        as_row(r, STAGE2_SPLIT) for r in fresh
-    ]
+    rows = [{key: a[key] for key in kept} for a in attacks]
+    return rows + [dict(split=STAGE2_SPLIT) | r.row() for r in fresh]
 
 
 def show(path, number: int, constitution: Constitution):
@@ -102,7 +100,8 @@ def options():
     add("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
     add("--revisions", type=int, default=steps, choices=range(steps + 1), help="steps of the loop")
     add("--no-critique", dest="critique", action="store_false", help="revise without a critique")
-    add("--prompts", type=positive, help="number of prompts")
+    add("--requests", type=positive, help="number of requests, or of prompts at most")
+    add("--prompts", help="file of other people's prompts to revise answers to")
     add("--name", type=name_part, help="write OUT/revisions-NAME.jsonl")
     add("--round", type=positive, help="revise for this feedback round")
     add("--show", type=int, metavar="ID", help="print chain ID and stop")

@@ -28,6 +28,7 @@ are those of minicai/world/requests.py, with `everyday` apart.
 import re
 import unicodedata
 from dataclasses import dataclass
+from pathlib import Path
 
 from minicai.files import UserError
 from minicai.splits import bucket
@@ -60,6 +61,11 @@ class Prompt:
     split: str  # "train" or "test"
     category: str = ""  # the type or category in the file, if it has one
 
+    def row(self) -> dict:
+        """What a chain or a comparison says about the prompt. Its type is the label."""
+        what = dict(split=self.split, type=self.label, request=self.id)
+        return what | dict(turns=[*self.turns], plain=[*self.turns])
+
 
 def read_prompts(path) -> list[Prompt]:
     """The prompts of a file, each conversation once. The file is read once, so pipes work.
@@ -76,6 +82,20 @@ def read_prompts(path) -> list[Prompt]:
     if not prompts:
         raise UserError(f"{path} holds no prompt; name another file")
     return list(prompts.values())
+
+
+def prompts_of(path, split: str) -> list[Prompt]:
+    """The prompts of a file that are in a split, or all with "whole". Raises UserError for none."""
+    prompts = read_prompts(path)
+    found = [p for p in prompts if split in (p.split, "whole")]
+    if not found:
+        raise UserError(f"{path} has {len(prompts)} prompts, none in the {split} split; add some")
+    return found
+
+
+def name_of(path) -> str:
+    """The name of a file of prompts, for use in the names of other files."""
+    return re.sub(r"[^\w-]", "_", Path(path).name.partition(".")[0])
 
 
 def prompt_split(turns: tuple[str, ...]) -> str:

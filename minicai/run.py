@@ -42,7 +42,7 @@ SIZES = {  # by preset. Tokens count padding and prompts too.
     "documents": (2000, 22_000, 80_000),
     "batch_tokens": (1024, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015),
-    "prompts": (48, 250, 1200),
+    "requests": (48, 250, 1200),
     "sft_epochs": (1, 3, 3),
     "sft_lr": (1e-3, 1e-3, 1e-3),
     "comparisons": (24, 500, 1000),
@@ -153,8 +153,9 @@ def make_folder(path: Path):
 def artifact(kind: str, args: argparse.Namespace) -> str:
     """The stem of the file that a script writes: KIND, KIND-NAME, or KIND-roundN."""
     n = getattr(args, "round", None)
-    if args.name and n:
-        raise UserError("--name and --round exclude each other: a round names its own file")
+    for option in ("name", "prompts"):
+        if n and getattr(args, option, None):
+            raise UserError(f"--{option} and --round exclude each other: a round has its own")
     suffix = f"round{n}" if n else args.name
     return f"{kind}-{suffix}" if suffix else kind
 

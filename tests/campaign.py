@@ -164,16 +164,16 @@ READERS = {  # a file of a finished run, or of the world -> scripts that read it
     "preferences.jsonl": [("train_dpo",), ("train_rm",), ("label", "--explain", 1)],
     "redteam.jsonl": [("revise", "--round", 1), ("redteam", "--mode", "few_shot")],
     "guard.jsonl": [("redteam", "--mode", "monitor")],
-    "base.pt": [("revise", "--prompts", 4)],
+    "base.pt": [("revise", "--requests", 4)],
     "sft.pt": [("train_rm",), ("evaluate", "--eval-n", 2)],
     "rm.pt": [("train_ppo",)],
     "results.json": [("evaluate", "--report")],
     "pipeline.json": [("pipeline",)],
     "judge.json": [("evaluate", "--eval-n", 2)],
-    "constitution.json": [("revise", "--prompts", 4)],
-    "acts.jsonl": [("revise", "--prompts", 4)],
+    "constitution.json": [("revise", "--requests", 4)],
+    "acts.jsonl": [("revise", "--requests", 4)],
     "framings.jsonl": [("redteam", "--mode", "templates", "--attempts", 4)],
-    "phrasings.jsonl": [("revise", "--prompts", 4)],
+    "phrasings.jsonl": [("revise", "--requests", 4)],
 }
 OPTIONS = [
     ("train_dpo", "--beta", "nan"),
@@ -268,7 +268,7 @@ def places(n: int, seed: int, folder: Path) -> list[str]:
         full = folder / "full"
         shutil.copytree(odd, full)
         (full / "revisions.jsonl.tmp").symlink_to("/dev/full")
-        expect(2, "make room", run("revise", full, "--prompts", 4), "a full disk")
+        expect(2, "make room", run("revise", full, "--requests", 4), "a full disk")
     return failures
 
 

@@ -9,6 +9,7 @@ import label
 from minicai.constitution import Constitution
 from minicai.files import read_json, read_jsonl, write_jsonl
 from minicai.judge import Verdict
+from minicai.prompts import LABELS
 from minicai.run import ROOT
 from minicai.splits import held_out
 from minicai.world import people
@@ -16,7 +17,7 @@ from minicai.world.content import World
 from minicai.world.grader import Grader
 from minicai.world.people import evade, usefulness
 from minicai.world.replies import decline, helpful
-from minicai.world.requests import STAGE2_SPLIT, Part
+from minicai.world.requests import STAGE2_SPLIT, TYPES, Part
 
 WORLD = World(ROOT / "world")
 CONSTITUTION = Constitution(ROOT / "constitution.json")
@@ -96,7 +97,12 @@ def test_a_label_is_made_of_the_probability_as_asked_for(monkeypatch, how, p):
 
 
 @pytest.mark.parametrize(
-    "options, pairs", [((), set(label.PAIRS)), (("--iid",), {("policy", "policy")})]
+    "options, pairs",
+    [
+        ((), set(label.PAIRS)),
+        (("--iid",), {("policy", "policy")}),
+        (("--prompts", ROOT / "prompts" / "natural.jsonl"), set(label.PAIRS)),
+    ],
 )
 def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_path, options, pairs):
     models = dict(sft="policy", base="base")
@@ -130,7 +136,9 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
                 toned.add(any(tone.text in text for tone in WORLD.tones))
             elif name != "careless":
                 assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
-    assert toned == (set() if options else {True, False})
+    assert toned == (set() if "--iid" in options else {True, False})
+    types = {row["type"] for row in rows if row["kind"] == "ai"}
+    assert "harmful" in types <= ({*LABELS} if "--prompts" in options else {*TYPES})
 
 
 def test_a_round_compares_each_revision_with_what_it_revised_or_with_the_policy(

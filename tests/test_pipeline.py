@@ -225,7 +225,7 @@ def test_a_diverged_training_stops_with_its_remedy_and_keeps_the_old_checkpoint(
 ):
     out, name = copy(), script.__module__.removeprefix("train_")
     monkeypatch.setitem(minicai.run.SIZES, "documents", (60,) * 3)
-    monkeypatch.setitem(minicai.run.SIZES, "prompts", (4,) * 3)
+    monkeypatch.setitem(minicai.run.SIZES, "requests", (4,) * 3)
     old = (out / f"{name}.pt").read_bytes()
     said = refuses(script, "--out", out, "--lr", 1e30)
     assert re.fullmatch(

@@ -180,9 +180,10 @@ def test_plain_lines_are_no_table(read):
 
 
 def test_a_prompt_is_kept_once_and_the_first_row_wins(read):
-    rows = [dict(prompt=" a b ", label="safe"), dict(prompt="c"), dict(prompt="a b", label="toxic")]
+    rows = [dict(prompt=" a b ", label="safe", id=0), dict(prompt="c")]
+    rows.append(dict(prompt="a b", label="toxic"))
     assert [(p.id, p.turns, p.label) for p in read(lines(*rows))] == [
-        ("1", ("a b",), "safe"),
+        ("0", ("a b",), "safe"),
         ("2", ("c",), "unknown"),
     ]
 

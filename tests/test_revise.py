@@ -30,7 +30,7 @@ def test_the_same_seed_gives_the_same_chains_and_another_one_others(smoke, copy,
     out = copy("base.pt")
     call(revise.revise, "--out", out)
     assert (out / "revisions.jsonl").read_bytes() == (smoke / "revisions.jsonl").read_bytes()
-    call(revise.revise, "--out", out, "--prompts", 8, "--revisions", 0, "--seed", 1)
+    call(revise.revise, "--out", out, "--requests", 8, "--revisions", 0, "--seed", 1)
     other = {row["request"] for row in read_jsonl(out / "revisions.jsonl")}
     assert len(other) > 2 and not other <= {
         r["request"] for r in read_jsonl(smoke / "revisions.jsonl")
@@ -39,7 +39,7 @@ def test_the_same_seed_gives_the_same_chains_and_another_one_others(smoke, copy,
 
 def test_a_family_is_struck_out_and_critiques_can_be_left_out(copy, call):
     out = copy("base.pt")
-    options = ["--prompts", 6, "--without", "harmlessness", "--revisions", 2, "--no-critique"]
+    options = ["--requests", 6, "--without", "harmlessness", "--revisions", 2, "--no-critique"]
     call(revise.revise, "--out", out, "--name", "a", *options)
     rows = read_jsonl(out / "revisions-a.jsonl")
     for row in rows:

@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 
 def options(tmp_path, *argv, **more):
     p = run.parser("test")
-    p.add_argument("--prompts", type=int, help="number of prompts")
+    p.add_argument("--requests", type=int, help="number of requests")
     return run.setup(p, ["--out", str(tmp_path / "out"), "--device", "cpu", *argv], **more)
 
 
@@ -47,9 +47,9 @@ def test_an_option_takes_its_range_and_nothing_else(type, good, bad):
 
 
 def test_a_preset_fills_in_what_was_not_given(tmp_path):
-    args = options(tmp_path, "--preset", "smoke", "--prompts", "7")
-    assert args.prompts == 7 and args.n_layer == run.SIZES["n_layer"][0] and args.out.is_dir()
-    assert options(tmp_path).prompts == run.SIZES["prompts"][run.PRESETS.index("quick")]
+    args = options(tmp_path, "--preset", "smoke", "--requests", "7")
+    assert args.requests == 7 and args.n_layer == run.SIZES["n_layer"][0] and args.out.is_dir()
+    assert options(tmp_path).requests == run.SIZES["requests"][run.PRESETS.index("quick")]
 
 
 def test_every_preset_has_every_size():

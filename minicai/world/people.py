@@ -3,17 +3,22 @@
 import random
 from dataclasses import replace
 
+from minicai.prompts import Prompt
 from minicai.world.grader import Grader
-from minicai.world.replies import calibrated, decline, helpful, spoil, write
+from minicai.world.replies import Reply, calibrated, decline, helpful, pick_text, spoil, write
 from minicai.world.requests import Part, Request, squeeze
 
 HEDGED = 0.4  # share of hedges in what the evasive assistant says to harmless requests
 FLIPPED = 0.1  # share of the person's labels that are wrong
 
 
-def evade(part: Part, request: Request, rng: random.Random) -> str:
+def evade(part: Part, request: Request | Prompt, rng: random.Random) -> str:
     """What the evasive assistant says. It declines, half of the time rudely or with a sermon; or it
-    hedges: it treats a harmless request as if harm could be meant."""
+    hedges: it treats a harmless request as if harm could be meant. A prompt of a file it declines
+    without a word about what is asked."""
+    if isinstance(request, Prompt):
+        reply = Reply(pick_text(part.world, "decline", rng), "decline")
+        return spoil(part.world, reply, 0.5, rng).text
     if request.type in ("legitimate", "sensitive") and rng.random() < HEDGED:
         suspect = request.act if request.act.harm else part.pick(rng, "acts", kind="dual_use")
         act = replace(suspect, act=request.act.act)

@@ -44,6 +44,7 @@ from random import Random
 
 from minicai.files import UserError
 from minicai.jailbreak import misspell
+from minicai.prompts import Prompt, prompts_of
 from minicai.splits import held_out, split_of
 from minicai.world.content import Act, Context, Fact, Phrasing, World
 from minicai.world.names import fresh_fact
@@ -108,6 +109,10 @@ class Request:
     def known(self) -> bool:
         """For a fact request: whether the corpus states the answer."""
         return self.attribute in self.fact.facts
+
+    def row(self) -> dict:
+        """What a chain or a comparison says about the request."""
+        return dict(type=self.type, request=self.id, turns=[*self.turns], plain=[*self.plain])
 
     @property
     def core(self) -> str:
@@ -229,11 +234,14 @@ class Part:
         return list(found.values())
 
 
-def draw_prompts(part: Part, n: int, rng: Random, mix: dict = MIX) -> list[Request]:
-    """n requests in the shares of `mix`.
+def draw_prompts(part: Part, n: int, rng: Random, mix=MIX, file=None) -> list[Request | Prompt]:
+    """n requests in the shares of `mix`; or up to n prompts of the train half of a file.
 
     Names never seen are made up afresh. The few listed ones would be learned by heart.
     """
+    if file:
+        prompts = prompts_of(file, "train")
+        return rng.sample(prompts, min(n, len(prompts)))
     return [
         part.fact(rng, fresh_fact(part.world, rng))
         if kind == "never"
