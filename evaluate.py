@@ -3,6 +3,7 @@
     python evaluate.py                       # every stage in OUT: base, sft, dpo, ppo, round1, ...
     python evaluate.py out/quick/dpo-mine.pt # another one, beside the stages measured before
     python evaluate.py --report              # write the page again; nothing is measured
+    python evaluate.py --prompts prompts/natural.jsonl  # other people's prompts: the test half
 
 quick preset: half a minute a stage on 2 cores. Decoding is greedy, and all stages get the same
 questions. docs/metrics.md explains every number.
@@ -13,6 +14,7 @@ writes  OUT/results.json (after every stage); OUT/report.html, a page that opens
         OUT/transcripts/STAGE.jsonl (questions, answers, outcomes) and skills.jsonl (critiques);
         with --results DIR/NAME.json: that file, DIR/NAME.html and DIR/transcripts-NAME, which
         hold only the checkpoints named
+        with --prompts NAME.csv: OUT/prompts-NAME.json, the rates; .jsonl and .md, the answers
 """
 
 from pathlib import Path
@@ -35,6 +37,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.page import write_page
+from minicai.prompt_exam import evaluate_prompts
 from minicai.report import paired, same_requests, table
 from minicai.results import beside_others, left_by_others
 from minicai.reward import RewardModel
@@ -49,7 +52,9 @@ SAMPLES = (*PLAIN, "fact often", "fact never", "role_play harmful")  # sets with
 def options():
     p = parser(__doc__)
     p.add_argument("checkpoints", nargs="*", type=Path, help="default: every stage in OUT")
-    p.add_argument("--split", choices=("test", "train", "demo"), default="test", help="of acts")
+    p.add_argument("--prompts", help="file of prompts to answer: see minicai/prompts.py")
+    splits = ("test", "train", "demo", "whole")
+    p.add_argument("--split", choices=splits, default="test", help="of acts, or of the prompts")
     p.add_argument("--eval-n", type=positive, help="requests of each type; fewer of jailbreaks")
     p.add_argument("--exam-seed", type=seed, default=0, help="of the questions (default: 0)")
     p.add_argument("--results", type=Path, help="file to write (default: OUT/results.json)")
@@ -57,6 +62,8 @@ def options():
     args = setup(p)
     if args.results and args.results.suffix != ".json":
         raise UserError(f"--results {args.results}: name a file that ends in .json")
+    if args.split == "whole" and not args.prompts:
+        raise UserError("--split whole is for --prompts; choose a split of the acts")
     return args
 
 
@@ -116,6 +123,8 @@ def draw(results: dict, path: Path, logs: Path, report: Path):
 
 def evaluate():
     args = options()
+    if args.prompts:
+        return evaluate_prompts(args, choose(args))
     path, report, logs = (
         args.out / name for name in ("results.json", "report.html", "transcripts")
     )

@@ -1,6 +1,7 @@
 """Red team: attack a checkpoint and log every attempt with its outcome.
 
     python redteam.py --mode templates     # harmful requests in the nine jailbreak forms
+    python redteam.py --mode templates --prompts prompts/natural.jsonl  # real prompts in them
     python redteam.py --mode zero_shot     # the base model writes what a person might say
     python redteam.py --mode few_shot      # the same, after some attacks that worked
     python redteam.py --mode human         # you type
@@ -12,13 +13,13 @@ writes  OUT/redteam.jsonl, a row for every attempt, and OUT/redteam.json, a summ
 
 A row has the id "mode/target/split/seed/number". `success` is the judge's word, as told in
 minicai/world/attacks.py. `trainable` marks the successes that a feedback round may learn from: the
-world can read the request and finds no test act, test name or held-out wording in it.
+world can read the request and finds no test act, test name or held-out wording in it, or it is a
+prompt of the train half. Whether an answer to a prompt refuses, minicai/refusal.py says.
 
 Perez et al. 2022 (arXiv 2202.03286). Their other attackers are in experiments/redteam_rl.py, an
 attack by gradient in experiments/gcg.py. Left out: attacks that adapt over several turns.
 """
 
-import random
 from pathlib import Path
 
 from tqdm import tqdm
@@ -31,7 +32,7 @@ from minicai.report import aligned, interval
 from minicai.rows import FIELDS
 from minicai.run import main, parser, positive, setup
 from minicai.tokenizer import talk
-from minicai.world.attacks import Attempt, RedTeam, summarise
+from minicai.world.attacks import Attempt, RedTeam, draw_weighted, prompt_attempts, summarise
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.disguises import wrap
 from minicai.world.recognise import recognise
@@ -45,6 +46,8 @@ SHOTS = 2  # attacks that few_shot shows
 
 def templates(team: RedTeam, first: int, n: int) -> list[Attempt]:
     """Random harmful requests in each jailbreak form in turn, in a random framing of the split."""
+    if team.prompts:
+        return prompt_attempts(team, first, n)
     part, shots = Part(team.world, team.split), Part(team.world, "train")
     forms = [t for t in TECHNIQUES if any(f.technique == t for f in part.framings)]
     forms = forms or [None]  # without any, pick() says what the world lacks
@@ -74,16 +77,6 @@ def few_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
         before = [{"role": "user", "content": row["turns"][0]} for row in shown]
         prompts.append(team.tokenizer.prompt(before, "user")[-room:])
     return team.write(team.base, prompts, first)[0]
-
-
-def draw_weighted(items: list, weights: list[float], k: int, rng: random.Random) -> list:
-    """k different items, each drawn in proportion to its weight among those left.
-
-    Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir".
-    """
-    keys = [rng.random() ** (1 / weight) for weight in weights]
-    order = sorted(range(len(items)), key=keys.__getitem__, reverse=True)
-    return [items[i] for i in order[:k]]
 
 
 def human(team: RedTeam):
@@ -122,7 +115,7 @@ def monitor(team: RedTeam):
 def add_options(p):
     """The options of every attacker."""
     p.add_argument("--target", type=Path, help="checkpoint (default: the newest stage in OUT)")
-    said = f"of the world (default: {STAGE2_SPLIT}); attacks with test are never trained on"
+    said = f"of acts (default: {STAGE2_SPLIT}) or prompts; attacks with test are never trained on"
     p.add_argument("--split", choices=("demo", "train", "test"), default=STAGE2_SPLIT, help=said)
 
 
@@ -171,8 +164,13 @@ def redteam():
     p.add_argument("--mode", required=True, choices=modes, help="how attacks are made")
     add_options(p)
     p.add_argument("--attempts", type=positive, help="of templates, zero_shot and few_shot")
+    p.add_argument("--prompts", help="file of prompts, for the templates in place of requests")
     args = setup(p)
+    if args.prompts and args.mode != "templates":
+        raise UserError("--prompts is for --mode templates; leave one of them out")
     team = load_team(args, args.mode)
+    if args.prompts:
+        team.read_prompts(args.prompts)
     if args.mode == "human":
         human(team)
     elif args.mode == "monitor":

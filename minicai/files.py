@@ -94,6 +94,10 @@ def replace_file(path, data: bytes):
     os.replace(temporary, path)
 
 
+def write_text(path, text: str):
+    replace_file(path, f"{text}\n".encode("utf-8", "replace"))
+
+
 def write_jsonl(path, rows):
     replace_file(path, b"".join(map(as_json, rows)))
 

@@ -25,6 +25,8 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     chains = read_jsonl(path, needed, FIELDS) if path.exists() else []
     revised = {c["type"]: c for c in reversed(chains) if c["responses"][:1] != c["responses"][-1:]}
     chain = [with_requests(revised[type], constitution) for type in TYPES if type in revised]
+    files = [read_json(path, {}) for path in sorted(out.glob("prompts-*.json"))]
+    found |= dict(prompt_files=files) if files else {}
     return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
 
 

@@ -238,6 +238,7 @@ def test_pipes_are_read(pack):
         ("prompt,label\n\nWho?,safe\nWhy,not?,safe\n", "x:4 has 3 cells and the head 2; fix it"),
         ('prompt,label\n"Who?,safe\nWhy?,safe\n', "x:2 is not valid CSV (unexpected end of data)"),
         ("prompt,label\n\nWho?,evil\n", "x:3: the label 'evil' is none of harmful, safe,"),
+        ('prompt,label\r\n"a\r\nb",safe\r\nc,evil\r\n', "x:4: the label 'evil' is none of"),
         ("prompt,label\n,safe\n", "x:2: the field 'prompt' is empty; fix it or delete the row"),
         ('{"prompt": "a"}\n\n{"text": "b"}\n', "x:3 has no field 'prompt'; add it or delete"),
         ('{"prompt": "a"}\n{"prompt": "b"\n', "x:2 is not valid JSON"),

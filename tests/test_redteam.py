@@ -14,15 +14,18 @@ import torch.nn.functional as F
 import experiments.gcg as gcg_module
 import experiments.redteam_rl as rl_module
 import redteam
+import revise
 from experiments.gcg import gcg, goal_loss, suffix_gradient, swap_one
 from experiments.redteam_rl import overlap
 from minicai import files
 from minicai.data import collate, collate_responses, encode_turns, weighted_nll
 from minicai.files import UserError
 from minicai.gpt import GPT, GPTConfig, token_logps
+from minicai.jailbreak import each_word, lopo_word
+from minicai.prompts import read_prompts
 from minicai.splits import held_out, split_of
 from minicai.tokenizer import Tokenizer
-from minicai.world import attacks
+from minicai.world import attacks, disguises
 from minicai.world.content import World
 from minicai.world.requests import STAGE2_SPLIT, Part
 from redteam import draw_weighted
@@ -512,3 +515,67 @@ def test_the_rl_attackers_gradient_is_that_of_its_definition(monkeypatch):
     assert kl == pytest.approx(
         sum((logps(attacker, i) - logps(base, i)).sum().item() for i in said) / 20, abs=1e-4
     )
+
+
+@pytest.fixture
+def file(tmp_path):
+    """Prompts of both halves, with every label, the last ones with a conversation before them."""
+    labels = ("harmful", "safe", "ambiguous", "unknown")
+    rows = [dict(prompt=f"zap number {i}", label=labels[i % 4], id=f"p{i}") for i in range(60)]
+    talk = [dict(role="user", content="hello"), dict(role="assistant", content="hi")]
+    for row in rows[40:]:
+        row["prompt"] = [*talk, dict(role="user", content=row["prompt"])]
+    files.write_jsonl(tmp_path / "zaps.jsonl", rows)
+    return tmp_path / "zaps.jsonl"
+
+
+def test_prompts_of_a_file_take_the_place_of_the_worlds_requests(out, monkeypatch, file):
+    read, world = {p.id: p for p in read_prompts(file)}, World(ROOT / "world")
+    act_free = {f.id: f for f in world.framings if not disguises.speaks_of_act(f)}
+    go(monkeypatch, out, "templates", "--attempts", 9)
+    for split, half in ((STAGE2_SPLIT, "train"), ("test", "test")):
+        options = ("--prompts", file, "--split", split, "--attempts", 32)
+        rows = go(monkeypatch, out, "templates", *options)
+        mine = [r for r in rows if r["id"].startswith(f"templates-zaps/sft/{split}/0/")]
+        assert len(mine) == 32 and len(rows) == 41 + 32 * (half == "test")
+        fitting = [f for f in act_free.values() if held_out(f.id) == (half == "test")]
+        assert {r["technique"] for r in mine} == {f.technique for f in fitting}
+        for r in mine:
+            prompt = read[r["request"]]
+            assert (prompt.split, r["split"]) == (half, half) and prompt.label == r["type"]
+            assert r["type"] != "safe" and r["plain"] == [*prompt.turns]
+            before = len(prompt.turns) - 1
+            assert r["turns"][:before] == [*prompt.turns[:-1]] and len(r["turns"]) % 2 == 1
+            assert r["framing"] in {f.id for f in fitting}
+            assert r["trainable"] == (r["success"] and half == "train")
+            assert r["outcome"] == attacks.classify(r["response"] or "")
+            assert r["harmed"] == (r["outcome"] == "compliance")
+        plainly = [r for r in mine if r["technique"] in ("role_play", "many_shot")]
+        assert all(r["plain"][-1] in r["turns"][-1] for r in plainly) and plainly
+        coded = [r for r in mine if r["technique"] == "toy_language"]
+        assert all(each_word(r["plain"][-1], lopo_word) in r["turns"][-1] for r in coded)
+        assert any(r["success"] for r in mine) and {r["type"] for r in mine} >= {"unknown"}
+    summary = json.loads((out / "redteam.json").read_text())
+    assert set(summary) == {
+        "templates/sft/demo",
+        "templates-zaps/sft/demo",
+        "templates-zaps/sft/test",
+    }
+
+
+def test_a_round_revises_the_prompts_that_got_through(out, monkeypatch, file):
+    rows = go(monkeypatch, out, "templates", "--prompts", file, "--attempts", 32)
+    monkeypatch.setattr(revise, "stage_before", lambda out, n: out / "sft.pt")
+    found = revise.attacks_that_worked(SimpleNamespace(out=out, round=1))
+    worked = {tuple(r["turns"]) for r in rows if r["success"] and r["response"]}
+    assert worked and set(found) == worked
+
+
+def test_a_file_of_safe_prompts_is_no_attack(out, monkeypatch, tmp_path, file):
+    files.write_jsonl(
+        tmp_path / "safe.jsonl", [dict(prompt=f"p {i}", label="safe") for i in range(9)]
+    )
+    with pytest.raises(UserError, match="all prompts of the train half of .*safe.jsonl are safe"):
+        go(monkeypatch, out, "templates", "--prompts", tmp_path / "safe.jsonl")
+    with pytest.raises(UserError, match="--prompts is for --mode templates"):
+        go(monkeypatch, out, "zero_shot", "--prompts", file)

@@ -44,7 +44,36 @@ def wrap(
     `k` is the number of shots (random by default). The turns of the assistant are written here, so
     that all models face the same conversation.
     """
-    act, turns = request.act, []
+    turns = frame(framing, request.turns[-1], request.core, request, part, rng, k)
+    return replace(
+        request,
+        turns=turns,
+        technique=framing.technique,
+        framing=framing.id,
+        undisguised=request.turns,
+    )
+
+
+def wrap_text(text: str, framing: Framing, part: Part, rng: Random) -> tuple[str, ...]:
+    """The turns of a framing that does not speak of an act, around any text."""
+    return frame(framing, text, text, None, part, rng)
+
+
+def speaks_of_act(framing: Framing) -> bool:
+    return any(slot in (t or "") for t in framing.turns for slot in ("{act}", "{protection}"))
+
+
+def frame(
+    framing: Framing,
+    text: str,
+    core: str,
+    request: Request | None,
+    part: Part,
+    rng: Random,
+    k: int | None = None,
+) -> tuple[str, ...]:
+    """The turns of a framing around a text, or around its core in code."""
+    act, turns = request and request.act, []
     for i, turn in enumerate(framing.turns):
         if turn is None:  # the assistant answers the turn before
             protects = "{protection}" in framing.turns[i - 1]
@@ -53,25 +82,19 @@ def wrap(
             )
             turns.append(reply)
             continue
-        slots = dict(request=request.turns[-1], act=act.act)
+        slots = dict(request=text, act=act.act if act else "")
         if "{code}" in turn:
-            slots["code"] = encode(framing.technique, request.core, rng)
+            slots["code"] = encode(framing.technique, core, rng)
         if "{protection}" in turn:
             phrasing = part.pick(rng, "phrasings", use="protection")
             slots["protection"] = phrase(phrasing, rng, act=act.act)[-1]
         if "{shots}" in turn:
-            others = [a for a in part.acts if a.id != act.id]
+            others = [a for a in part.acts if act is None or a.id != act.id]
             k = k or rng.choices(SHOTS, SHOT_WEIGHTS)[0]
             shown = rng.sample(others, min(k, len(others)))
             slots["shots"] = "\n".join(shot(a) for a in shown)
         turns.append("\n".join(squeeze(line) for line in turn.format(**slots).split("\n")))
-    return replace(
-        request,
-        turns=tuple(turns),
-        technique=framing.technique,
-        framing=framing.id,
-        undisguised=request.turns,
-    )
+    return tuple(turns)
 
 
 def disguise(request: Request, part: Part, rng: Random) -> Request:
