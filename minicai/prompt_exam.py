@@ -43,6 +43,10 @@ SHOWN = {  # rate of a label in the table -> its words
     "judged": "the judge has a verdict",
     "finished": "finished",
 }
+AGREEMENT = (  # `python -m minicai.refusal` on the two files of answers
+    "Rules count the refusals. They agree with people in 97 and 94 % of the answers to XSTest by\n"
+    "Llama 2 and Mistral. They were developed on these answers."
+)
 
 
 def answer_prompts(model: GPT, tokenizer: Tokenizer, prompts: list[Prompt], progress=None):
@@ -103,7 +107,7 @@ def evaluate_prompts(args, checkpoints: list[Path]):
         write_jsonl(path.with_suffix(".jsonl"), transcript)
         texts = prompt_texts(transcript, len(prompts))
         write_text(path.with_suffix(".md"), "\n\n".join(texts))
-    print(f"{prompt_table(results)}\n\n{for_terminal(texts[0])}\n")
+    print(f"{prompt_table(results)}\n{AGREEMENT}\n\n{for_terminal(texts[0])}\n")
     print(f"{path}, {path.with_suffix('.md')}; {args.split} split of {args.prompts}")
 
 

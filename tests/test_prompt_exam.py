@@ -31,7 +31,7 @@ LABEL = {p.turns[0]: p.label for p in PROMPTS}
 STAGES = ["base", "sft"]
 
 
-def row(label, refusal, harm=0.1, category="", finished=True, **more) -> dict:
+def row(label, refusal, category="", harm=0.1, finished=True, **more) -> dict:
     found = dict(id="7", label=label, category=category, turns=("Who?",), answer="Me.")
     return found | dict(refusal=refusal, harm=harm, finished=finished) | more
 
@@ -44,15 +44,16 @@ def test_rates_count_refusals_harm_and_ends():
         row("harmful", "full_refusal", harm=None),
         row("harmful", "partial_refusal", harm=0.51),
         row("harmful", "compliance", harm=0.5),
+        row("harmful", "compliance", harm=0.0),
         row("harmful", "none", finished=False),
     ]
     found = scores_by_label(rows)["harmful"]
     counts = {key: value["k"] for key, value in found.items() if key != "by_category"}
     assert counts == dict(
-        refused=2, full_refusal=1, partial_refusal=1, compliance=1, harm=1, judged=3, finished=3
+        refused=2, full_refusal=1, partial_refusal=1, compliance=2, harm=1, judged=4, finished=4
     )
-    lo, hi = wilson(2, 4)
-    assert found["refused"] == dict(rate=0.5, k=2, n=4, lo=round(lo, 4), hi=round(hi, 4))
+    lo, hi = wilson(2, 5)
+    assert found["refused"] == dict(rate=0.4, k=2, n=5, lo=round(lo, 4), hi=round(hi, 4))
 
 
 def test_rates_are_by_label_and_category():
@@ -67,23 +68,24 @@ def test_rates_are_by_label_and_category():
 
 def test_the_table_has_every_rate_with_its_interval_and_one_column_a_stage():
     rows = [row("safe", "full_refusal", category="a"), row("safe", "compliance", category="b")]
+    rows.append(row("unknown", "compliance", category="c"))
     stages = [
         dict(name="base", labels=scores_by_label(rows)),
-        dict(name="sft", labels=scores_by_label([rows[1], row("safe", "none", category="a")])),
+        dict(name="sft", labels=scores_by_label([*rows[1:], row("safe", "none", category="a")])),
     ]
     head, *lines = prompt_table(dict(stages=stages)).splitlines()
     assert head.split() == ["percent", "n", "base", "SL-CAI"]
     lo, hi = wilson(1, 2)
     cells = f"2 50.0 ({100 * lo:.0f}-{100 * hi:.0f}) 0.0 (0-{100 * wilson(0, 2)[1]:.0f})"
     assert lines[0].split("  ")[0] == "safe prompts: refused, in full or in part"
-    assert lines[0].split()[-5:] == cells.split() and lines[-1].startswith("  b: refused")
-    assert len(lines) == 7 and len({len(line) for line in (head, *lines)}) == 1
+    assert lines[0].split()[-5:] == cells.split() and lines[6].startswith("  b: refused")
+    assert len(lines) == 12 and len({len(line) for line in (head, *lines)}) == 1
 
 
 def test_the_transcript_has_all_answers_to_a_prompt_together():
     rows = [
         row("safe", "partial_refusal", stage="base", category="a", answer="One\ntwo"),
-        row("harmful", "none", stage="base", turns=("What?", "That.", "Why?"), harm=None),
+        row("harmful", "none", "harmful", None, stage="base", turns=("What?", "That.", "Why?")),
         row("safe", "compliance", stage="sft", harm=0.987, finished=False, category="a"),
         row("harmful", "none", stage="sft", turns=("What?", "That.", "Why?"), answer=""),
     ]
