@@ -2,7 +2,8 @@
 
     python -m experiments.ablations
 
-After pipeline.py. Ten minutes on 2 cores, half an hour for the full preset. Everything else is equal: prompts, seed, training, exam.
+After pipeline.py. Ten minutes on 2 cores, half an hour for the full preset. Everything else is
+equal: prompts, seed, training, exam.
 
     revisions-N   fine-tuned on the revisions of step N (0: on the drafts, 5: this is SL-CAI)
     direct        revised without critiques
