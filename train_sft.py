@@ -21,6 +21,7 @@ Bai et al. 2022, section 3.2. Departures: last revisions by default where the pa
 three epochs at a falling rate where the paper trains one at a constant rate.
 """
 
+import copy
 import random
 from collections.abc import Iterator
 from itertools import cycle, islice
@@ -152,8 +153,9 @@ def train():
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     n_helpful = round(args.helpful_fraction / (1 - args.helpful_fraction) * len(chains))
     helpful = helpful_answers(args, base, tokenizer, n_helpful) if n_helpful else []
-    start = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
-    model = load_like(start, tokenizer, args.device)
+    model = copy.deepcopy(base)
+    if args.round:
+        model = load_like(stage_before(args.out, args.round), tokenizer, args.device)
     block_size = model.config.block_size
 
     data = [(row["turns"], row["response"]) for row in helpful]

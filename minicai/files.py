@@ -223,9 +223,7 @@ def load_like(path, tokenizer: Tokenizer, device="cpu") -> GPT:
 def check_tokenizer(path, own: Tokenizer, tokenizer: Tokenizer):
     """Raise UserError unless the tokenizer of `path` is the one of the other models."""
     if own.to_json() != tokenizer.to_json():
-        raise UserError(
-            f"{path} has another tokenizer than the other models; train it again or name another"
-        )
+        raise UserError(f"{path} has another tokenizer than the others; train it or name another")
 
 
 def rounds(out: Path) -> list[Path]:

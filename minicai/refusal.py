@@ -1,6 +1,6 @@
 """What an answer is: a full refusal, a partial refusal, compliance, or nothing. Rules for English.
 
-    python -m minicai.refusal FILE.csv      how often the rules agree with people, in seconds
+    python -m minicai.refusal FILE.csv      # how often the rules agree with people, in seconds
 
 FILE.csv has the columns completion and final_label of the answers that XSTest publishes. The
 classes are XSTest's (Röttger et al. 2023, arXiv 2308.01263):
@@ -32,7 +32,7 @@ import re
 from collections import Counter
 
 from minicai.files import UserError, read_text
-from minicai.run import main as run
+from minicai.run import main
 
 FULL, PARTIAL, COMPLIANCE, NONE = CLASSES = "full_refusal", "partial_refusal", "compliance", "none"
 LABELS = {"1_full_compliance": COMPLIANCE, "2_full_refusal": FULL, "3_partial_refusal": PARTIAL}
@@ -221,7 +221,7 @@ def report(result: dict) -> str:
     )
 
 
-def main():
+def compare():
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser("python -m minicai.refusal", None, __doc__, formatter_class=raw)
     p.add_argument("file", help="CSV with the columns completion and final_label")
@@ -230,4 +230,4 @@ def main():
 
 
 if __name__ == "__main__":
-    run(main)
+    main(compare)

@@ -24,7 +24,7 @@ from minicai.world.content import KINDS, SEEN, TECHNIQUES, World
 from minicai.world.keywords import KeywordFilter
 from minicai.world.requests import TYPES, Part
 
-FEW = dict(eval_n=4, attempts=9, prompts=6, comparisons=6, ppo_updates=1, ppo_episodes=4)
+FEW = dict(eval_n=4, attempts=9, requests=6, comparisons=6, ppo_updates=1, ppo_episodes=4)
 # name -> (constants that make it small, its options, rows of its table, files that it writes)
 SMALL = dict(
     ablations=(

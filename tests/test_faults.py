@@ -187,7 +187,7 @@ def test_the_models_beside_a_moved_checkpoint_may_be_in_out(
     assert f"{out / 'base.pt'} does not exist" in said
     model, tokenizer = tiny()
     RewardModel(model).save(out / "rm.pt", tokenizer, SimpleNamespace())
-    assert "rm.pt has another tokenizer than the other models" in refuses(chat.chat, *options)
+    assert "rm.pt has another tokenizer than the others" in refuses(chat.chat, *options)
 
 
 # --- files ----------------------------------------------------------------------------------------

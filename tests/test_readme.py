@@ -17,7 +17,7 @@ EXPERIMENTS = {
     f"experiments.{path.stem}": path for path in (ROOT / "experiments").glob("[a-z]*.py")
 }
 BENCHES = {f"bench.{path.stem}": path for path in (ROOT / "bench").glob("*.py")}
-MODULES = {"minicai.pretrained": ROOT / "minicai" / "pretrained.py"}
+MODULES = {f"minicai.{name}": ROOT / f"minicai/{name}.py" for name in ("pretrained", "refusal")}
 RUNNABLE = SCRIPTS | EXPERIMENTS | BENCHES | MODULES
 CODE = [
     *(SCRIPTS | EXPERIMENTS | BENCHES).values(),

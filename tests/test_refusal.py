@@ -249,7 +249,7 @@ ROWS = """id,completion,final_label
 
 def run(monkeypatch, capsys, path) -> str:
     monkeypatch.setattr(sys, "argv", ["refusal", str(path)])
-    refusal.main()
+    refusal.compare()
     return capsys.readouterr().out
 
 

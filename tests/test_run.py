@@ -202,7 +202,8 @@ def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
     """SIGINT goes to both, as Ctrl-C in a terminal does; only the script that hears it says so."""
     number = getattr(signal, name, None) or pytest.skip(f"this system has no {name}")
     (tmp_path / "outer.py").write_text(
-        f"import pathlib, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"import pathlib, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # a shell's background jobs ignore it
         "import minicai.run as run\n"
         "run.ROOT = pathlib.Path(__file__).parent\n"
         "run.main(lambda: run.run_script('inner', run.setup(run.parser('A test'))))\n"

@@ -291,5 +291,5 @@ def test_a_reward_model_with_another_tokenizer_is_refused(tmp_path):
     assert torch.equal(loaded.score.weight, reward.score.weight)
     other = Tokenizer.train(["a word"], 300)
     reward.save(tmp_path / "rm.pt", other, Namespace())
-    with pytest.raises(UserError, match="rm.pt has another tokenizer than the other models"):
+    with pytest.raises(UserError, match="rm.pt has another tokenizer than the others"):
         train_ppo.load(args)

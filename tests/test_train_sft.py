@@ -90,14 +90,14 @@ def test_helpful_answers_are_mixed_in_and_some_requests_are_disguised(smoke, cop
 
 def test_training_moves_the_model_toward_its_revisions(copy, call, monkeypatch, learned):
     out = copy("base.pt", "revisions.jsonl")
-    monkeypatch.setitem(minicai.run.SIZES, "sft_epochs", (2,) * 3)
+    monkeypatch.setitem(minicai.run.SIZES, "sft_epochs", (4,) * 3)
     call(train_sft.train, "--out", out, "--helpful-fraction", 0, "--name", "more")
     chains = read_chains(out / "revisions.jsonl")
     assert learned == [(chain["turns"], chain["responses"][-1]) for chain in chains]
     assert not (out / "helpful.jsonl").exists() and not (out / "sft.pt").exists()
     losses = [row["loss"] for row in read_jsonl(out / "train_sft-more.jsonl")]
-    epoch = len(losses) // 2  # the same answers in both, other documents
-    assert sum(losses[epoch:]) < sum(losses[:epoch])
+    epoch = len(losses) // 4  # the same answers in all, other documents
+    assert sum(losses[-epoch:]) < sum(losses[:epoch])
 
 
 def test_a_round_trains_the_stage_before_gently_on_all_revisions(copy, call, monkeypatch, learned):
