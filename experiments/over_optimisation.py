@@ -7,9 +7,10 @@ of it, and without one at three times the learning rate. Proxy is the reward mod
 reward the grader's; the grader trains nothing. Gao et al. 2022 (arXiv 2210.10760), figure 1.
 Writes OUT/ppo-NAME.pt, OUT/train_ppo-NAME.jsonl and OUT/over_optimisation.svg.
 
-Answer so far (first edition, full preset, seed 0, 16 updates): it over-optimises. With beta 0
-the proxy rises from 0.0 to 2.3 while the true reward falls from 0.97 to 0.26, at 31 nats. With
-beta 0.1 the policy stays within 0.8 nats and the true reward above 0.94.
+Answer so far (quick preset, seed 0, 12 updates): it over-optimises. With beta 0 the true reward
+rises from 0.71 to 0.86 at 1 nat and falls to 0.70 at 12 nats, while the proxy goes from 0.21 to
+0.42. With beta 0.1 the policy stays within 0.6 nats and the true reward at 0.8 to 0.9. (First
+edition, full preset: the true reward fell to 0.26 at 31 nats.)
 """
 
 from minicai.files import read_jsonl
