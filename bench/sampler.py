@@ -1,11 +1,17 @@
 """Tokens per second of the cached sampler, against no cache and against transformers.
 
-    python -m bench.sampler [--device cuda] [--new-tokens 48] [--rows 1 16 128]
+    python -m bench.sampler [--out OUT] [--rows 1 16 128]     # 3 minutes; nothing is written
 
-All three decode greedily from the same weights and ragged prompts of 24 to 40 tokens, to the full
-number of new tokens, so the work is equal. Different ids are an error. transformers runs
-LlamaForCausalLM.generate with left padding; it is skipped if not installed.
-The time is the best of three runs. With a ratio above 1 minicai is faster.
+With OUT/sft.pt: that model and requests of its world. Otherwise random weights and ids. All
+samplers are greedy and get the same ragged prompts, in two cases:
+
+natural   every row ends at its stop token, or after 128 tokens; the random model has 64 stop tokens
+none      48 tokens for every row, whatever they are
+
+transformers runs LlamaForCausalLM.generate on all rows in one batch, with left padding. It is left
+out if it is not installed. In float32 all ids up to the stop have to be equal. The times are under
+autocast where the machine has bfloat16, and are the best of three runs, which take turns. With a
+ratio above 1 minicai is faster.
 """
 
 import random
@@ -14,20 +20,27 @@ from importlib.util import find_spec
 
 import torch
 
-from minicai.device import hardware
+from bench.shared import as_llama, conditions
+from minicai.answer import MAX_NEW_TOKENS, encode_prompt
+from minicai.device import autocast
+from minicai.files import UserError, load_policy
 from minicai.gpt import GPT, GPTConfig
-from minicai.pretrained import TO_HF, rename
 from minicai.run import main, parser, positive, setup
 from minicai.sampler import generate, pad_right
+from minicai.world.content import World
+from minicai.world.requests import STAGE2_SPLIT, Part, draw_prompts
+
+RUNS = 3
 
 
-def cached(model, prompts, new_tokens):
-    return [completion.ids for completion in generate(model, prompts, new_tokens, temperature=0)]
+def cached(model, prompts, new_tokens, stops):
+    done = generate(model, prompts, new_tokens, temperature=0, stop_ids=stops)
+    return [completion.ids for completion in done]
 
 
 @torch.inference_mode()
-def uncached(model, prompts, new_tokens):
-    """The simplest sampler: run the whole text again for each new token."""
+def uncached(model, prompts, new_tokens, stops):
+    """The simplest sampler: run the whole text again for each new token. It has no stops."""
     device = model.embed.weight.device
     ids, lengths = pad_right([prompt + [0] * new_tokens for prompt in prompts], device)
     rows, ends = torch.arange(len(prompts), device=device), lengths - new_tokens
@@ -39,62 +52,73 @@ def uncached(model, prompts, new_tokens):
 
 
 @torch.inference_mode()
-def transformers(llama, prompts, new_tokens):
+def transformers(llama, prompts, new_tokens, stops):
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=llama.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]).to(ids)
-    out = llama.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=new_tokens)
-    return out[:, width:].tolist()
+    limits = dict(max_new_tokens=new_tokens, eos_token_id=stops or None)
+    rows = llama.generate(ids, attention_mask=mask, do_sample=False, **limits)[:, width:].tolist()
+    ends = [next((t + 1 for t, i in enumerate(row) if i in stops), len(row)) for row in rows]
+    return [row[:end] for row, end in zip(rows, ends)]  # behind a stop there are pads
 
 
-def as_llama(model):
-    """The same weights as a model of transformers."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    c = model.config
-    sizes = dict(vocab_size=c.vocab_size, hidden_size=c.n_embd, intermediate_size=c.n_hidden)
-    layers = dict(num_hidden_layers=c.n_layer, num_attention_heads=c.n_head)
-    other = dict(rms_norm_eps=c.norm_eps, eos_token_id=None, pad_token_id=0)  # nothing stops early
-    weights = {rename(name, TO_HF): value for name, value in model.state_dict().items()}
-    llama = LlamaForCausalLM(LlamaConfig(**sizes, **layers, **other))
-    llama.load_state_dict(weights, strict=True)
-    return llama.to(model.embed.weight.device).eval()
+def trained(args):
+    """OUT/sft.pt, requests, and the end token."""
+    model, tokenizer = load_policy(args.out / "sft.pt", args.device)
+    part, rng = Part(World(args.world, args.world_share), STAGE2_SPLIT), random.Random(args.seed)
+    turns = [list(request.turns) for request in draw_prompts(part, max(args.rows), rng)]
+    return (
+        model,
+        [encode_prompt(tokenizer, t, model.config.block_size) for t in turns],
+        [tokenizer.end],
+    )
 
 
-def measure(function, model, prompts, new_tokens):
-    """The ids, and the seconds of the fastest of three runs after a short one."""
-    function(model, prompts, 2)
-    seconds = []
-    for _ in range(3):
-        began = time.perf_counter()
-        ids = function(model, prompts, new_tokens)  # ends in tolist(), so the device has finished
-        seconds.append(time.perf_counter() - began)
-    return ids, min(seconds)
-
-
-def bench():
-    p = parser(__doc__)
-    p.add_argument("--new-tokens", type=positive, default=48, help="(default: 48)")
-    p.add_argument("--rows", type=positive, nargs="+", default=[1, 16, 128], help="(1 16 128)")
-    args = setup(p, writes=False)
+def untrained(args):
+    """Random weights, random prompts of 24 to 40 tokens, and stop tokens."""
     sizes = dict(n_layer=4, n_head=6, n_kv_head=6, n_embd=192, n_hidden=512, block_size=1024)
     model = GPT(GPTConfig(2048, **sizes, tie_embeddings=False)).to(args.device).eval()
     for parameter in model.parameters():  # small weights give near-ties, and rounding decides them
         if parameter.dim() == 2:
             torch.nn.init.normal_(parameter, std=0.1)
-    samplers = {"minicai": (cached, model), "no cache": (uncached, model)}
+    rng, lengths = random.Random(args.seed), range(24, 41)
+    prompts = [rng.choices(range(2048), k=rng.choice(lengths)) for _ in range(max(args.rows))]
+    return model, prompts, list(range(0, 2048, 32))
+
+
+def measure(samplers, *inputs):
+    """The ids, which have to be equal, and every sampler's tokens per second."""
+    expected, *others = [sampler(model, *inputs) for sampler, model in samplers.values()]
+    if any(ids != expected for ids in others):
+        raise UserError("the samplers' ids differ in float32: one of them is wrong; mend it first")
+    speeds = dict.fromkeys(samplers, 0.0)
+    for name, (sampler, model) in [*samplers.items()] * RUNS:
+        began = time.perf_counter()
+        with autocast(next(model.parameters()).device):
+            ids = sampler(model, *inputs)  # ends in tolist(), so the device has finished
+        speeds[name] = max(speeds[name], sum(map(len, ids)) / (time.perf_counter() - began))
+    return expected, speeds
+
+
+def bench():
+    p = parser(__doc__)
+    p.add_argument("--rows", type=positive, nargs="+", default=[1, 16, 128], help="(1 16 128)")
+    args = setup(p, writes=False)
+    has_model = (args.out / "sft.pt").exists()
+    model, prompts, stops = (trained if has_model else untrained)(args)
+    samplers = {"minicai": (cached, model)}
     if find_spec("transformers"):
         samplers["transformers"] = (transformers, as_llama(model))
-    print(f"{hardware(args.device)}, {torch.get_num_threads()} threads; tokens/s (minicai's ratio)")
-    print("  rows" + "".join(f"{name:>20}" for name in samplers))
-    rng = random.Random(0)
+    print(conditions(args.device))
+    print(f"{args.out / 'sft.pt' if has_model else 'random weights'}; tokens/s (minicai's ratio)")
+    print("  rows    stops   length" + "".join(f"{name:>18}" for name in (*samplers, "no cache")))
     for n in args.rows:
-        prompts = [[rng.randrange(2048) for _ in range(rng.randint(24, 40))] for _ in range(n)]
-        found = [measure(*pair, prompts, args.new_tokens) for pair in samplers.values()]
-        assert all(ids == found[0][0] for ids, _ in found), f"the ids differ at {n} rows"
-        ours = found[0][1]
-        cells = [f"{n * args.new_tokens / s:,.0f} ({s / ours:.2f})" for _, s in found]
-        print(f"{n:6}" + "".join(f"{cell:>20}" for cell in cells), flush=True)
+        for case, new_tokens, ends in ("natural", MAX_NEW_TOKENS, stops), ("none", 48, []):
+            tried = samplers if ends else samplers | {"no cache": (uncached, model)}
+            ids, speeds = measure(tried, prompts[:n], new_tokens, ends)
+            cells = [f"{s:,.0f} ({speeds['minicai'] / s:.2f})" for s in speeds.values()]
+            line = f"{n:6} {case:>8} {sum(map(len, ids)) / n:8.0f}"
+            print(line + "".join(f"{cell:>18}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

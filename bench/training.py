@@ -8,13 +8,10 @@ times of two machines, or of a busy one, compare only together with it.
 torch.optim.Muon computes in bfloat16 everywhere, minicai's in float32 on a CPU without bfloat16.
 """
 
-import time
-from collections import Counter
-
 import torch
 
+from bench.shared import Clock, conditions
 from minicai.data import weighted_nll
-from minicai.device import fast_dtype, hardware
 from minicai.gpt import GPT, GPTConfig
 from minicai.optim import make_optimizers
 from minicai.run import BLOCK_SIZE, PRESETS, SIZES, main, parser, positive, setup
@@ -29,35 +26,27 @@ def bench():
     size = {name: values[PRESETS.index(args.preset)] for name, values in SIZES.items()}
     names = ("vocab_size", "n_layer", "n_head", "n_head", "n_embd", "n_hidden")
     config = GPTConfig(*(size[name] for name in names), BLOCK_SIZE, tie_embeddings=False)
-    model, seconds = GPT(config).to(args.device), Counter()
+    model, clock = GPT(config).to(args.device), Clock(args.device)
     muon, adamw = make_optimizers(model, 1e-4)
     torch_muon = torch.optim.Muon(muon.param_groups[0]["params"], lr=1e-4)
     square = torch.randn(1024, 1024, device=args.device)
 
-    def clocked(name, function, *inputs):
-        began = time.perf_counter()
-        result = function(*inputs)
-        if args.device.startswith("cuda"):
-            torch.cuda.synchronize()
-        seconds[name] += (time.perf_counter() - began) / args.steps
-        return result
-
     for step in range(-len(WIDTHS), args.steps):
         if step == 0:
-            seconds.clear()  # the first batch of each width was to warm up
+            clock.clear()  # the first batch of each width was to warm up
         width = WIDTHS[step % len(WIDTHS)]
         shape = size["batch_tokens"] // width, width + 1
         ids = torch.randint(size["vocab_size"], shape, device=args.device)
-        loss = clocked("forward", weighted_nll, model, ids, torch.ones(shape).to(args.device))
+        loss = clock("forward", weighted_nll, model, ids, torch.ones(shape).to(args.device))
         model.zero_grad()
-        clocked("backward", loss.backward)
-        clocked("AdamW", adamw.step)
-        clocked("Muon", muon.step)
-        clocked("torch.optim.Muon", torch_muon.step)
-        clocked("machine", torch.matmul, square, square)
+        clock("backward", loss.backward)
+        clock("AdamW", adamw.step)
+        clock("Muon", muon.step)
+        clock("torch.optim.Muon", torch_muon.step)
+        clock("machine", torch.matmul, square, square)
+    seconds = {name: total / args.steps for name, total in clock.items()}
     gflops = 2 * 1024**3 / 1e9 / seconds.pop("machine")
-    dtype = str(fast_dtype(args.device)).removeprefix("torch.")
-    print(f"{hardware(args.device)}, {torch.get_num_threads()} threads, {dtype}")
+    print(conditions(args.device))
     print(f"{'':17}{'seconds':>10}{'of a step':>12}{'machine, GFLOP/s':>19}")
     step = sum(seconds.values()) - seconds["torch.optim.Muon"]
     for name, s in (*seconds.items(), ("a step", step)):
