@@ -3,10 +3,11 @@
     python train_dpo.py                                            # quick preset: half a minute
     python train_dpo.py --loss ipo                                 # any loss of minicai/dpo.py
     python train_dpo.py --helpful-fraction 0 --name harmless-only  # without the person's labels
+    python train_dpo.py --data out/hh.jsonl.gz --name hh           # files of HH-RLHF, or of TRL
     python train_dpo.py --round 1       # feedback: from OUT/sft-round1.pt, with its comparisons too
 
 reads   OUT/sft.pt (start and reference), OUT/preferences.jsonl; for a round OUT/sft-roundN.pt and
-        OUT/preferences-roundN.jsonl of all rounds so far
+        OUT/preferences-roundN.jsonl of all rounds so far. minicai/preferences.py has the formats
 writes  OUT/dpo.pt (OUT/dpo-NAME.pt, OUT/roundN.pt); log in OUT/train_dpo.jsonl
 
 Rafailov et al. 2023 (arXiv 2305.18290). Left out: weight decay, several learning rates.

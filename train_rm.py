@@ -2,13 +2,15 @@
 
     python train_rm.py                                             # quick preset: about a minute
     python train_rm.py --helpful-fraction 0 --name harmless-only   # without the person's labels
+    python train_rm.py --data out/hh.jsonl.gz --name hh            # files of HH-RLHF, or of TRL
 
-reads   OUT/sft.pt (start), OUT/preferences.jsonl
+reads   OUT/sft.pt (start), OUT/preferences.jsonl; minicai/preferences.py has the formats
 writes  OUT/rm.pt (OUT/rm-NAME.pt); log in OUT/train_rm.jsonl
 
 The comparisons of one prompt in ten are held back, to report accuracy and calibration. At the end
-all scores are shifted so that SL-CAI's own answers average 0. Few epochs: reward models overfit
-sooner than their accuracy shows. Bai et al. 2022, section 4.1; Stiennon et al. 2020 for the head.
+all scores are shifted so that SL-CAI's own answers average 0. (Other people's files have none, and
+there is no shift.) Few epochs: reward models overfit sooner than their accuracy shows. Bai et al.
+2022, section 4.1; Stiennon et al. 2020 for the head.
 """
 
 import random

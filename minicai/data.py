@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minicai.device import autocast
-from minicai.files import UserError, read_jsonl
+from minicai.files import UserError
 from minicai.gpt import GPT
-from minicai.rows import FIELDS, choose_rows
+from minicai.preferences import read_preferences
+from minicai.rows import choose_rows
 from minicai.tokenizer import Tokenizer, talk
 
 
@@ -128,7 +129,7 @@ def encode_pairs(tokenizer: Tokenizer, rows: list[dict], block_size: int) -> lis
     """
     pairs, too_long = [], 0
     for row in rows:
-        prompt = tokenizer.prompt(talk(*row["turns"]))
+        prompt = tokenizer.prompt(talk(*row["turns"], system=row.get("system", "")))
         a, b = ([*prompt, *tokenizer.encode(row[key]), tokenizer.end] for key in "ab")
         if max(len(a), len(b)) > block_size:
             too_long += 1
@@ -147,8 +148,7 @@ def read_pairs(
     paths: list, tokenizer: Tokenizer, helpful_fraction: float, block_size: int, rng: random.Random
 ) -> list[Pair]:
     """The comparisons of several files. Raises UserError when there are none to train on."""
-    required = ("id", "kind", "turns", "a", "b", "p")
-    rows = [row for path in paths for row in read_jsonl(path, required, FIELDS)]
+    rows = [row for path in paths for row in read_preferences(path)]
     pairs = encode_pairs(tokenizer, choose_rows(rows, helpful_fraction, rng), block_size)
     if not pairs:
         raise UserError(

@@ -59,28 +59,27 @@ def parse_json(text: str, where: str):
 
 
 def read_jsonl(path, required=(), fields=None) -> list[dict]:
-    """Rows of a JSON-lines file.
-
-    `fields` maps a field to (test, words): where a row has the field, its value must pass the test.
-    Raises UserError for a missing file, a malformed line, or a field that is missing or wrong.
-    """
-    rows = []
+    """Rows of a JSON-lines file. Raises UserError for a missing file or a malformed line."""
     text = read_text(path)
     lines = text.removesuffix("\n").split("\n") if text else []  # splitlines cuts at U+2028 too
-    for number, line in enumerate(lines, 1):
-        row = parse_json(line, f"{path}:{number}")
-        if not isinstance(row, dict):
-            raise UserError(f"{path}:{number} is not a JSON object; fix or delete the line")
-        for field in required:
-            if field not in row:
-                raise UserError(
-                    f"{path}:{number} has no field {field!r}; add it or delete the line"
-                )
-        for field, (fits, wanted) in (fields or {}).items():
-            if field in row and not fits(row[field]):
-                raise UserError(f"{path}:{number}: the field {field!r} is not {wanted}; fix it")
-        rows.append(row)
-    return rows
+    places = [(f"{path}:{number}", line) for number, line in enumerate(lines, 1)]
+    return [check_row(where, parse_json(line, where), required, fields) for where, line in places]
+
+
+def check_row(where: str, row, required=(), fields=None) -> dict:
+    """The row. Raises UserError when a field is missing or wrong.
+
+    `fields` maps a field to (test, words): where a row has the field, its value must pass the test.
+    """
+    if not isinstance(row, dict):
+        raise UserError(f"{where} is not a JSON object; fix or delete the line")
+    for field in required:
+        if field not in row:
+            raise UserError(f"{where} has no field {field!r}; add it or delete the line")
+    for field, (fits, wanted) in (fields or {}).items():
+        if field in row and not fits(row[field]):
+            raise UserError(f"{where}: the field {field!r} is not {wanted}; fix it")
+    return row
 
 
 def as_json(value, indent=None) -> bytes:

@@ -48,8 +48,7 @@ IDS = ("id", "index", "behaviorid")
 CATEGORIES = ("type", "category", "semanticcategory")
 LABELS = ("harmful", "safe", "ambiguous", "unknown")
 SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe")
-# A system message becomes a part of the person's first one, as in many chat formats.
-ROLES = dict(Human="user", Assistant="assistant", user="user", assistant="assistant", system="user")
+ROLES = dict(Human="user", Assistant="assistant") | {r: r for r in ("system", "user", "assistant")}
 HUMAN = re.compile(r"\s*Human:")  # a conversation of HH-RLHF begins so
 
 
@@ -156,6 +155,8 @@ def turns_of(where: str, row: dict, column: str) -> tuple[str, ...]:
         )
     if context := column == "behavior" and first_of(row, ("contextstring",), ""):
         messages.insert(0, ("user", f"{context}\n\n---"))  # as HarmBench asks it
+    # A system message becomes a part of the person's first one, as in many chat formats.
+    messages = [("user" if role == "system" else role, text) for role, text in messages]
     turns = alternating(messages)
     if not turns or turns[0][0] != "user":
         found = "is empty" if not turns else "does not begin with the person"

@@ -1,7 +1,8 @@
 """Rows of the JSON-lines files that trainings read: what they must look like, and which are used.
 
 A chain (revisions.jsonl) holds an answer and its revisions. A comparison (preferences.jsonl) holds
-two answers a and b, and p, the probability that a is the better one.
+two answers a and b, and p, the probability that a is the better one. Rows made from other people's
+files may have a `system` message too (minicai/preferences.py).
 """
 
 import random
@@ -26,10 +27,11 @@ TURNS = (
     list_of(is_text, lambda n: n % 2 == 1),
     "a list of an odd number of texts, the person's last",
 )
-FIELDS = {  # of rows that training reads: (test, words), see files.read_jsonl
+FIELDS = {  # of rows that training reads: (test, words), see files.check_row
     "id": (lambda value: isinstance(value, int | str), "a number or a text"),
     "turns": TURNS,
     "plain": TURNS,
+    "system": (is_text, "a text"),
     "responses": (list_of(is_text), "a list of texts"),
     "principles": (list_of(is_text), "a list of texts"),
     "critiques": (list_of(is_maybe_text), "a list of texts"),

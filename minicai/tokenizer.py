@@ -14,6 +14,7 @@ typed into a chat is ordinary characters. A plain document is its text and one e
 import json
 import re
 from dataclasses import dataclass
+from itertools import cycle
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
@@ -141,8 +142,8 @@ class Tokenizer:
         return [*self.chat(turns), *self.opening[role]]
 
 
-def talk(*contents: str) -> list[dict]:
-    """Turns from bare texts that alternate user, assistant, user, ..."""
-    return [
-        {"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)
-    ]
+def talk(*contents: str, system: str = "") -> list[dict]:
+    """Turns from bare texts: user, assistant, user, ...; with a system text one more in front."""
+    turns = [{"role": "system", "content": system}] if system else []
+    roles = cycle(("user", "assistant"))
+    return turns + [{"role": role, "content": text} for role, text in zip(roles, contents)]

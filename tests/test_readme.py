@@ -17,7 +17,8 @@ EXPERIMENTS = {
     f"experiments.{path.stem}": path for path in (ROOT / "experiments").glob("[a-z]*.py")
 }
 BENCHES = {f"bench.{path.stem}": path for path in (ROOT / "bench").glob("*.py")}
-MODULES = {f"minicai.{name}": ROOT / f"minicai/{name}.py" for name in ("pretrained", "refusal")}
+OWN_COMMANDS = ("preferences", "pretrained", "refusal")
+MODULES = {f"minicai.{name}": ROOT / f"minicai/{name}.py" for name in OWN_COMMANDS}
 RUNNABLE = SCRIPTS | EXPERIMENTS | BENCHES | MODULES
 CODE = [
     *(SCRIPTS | EXPERIMENTS | BENCHES).values(),

@@ -1,0 +1,116 @@
+"""Comparisons in and out: files of TRL and of HH-RLHF are read, and TRL's are written.
+
+    python -m minicai.preferences out/quick/preferences.jsonl trl.jsonl    # for TRL's trainers
+
+Read are, in JSON lines, a JSON list or CSV, plain or .gz:
+
+    fields                                values
+    label.py: turns, a, b, p, ...         minicai/rows.py
+    TRL: prompt, chosen, rejected         lists of {"role", "content"}, or texts
+    TRL: chosen, rejected                 such lists that begin with the prompt
+    HH-RLHF: chosen, rejected             "Human: ... Assistant: ..." with empty lines between
+
+A row of TRL or HH-RLHF has no probability: p is 1. A prompt that is a text is one message of the
+person. A system message stays one. Space around texts is lost. Rows whose answers follow different
+messages are left out, because a pair here answers one prompt.
+"""
+
+import argparse
+from pathlib import Path
+
+from minicai.files import UserError, check_row, write_jsonl
+from minicai.prompts import alternating, clean, messages_of
+from minicai.rows import FIELDS, is_text, tied
+from minicai.run import main
+from minicai.tables import read_rows
+from minicai.tokenizer import talk
+
+REQUIRED = ("id", "kind", "turns", "a", "b", "p")
+HEADS = [("chosen", "rejected")]  # the columns by which a CSV file is known
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+def read_preferences(path) -> list[dict]:
+    """The comparisons of a file as rows of label.py. The file is read once, so pipes work.
+
+    Raises UserError for a file that cannot be read, and for a bad row.
+    """
+    rows, different = [], 0
+    for number, (where, row) in enumerate(read_rows(path, HEADS), 1):
+        if {"chosen", "rejected"} & row.keys():
+            row = from_conversations(where, row, number)
+            different += row is None
+        if row is not None:
+            rows.append(check_row(where, row, REQUIRED, FIELDS))
+    if different:
+        print(f"{path}: {different} rows are left out: their answers follow different messages")
+    return rows
+
+
+def from_conversations(where: str, row: dict, number: int) -> dict | None:
+    """A row with `chosen` and `rejected` as one of label.py. None if their prompts differ."""
+    check_row(where, row, ("chosen", "rejected"))
+    (prompt, a), (other, b) = (conversation(where, row, key) for key in ("chosen", "rejected"))
+    if prompt != other:
+        return None
+    system = [text for role, text in prompt if role == "system"]
+    turns = alternating([message for message in prompt if message[0] != "system"])
+    if [role for role, _ in turns[:1] + turns[-1:]] != ["user", "user"]:
+        raise UserError(f"{where}: the prompt does not begin and end with the person; fix it")
+    given = dict(turns=[text for _, text in turns], a=a, b=b, p=1.0)
+    given |= dict(system=clean("\n\n".join(system))) if system else {}
+    return dict(id=number, kind="ai", by=["unknown", "unknown"]) | given
+
+
+def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]], str]:
+    """((role, text) of each message of the prompt, the answer) of `chosen` or `rejected`.
+
+    The prompt is in a field of its own, or the answer's field begins with it, or both.
+    """
+    value = row[key]
+    prompt = messages_of(row["prompt"], bare=True) if row.get("prompt") else []
+    messages = messages_of(value, bare=False)
+    if messages is None and is_text(value) and prompt:
+        messages = [("assistant", value)]
+    if not messages or prompt is None:
+        raise UserError(
+            f"{where}: {key if prompt is not None else 'prompt'!r} is no conversation, which is a "
+            "list of {'role', 'content'}, or a text 'Human: ... Assistant: ...'; fix it, or add "
+            "the field 'prompt' to an answer that is a text"
+        )
+    if messages[: len(prompt)] != prompt:
+        messages = prompt + messages
+    *before, (role, answer) = messages
+    if role != "assistant":
+        raise UserError(f"{where}: {key!r} does not end with the assistant's answer; fix it")
+    return before, clean(answer)
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def to_conversations(row: dict) -> dict:
+    """A row of label.py in TRL's conversational format. The likelier answer is the chosen one."""
+    texts = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
+    chosen, rejected = ([dict(role="assistant", content=text)] for text in texts)
+    return dict(prompt=talk(*row["turns"]), chosen=chosen, rejected=rejected)
+
+
+def export():
+    p = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    p.add_argument("data", type=Path, help="comparisons, for example OUT/preferences.jsonl")
+    p.add_argument("file", type=Path, help="where they are written in TRL's format")
+    args = p.parse_args()
+    rows = read_preferences(args.data)
+    decided = [to_conversations(row) for row in rows if not tied(row["p"])]
+    if not decided:
+        raise UserError(f"{args.data} holds no decided comparison; run label.py again")
+    write_jsonl(args.file, decided)
+    print(f"{args.file}: {len(decided)} comparisons; {len(rows) - len(decided)} ties are left out")
+
+
+if __name__ == "__main__":
+    main(export)
