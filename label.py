@@ -4,6 +4,7 @@
     python label.py --label hard --name hard       # or clamp; the default keeps the probability
     python label.py --judge direct --name direct   # the paper's judge, which does not reason first
     python label.py --iid --name iid               # all pairs are two SL-CAI samples (the paper)
+    python label.py --few-shot 2                   # demonstrations in the judge's prompt, too
     python label.py --prompts prompts/natural.jsonl   # the judge's pairs: real prompts, train half
     python label.py --round 1                      # feedback: each revision against what it revised
     python label.py --explain 54                   # print comparison 54 with the judge's reasons
@@ -17,10 +18,9 @@ Two kinds of rows (Bai et al. 2022, section 4.2). `ai`: the judge compares the a
 random principle of every family. `human`: a simulated person compares the answers to a harmless
 request, and is wrong in one case of ten.
 
-Departure: the paper compares two samples of SL-CAI. Here SL-CAI is nearly always right, and two of
-its samples rarely differ in anything that a principle is about. So most pairs have an answer by the
-base, which helps with everything, by an evasive assistant, or by a careless one. A reward model
-only learns that hedging is bad if some comparison shows a hedge losing.
+Departure: the paper compares two samples of SL-CAI. Here those rarely differ in anything that a
+principle is about. So most pairs have an answer by the base, by an evasive assistant, or by a
+careless one. A reward model only learns that hedging is bad if some hedge loses a comparison.
 """
 
 import random
@@ -35,7 +35,6 @@ from minicai.files import (
     UserError,
     load_like,
     load_policy,
-    read_jsonl,
     stage_before,
     warn_if_newer,
     write_json,
@@ -43,10 +42,11 @@ from minicai.files import (
 )
 from minicai.judge import JUDGES, LABELS
 from minicai.prompts import Prompt
-from minicai.rows import FIELDS, read_chains, tied
-from minicai.run import artifact, main, name_part, parser, positive, setup
-from minicai.transcript import comparison_text
+from minicai.rows import read_chains, tied
+from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
+from minicai.transcript import explanation
 from minicai.world.content import World
+from minicai.world.few_shot import few_shot_judge
 from minicai.world.grader import Grader
 from minicai.world.people import ASSISTANTS, person_prefers
 from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
@@ -125,7 +125,7 @@ def make_round_pairs(args, policy, tokenizer, rng: random.Random) -> list[dict]:
     return rows
 
 
-def add_labels(args, base, tokenizer, rows, constitution: Constitution, rng) -> list[dict]:
+def add_labels(args, judge, base, tokenizer, rows, constitution: Constitution, rng) -> list[dict]:
     """Rows that have no label get the judge's: one row for each family of principles.
 
     The judge reads plain requests, so that a disguise cannot mislead it. Comparisons without a
@@ -134,9 +134,8 @@ def add_labels(args, base, tokenizer, rows, constitution: Constitution, rng) -> 
     families, unlabelled = constitution.families, [row for row in rows if "p" not in row]
     pairs = [(row, constitution.draw(rng, family=f)) for row in unlabelled for f in families]
     turns, a, b = ([row[key] for row, _ in pairs] for key in ("plain", "a", "b"))
-    wordings = [wording for _, wording in pairs]
     with tqdm(total=2 * len(pairs), desc="judge", unit=" answers") as bar:
-        verdicts = JUDGES[args.judge](base, tokenizer, turns, a, b, wordings, bar.update)
+        verdicts = judge(base, tokenizer, turns, a, b, [w for _, w in pairs], bar.update)
     labelled = [row for row in rows if "p" in row]
     for (row, wording), v in zip(pairs, verdicts):
         if v is not None:
@@ -151,6 +150,7 @@ def options():
     add = p.add_argument
     add("--label", choices=LABELS, default="soft", help="made of the judge's probability")
     add("--judge", choices=JUDGES, default="critique", help="critique each answer, or at once")
+    add("--few-shot", type=not_negative, default=0, metavar="N", help="demonstrations (default: 0)")
     add("--comparisons", type=positive, help="requests for the judge; as many for the person")
     add("--prompts", help="file of other people's prompts for the judge's pairs")
     add("--iid", action="store_true", help="both answers of every pair by the fine-tuned model")
@@ -165,24 +165,24 @@ def label():
     world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
     path = args.out / f"{artifact('preferences', args)}.jsonl"
     if args.explain is not None:
-        rows = read_jsonl(path, ("id", "kind", "turns", "by", "a", "b", "p"), FIELDS)
-        return print(comparison_text(rows, args.explain, constitution))
+        return print(explanation(path, args.explain, constitution))
     start = args.out / (f"sft-round{args.round}.pt" if args.round else "sft.pt")
     before = stage_before(args.out, args.round) if args.round else args.out / "base.pt"
     warn_if_newer(start, before, remedy="run train_sft.py again")
     policy, tokenizer = load_policy(start, args.device)
     base = load_like(args.out / "base.pt", tokenizer, args.device)
+    judge = few_shot_judge(JUDGES[args.judge], args.few_shot, world, constitution, args.seed)
 
     rng = random.Random(f"pairs {args.seed}")
     if args.round:
         rows = make_round_pairs(args, policy, tokenizer, rng)
     else:
-        audited = dict(n=args.eval_n, seed=args.seed, judge=JUDGES[args.judge])
+        audited = dict(n=args.eval_n, seed=args.seed, judge=judge)
         report = audit_judge(base, tokenizer, world, constitution, **audited)
         write_json(args.out / f"{artifact('judge', args)}.json", report)
         print_audit(report)
         rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
-    labelled = add_labels(args, base, tokenizer, rows, constitution, rng)
+    labelled = add_labels(args, judge, base, tokenizer, rows, constitution, rng)
     if not labelled:
         raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)

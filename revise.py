@@ -3,6 +3,7 @@
     python revise.py                                         # quick preset: about a minute
     python revise.py --no-critique --name direct             # revise without a critique
     python revise.py --without harmlessness --name careless  # strike out a family of principles
+    python revise.py --few-shot 2                            # demonstrations in the prompt, too
     python revise.py --show 17                               # print chain 17
     python revise.py --prompts prompts/natural.jsonl         # real prompts: their train half
     python revise.py --round 1                               # feedback: revise what got through
@@ -19,7 +20,8 @@ disguise, half of them benign: with attacks alone the model would learn to refus
 odd. The base drafts the answers to the fresh ones, because it reads disguises best. Critique and
 revision read the request without its disguise, which the red team recorded.
 
-Left out: prompts written by a model, few-shot examples (the base has seen demonstrations).
+Demonstrations in the prompt are for a base that was not trained on any (minicai/world/few_shot.py).
+Left out: prompts written by a model.
 """
 
 import random
@@ -38,10 +40,11 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.rows import FIELDS, read_chains
-from minicai.run import artifact, main, name_part, parser, positive, setup
+from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
 from minicai.transcript import chain_text, find, for_terminal, with_requests
 from minicai.world.content import World
 from minicai.world.disguises import disguise
+from minicai.world.few_shot import chains, check_fit, demonstrations, direct_revisions
 from minicai.world.requests import STAGE2_SPLIT, Part, draw_prompts
 
 FRESH = {  # of a round, in disguise: shares of (type of request, kind of act)
@@ -100,6 +103,7 @@ def options():
     add("--without", help="family of principles to strike out (harmlessness, honesty, ...)")
     add("--revisions", type=int, default=steps, choices=range(steps + 1), help="steps of the loop")
     add("--no-critique", dest="critique", action="store_false", help="revise without a critique")
+    add("--few-shot", type=not_negative, default=0, metavar="N", help="demonstrations (default: 0)")
     add("--requests", type=positive, help="number of requests, or of prompts at most")
     add("--prompts", help="file of other people's prompts to revise answers to")
     add("--name", type=name_part, help="write OUT/revisions-NAME.jsonl")
@@ -118,6 +122,10 @@ def revise():
         return show(path, args.show, constitution)
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     rows = draw_round(args, world) if args.round else draw_requests(args, world)
+    kind = chains if args.critique else direct_revisions
+    shots = demonstrations(kind, args.few_shot, world, constitution, args.seed)
+    if shots:
+        check_fit(base, tokenizer, shots, [r["plain"] for r in rows], constitution.wordings)
 
     texts = 1 + args.revisions * (2 if args.critique else 1)
     bar = tqdm(total=len(rows) * texts, desc="revise", unit=" texts")
@@ -139,12 +147,13 @@ def revise():
         rng=random.Random(f"principles {args.seed} 0"),
         critique=args.critique,
         progress=bar.update,
+        shots=shots,
     )
     bar.close()
-    chains = [dict(id=i) | row | chain for (i, row, _), chain in zip(usable, found)]
-    write_jsonl(path, chains)
-    changed = sum(chain["responses"][-1] != chain["responses"][0] for chain in chains)
-    print(f"{path}: {len(chains)} chains, {changed} end in another answer than they began with")
+    made = [dict(id=i) | row | chain for (i, row, _), chain in zip(usable, found)]
+    write_jsonl(path, made)
+    changed = sum(chain["responses"][-1] != chain["responses"][0] for chain in made)
+    print(f"{path}: {len(made)} chains, {changed} end in another answer than they began with")
 
 
 if __name__ == "__main__":

@@ -15,8 +15,8 @@
 Bai et al. 2022 (arXiv 2212.08073), section 3.1. Departures:
   * The paper revises whatever the critique says. Here an answer without a fault stays as it is: a
     small model sometimes garbles a text that it repeats.
-  * The paper shows a large model a few examples. A small model has to be trained on demonstrations
-    (minicai/world/skills.py).
+  * The paper shows a large model a few examples in its prompt, as `shots` does below. A small model
+    has to be trained on demonstrations (minicai/world/skills.py).
   * The paper draws principles with replacement, all about harm. Here a chain meets every family
     once before it meets one again.
 """
@@ -44,18 +44,18 @@ def comparison_prompt(turns, principle: str, a: str, b: str) -> str:
 
 
 def critique_and_revise(
-    model, tokenizer, conversations, responses, wordings, critique=True, progress=None
+    model, tokenizer, conversations, responses, wordings, critique=True, progress=None, shots=()
 ) -> tuple[list[str | None], list[str | None]]:
     """One step of the loop for a batch: (critiques, responses after the step).
 
     A conversation is a list of texts (person, assistant, ..., person), with one response and one
-    wording each.
+    wording each. `shots` are turns of demonstrations, which stand before every conversation.
 
     A response after the step is None where the critique or the revision did not end, or where the
     revision ends like a critique: that is no answer to the person. With critique=False every
     response is revised directly (section 3.5 of the paper compares the two).
     """
-    dialogues = [[*turns, response] for turns, response in zip(conversations, responses)]
+    dialogues = [[*shots, *turns, response] for turns, response in zip(conversations, responses)]
     critiques, after, faulty = [None] * len(dialogues), list(responses), range(len(dialogues))
     if critique:
         requests = [CRITIQUE_REQUEST.format(w.critique) for w in wordings]
@@ -82,6 +82,7 @@ def critique_revise_loop(
     rng: random.Random,
     critique=True,
     progress=None,
+    shots=(),
 ) -> list[dict]:
     """One chain a draft: `responses` (the draft, then one a step), `principles`, `critiques`.
 
@@ -94,7 +95,7 @@ def critique_revise_loop(
         wordings = [constitution.draw(rng, family=order[step % len(order)]) for order in orders]
         latest = [chain["responses"][-1] for chain in chains]
         critiques, revisions = critique_and_revise(
-            model, tokenizer, conversations, latest, wordings, critique, progress
+            model, tokenizer, conversations, latest, wordings, critique, progress, shots
         )
         for chain, wording, text, old, new in zip(chains, wordings, critiques, latest, revisions):
             chain["principles"].append(wording.id)

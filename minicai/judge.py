@@ -15,7 +15,8 @@ alone, in the words of Stage 1. P(breaks) is how likely the critique is to end i
 A model of four layers can reason about one answer at a time, so this judge is the default.
 
 All functions below take a GPT, its Tokenizer, and lists with one entry a case: conversations, the
-answers a and b or one response, and the Wording of a principle.
+answers a and b or one response, and the Wording of a principle. `shots` are turns of demonstrations
+(minicai/world/few_shot.py), which stand before every conversation.
 """
 
 import math
@@ -56,7 +57,9 @@ def normalise(first: float, second: float) -> float:
     return 1 / (1 + math.exp(min(second - first, 700)))
 
 
-def judge_directly(model, tokenizer, conversations, a, b, wordings, progress=None) -> list[Verdict]:
+def judge_directly(
+    model, tokenizer, conversations, a, b, wordings, progress=None, shots=()
+) -> list[Verdict]:
     """One verdict for each conversation, its two answers and a principle.
 
     `progress` is called with the number of answers that have just been judged.
@@ -67,7 +70,7 @@ def judge_directly(model, tokenizer, conversations, a, b, wordings, progress=Non
     for turns, one, other, wording in zip(conversations, a, b, wordings):
         for pair in ((one, other), (other, one)):
             question = comparison_prompt(turns, wording.comparison, *pair)
-            prompts.append(tokenizer.prompt(talk(question))[-room:])
+            prompts.append(tokenizer.prompt(talk(*shots, question))[-room:])
     scores = option_scores(model, prompts, [options] * len(prompts))
     if progress:
         progress(len(prompts))
@@ -76,14 +79,14 @@ def judge_directly(model, tokenizer, conversations, a, b, wordings, progress=Non
 
 
 def critiques_with_p(
-    model, tokenizer, conversations, responses, wordings, progress=None
+    model, tokenizer, conversations, responses, wordings, progress=None, shots=()
 ) -> list[tuple[str | None, float | None]]:
     """The model's greedy critique of each response, and P(it ends in BREAKS, not in KEEPS).
 
     P is None where the critique comes to no verdict.
     """
     dialogues = [
-        [*turns, response, CRITIQUE_REQUEST.format(wording.critique)]
+        [*shots, *turns, response, CRITIQUE_REQUEST.format(wording.critique)]
         for turns, response, wording in zip(conversations, responses, wordings)
     ]
     critiques = answer(model, tokenizer, dialogues, progress=progress)
@@ -110,7 +113,7 @@ def p_breaks(model, tokenizer, conversations, responses, wordings) -> list[float
 
 
 def judge_by_critique(
-    model, tokenizer, conversations, a, b, wordings, progress=None
+    model, tokenizer, conversations, a, b, wordings, progress=None, shots=()
 ) -> list[Verdict | None]:
     """One verdict for each pair. None where a critique comes to no verdict: drop and count those.
 
@@ -119,7 +122,7 @@ def judge_by_critique(
     numbers of a verdict are equal.
     """
     both = [*conversations, *conversations], [*a, *b], [*wordings, *wordings]
-    found = critiques_with_p(model, tokenizer, *both, progress)
+    found = critiques_with_p(model, tokenizer, *both, progress, shots)
     verdicts = []
     for reasons in zip(found[: len(a)], found[len(a) :]):
         (_, a_breaks), (_, b_breaks) = reasons

@@ -176,6 +176,7 @@ def option_type(convert, fits, wanted: str):
 
 
 positive = option_type(int, lambda x: x >= 1, "a whole number from 1 on")
+not_negative = option_type(int, lambda x: x >= 0, "a whole number from 0 on")
 above_zero = option_type(float, lambda x: 0 < x <= 1e30, "a number above 0, at most 1e30")
 at_least_zero = option_type(float, lambda x: 0 <= x < math.inf, "a number from 0 on")
 share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")

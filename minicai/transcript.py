@@ -2,7 +2,8 @@
 
 from minicai.constitution import Constitution
 from minicai.critique import KEEPS
-from minicai.files import UserError
+from minicai.files import UserError, read_jsonl
+from minicai.rows import FIELDS
 
 GONE = "(no longer in the constitution)"
 
@@ -84,3 +85,9 @@ def comparison_text(rows: list[dict], number: int, constitution: Constitution) -
             p += f" with (a) first, {row['b_first']:.3f} with (b) first"
         lines.append(f"P((a) is better) = {p}. The label is {row['p']:.3f}.")
     return for_terminal(quote(lines))
+
+
+def explanation(path, number: int, constitution: Constitution) -> str:
+    """Comparison `number` of the file, as in `comparison_text`."""
+    rows = read_jsonl(path, ("id", "kind", "turns", "by", "a", "b", "p"), FIELDS)
+    return comparison_text(rows, number, constitution)

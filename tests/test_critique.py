@@ -124,7 +124,7 @@ def constitution():
 def test_a_chain_meets_every_family_once_before_it_meets_one_again(monkeypatch, constitution):
     asked, n = [], len(constitution.families)
 
-    def keep(model, tokenizer, conversations, responses, wordings, critique, progress):
+    def keep(model, tokenizer, conversations, responses, wordings, *settings):
         asked.append(wordings)
         return [None] * len(responses), list(responses)
 
@@ -161,10 +161,11 @@ def test_a_step_revises_the_last_response_and_an_unfinished_one_leaves_it(
 
     monkeypatch.setattr(critique_module, "critique_and_revise", step)
     turns, rng = [["x"], ["y"]], random.Random(0)
-    settings = dict(steps=3, rng=rng, critique=critique, progress=bar)
+    settings = dict(steps=3, rng=rng, critique=critique, progress=bar, shots=["s", "t"])
     one, other = critique_revise_loop("m", "t", constitution, turns, ["a", "b"], **settings)
     assert [call[3] for call in calls] == [["a", "b"], ["a1", "b"], ["a1", "b2"]]
-    assert all(call[:3] == ("m", "t", turns) and call[4] == (critique, bar) for call in calls)
+    assert all(call[:3] == ("m", "t", turns) for call in calls)
+    assert all(call[4] == (critique, bar, ["s", "t"]) for call in calls)
     assert one["responses"] == ["a", "a1", "a1", "a3"]
     assert other["responses"] == ["b", "b", "b2", "b2"]
     assert one["critiques"] == ["c1", "c2", None] and other["critiques"] == [None, "d2", "d3"]

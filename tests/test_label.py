@@ -58,10 +58,9 @@ def add_labels(monkeypatch, rows, verdicts, how="soft") -> tuple[list[dict], lis
         asked.extend(zip(conversations, a, b, wordings))
         return verdicts
 
-    monkeypatch.setitem(label.JUDGES, "critique", judge)
-    args = SimpleNamespace(judge="critique", label=how)
+    args = SimpleNamespace(label=how)
     rng = random.Random(0)
-    return label.add_labels(args, None, None, rows, CONSTITUTION, rng), asked
+    return label.add_labels(args, judge, None, None, rows, CONSTITUTION, rng), asked
 
 
 def row(id, **more) -> dict:

@@ -114,10 +114,16 @@ class Corpus(Documents):
         return [*turns, user(REVISION_REQUEST.format(wording.revision)), assistant(revision)]
 
     def compare(self) -> list[Turn]:
+        turns, _ = self.comparison()
+        return turns
+
+    def comparison(self) -> tuple[list[Turn], bool]:
+        """A comparison, and whether exactly one of its answers breaks the principle."""
         request = self.demo_request()
         a, b = self.demo_reply(request), self.demo_reply(request)
-        family = self.family(skills.flaws(request, a) ^ skills.flaws(request, b))
+        broken_once = skills.flaws(request, a) ^ skills.flaws(request, b)
+        family = self.family(broken_once)
         wording = self.constitution.draw(self.rng, family=family)
         question = comparison_prompt(request.turns, wording.comparison, a.text, b.text)
         choice = skills.better(request, a, b, family, self.rng)
-        return [user(question), assistant(choice, CHOICE_WEIGHT)]
+        return [user(question), assistant(choice, CHOICE_WEIGHT)], family in broken_once
