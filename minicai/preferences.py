@@ -94,7 +94,8 @@ def to_conversations(row: dict) -> dict:
     """A row of label.py in TRL's conversational format. The likelier answer is the chosen one."""
     texts = (row["a"], row["b"]) if row["p"] >= 0.5 else (row["b"], row["a"])
     chosen, rejected = ([dict(role="assistant", content=text)] for text in texts)
-    return dict(prompt=talk(*row["turns"]), chosen=chosen, rejected=rejected)
+    prompt = talk(*row["turns"], system=row.get("system", ""))
+    return dict(prompt=prompt, chosen=chosen, rejected=rejected)
 
 
 def export():

@@ -99,7 +99,7 @@ def test_demonstrations_are_of_demo_acts_and_seen_wordings(monkeypatch, kind):
     turns = shots(kind, 30)
     acts = {r.act.id for r in asked if r.act in WORLD.acts}
     names = {r.fact.id for r in asked if r.fact in WORLD.facts}
-    assert len(acts) > 10 < len(names) + 10 and set(map(split_of, acts | names)) == {"demo"}
+    assert len(acts) > 10 and names and set(map(split_of, acts | names)) == {"demo"}
     requests = [r.plain[-1] for r in asked] + [r.turns[-1] for r in asked]
     assert any(text in turns[0] for text in requests)
     test_steps = [", next ".join(a.steps[:2]) for a in WORLD.acts if split_of(a.id) == "test"]

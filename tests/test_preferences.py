@@ -138,6 +138,9 @@ def test_what_is_written_has_the_likelier_answer_first_and_comes_back(tmp_path, 
     ]
     again = read_preferences(tmp_path / "trl.jsonl")
     assert [(r["a"], r["b"], r["p"]) for r in again] == [("A bit.", "No.", 1), ("No.", "A bit.", 1)]
+    (tmp_path / "x").write_bytes(lines(ROWS["TRL, system"]))
+    command(monkeypatch, tmp_path / "x", tmp_path / "same.jsonl")
+    assert read_jsonl(tmp_path / "same.jsonl") == [ROWS["TRL, system"]]
     write_jsonl(tmp_path / "ours.jsonl", rows[2:])
     with pytest.raises(UserError, match="ours.jsonl holds no decided comparison; run label.py"):
         command(monkeypatch, tmp_path / "ours.jsonl", tmp_path / "none.jsonl")

@@ -31,6 +31,7 @@ def options(tmp_path, *argv, **more):
     "type, good, bad",
     [
         (run.positive, "1 20", "0 -1 1.5 x"),
+        (run.not_negative, "0 7", "-1 1.5 x"),
         (run.above_zero, "1e-4 2", "0 -1 nan inf 1e999 x"),
         (run.at_least_zero, "0 0.5", "-0.1 nan inf x"),
         (run.share, "0 0.99", "-0.1 1 nan x"),

@@ -3,7 +3,7 @@
 Each is a short conversation. They stand as earlier turns before the conversation in question, the
 same ones for a whole run. They are drawn as the corpus draws its own: demo acts and seen wordings
 only. Every other one, from the first on, finds a fault (or answers "(A)"), so that the model cannot
-copy one verdict. Bai et al. 2022, sections 3.1 and 4.1.
+copy one verdict. Bai et al. 2022, section 3.1 and the few-shot prompts of its appendix.
 """
 
 import functools
