@@ -137,8 +137,11 @@ def test_a_world_without_faults_gives_no_demonstrations_of_them(monkeypatch):
         while True:
             yield ["hi", "ho"], False
 
-    with pytest.raises(UserError, match="give no demonstrations with a fault; leave out --few"):
-        shots(faultless)
+    tie = few_shot.Corpus(WORLD, CONSTITUTION, 0).comparison()[0], False
+    monkeypatch.setattr(few_shot.Corpus, "comparison", lambda _: tie)
+    for kind in (faultless, comparisons):
+        with pytest.raises(UserError, match="give no demonstrations with a fault; leave out --few"):
+            shots(kind)
 
 
 # --- who reads them ------------------------------------------------------------------------------

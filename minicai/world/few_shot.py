@@ -19,7 +19,8 @@ from minicai.world.content import World
 from minicai.world.corpus import Corpus
 
 DRAWS = 2000  # for one demonstration; some worlds and constitutions have none of a kind
-Stream = Iterator[tuple[list[str], bool]]  # without end: turns, and whether they find a fault
+# Without end: turns, and whether they find a fault. None is for turns that do not serve.
+Stream = Iterator[tuple[list[str], bool | None]]
 
 
 def chains(corpus: Corpus) -> Stream:
@@ -48,8 +49,8 @@ def comparisons(corpus: Corpus) -> Stream:
     """Comparisons of two answers, exactly one of which breaks the principle."""
     while True:
         turns, decided = corpus.comparison()
-        if decided:
-            yield [turn.content for turn in turns], turns[-1].content == OPTIONS[0]
+        first = turns[-1].content == OPTIONS[0]
+        yield [turn.content for turn in turns], first if decided else None
 
 
 def demonstrations(
