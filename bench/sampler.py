@@ -56,7 +56,7 @@ def transformers(llama, prompts, new_tokens, stops):
     width = max(map(len, prompts))
     ids = torch.tensor([[0] * (width - len(p)) + p for p in prompts], device=llama.device)
     mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts]).to(ids)
-    limits = dict(max_new_tokens=new_tokens, eos_token_id=stops or None)
+    limits = dict(max_new_tokens=new_tokens, eos_token_id=stops or None, pad_token_id=0)
     rows = llama.generate(ids, attention_mask=mask, do_sample=False, **limits)[:, width:].tolist()
     ends = [next((t + 1 for t, i in enumerate(row) if i in stops), len(row)) for row in rows]
     return [row[:end] for row, end in zip(rows, ends)]  # behind a stop there are pads

@@ -10,6 +10,8 @@ from minicai.device import commit, fast_dtype, hardware
 from minicai.gpt import GPT
 from minicai.tokenizer import BPE, Tokenizer
 
+BETA = 0.1  # of the KL penalty
+PPO_ADAMW = dict(betas=(0.9, 0.95), eps=1e-5, weight_decay=0.0)  # as in train_ppo.py
 NAMES = {  # ours -> Llama's
     r"attention\.(q|k|v)\.": r"self_attn.\1_proj.",
     r"attention\.out": "self_attn.o_proj",
@@ -69,7 +71,7 @@ def as_llama(model: GPT):
         rms_norm_eps=c.norm_eps,
         tie_word_embeddings=c.tie_embeddings,
         eos_token_id=None,
-        pad_token_id=0,
+        pad_token_id=None,  # the embedding of a pad would get no gradient
     )
     llama = LlamaForCausalLM(config)
     weights = {llama_name(name): value for name, value in model.state_dict().items()}

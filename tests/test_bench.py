@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from bench import dpo, sampler, training
+import minicai.ppo
+from bench import dpo, ppo, sampler, training
 
 MADE_FOR = "1.16.0"  # of TRL; another version may not have the private methods called here
 
@@ -74,3 +75,30 @@ def test_dpo_refuses_another_loss(refuses, smoke, monkeypatch):
     right = dpo.dpo_loss
     monkeypatch.setattr(dpo, "dpo_loss", lambda *logps, beta: right(*logps, beta=1.01 * beta))
     assert "the losses differ" in refuses(dpo.bench, "--out", smoke, "--steps", 1)
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_ppo(call, capsys, smoke, monkeypatch, installed):
+    if installed:
+        needs_trl()
+    else:
+        monkeypatch.setattr(ppo, "find_spec", lambda name: None)
+    call(ppo.bench, "--out", smoke, "--runs", 1)
+    said = rows(capsys)
+    assert said["seconds"] == ["gae", "grpo"] + (["TRL's", "grpo"] if installed else [])
+    tokens = [int(cell.replace(",", "")) for cell in said["tokens"]]
+    assert len(tokens) == (3 if installed else 2) and min(tokens) >= 16  # answers of an update
+    assert ("the" in said) == installed  # ... gradients differ by
+
+
+@pytest.mark.parametrize("broken", ["policy_loss", "kl_estimates"])
+def test_ppo_refuses_another_gradient(refuses, smoke, monkeypatch, broken):
+    """A clip range of 0.22, or a KL term that weighs one percent more."""
+    needs_trl()
+    right = getattr(minicai.ppo, broken)
+    wrong = {
+        "policy_loss": lambda *given: right(*given[:-1], 1.1 * given[-1]),
+        "kl_estimates": lambda *logps: [1.01 * k for k in right(*logps)],
+    }
+    monkeypatch.setattr(minicai.ppo, broken, wrong[broken])
+    assert "the gradients of" in refuses(ppo.bench, "--out", smoke)
