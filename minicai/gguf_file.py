@@ -57,13 +57,13 @@ def read_gguf(path) -> tuple[dict, dict[str, Tensor], BPE, str]:
         }
         settings = read_settings(path, fields, weights)
     except NotImplementedError as error:
-        raise UserError(f"{path} is quantised in a way that gguf cannot undo ({error})")
+        raise UserError(f"{path} cannot be dequantised: {error}; name another quantisation")
     except UserError:
         raise
     except Exception as error:
         reason = type(error).__name__
         raise UserError(f"{path} is damaged or no GGUF file ({reason}); download it again")
-    return settings, weights, bpe, fields.get("tokenizer.chat_template", "")
+    return settings, weights, bpe, str(fields.get("tokenizer.chat_template", ""))
 
 
 def check_supported(path, fields: dict):
@@ -71,10 +71,10 @@ def check_supported(path, fields: dict):
     if kind not in ("llama", "qwen2", "qwen3"):
         raise UserError(f"{path} holds a {kind!r} model; minicai reads llama, qwen2 and qwen3")
     if fields.get(f"{kind}.expert_count"):
-        raise UserError(f"{path} is a mixture of experts, which minicai has not; name another")
+        raise UserError(f"{path} is a mixture of experts, which minicai does not support")
     scaling = fields.get(f"{kind}.rope.scaling.type", "none")
     if scaling != "none":
-        raise UserError(f"{path} uses rope scaling {scaling!r}; minicai has Llama 3's only")
+        raise UserError(f"{path} uses rope scaling {scaling!r}; minicai supports Llama 3's")
     tokenizer = fields.get("tokenizer.ggml.model")
     if tokenizer != "gpt2":
         raise UserError(

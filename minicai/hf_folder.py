@@ -58,7 +58,7 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], BPE, str]:
     try:
         bpe = BPE.from_str(text)
     except Exception as error:
-        raise UserError(f"{folder / 'tokenizer.json'} is damaged ({error}); download it again")
+        raise UserError(f"{folder / 'tokenizer.json'} is no tokenizer ({error}); download it again")
     return settings, weights, bpe, read_template(folder)
 
 
@@ -77,9 +77,13 @@ def read_settings(path, config: dict) -> dict:
     if config.get("quantization_config"):
         raise UserError(f"{path} is of a quantised model; name the full one, or a GGUF file")
     if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"{path} has the activation {config['hidden_act']!r}; minicai has silu")
+        raise UserError(
+            f"{path} has the activation {config['hidden_act']!r}; minicai supports silu"
+        )
     if config.get("use_sliding_window"):
-        raise UserError(f"{path} wants a sliding window, which minicai has not; name another model")
+        raise UserError(
+            f"{path} wants a sliding window, which minicai does not support; name another"
+        )
     found = {ours: config.get(theirs) for ours, theirs in SETTINGS.items()}
     found["n_kv_head"] = found["n_kv_head"] or found["n_head"]
     if found["head_size"] is None:
@@ -91,7 +95,7 @@ def read_settings(path, config: dict) -> dict:
     found["rope_theta"] = rope["rope_theta"]
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind not in ("default", "llama3") or rope.get("partial_rotary_factor", 1) != 1:
-        raise UserError(f"{path} has rotary positions of type {kind!r}; minicai has Llama 3's only")
+        raise UserError(f"{path} has rotary positions of type {kind!r}; minicai supports Llama 3's")
     if kind == "llama3":
         found["rope_scaling"] = tuple(rope.get(key) for key in SCALING)
     return found

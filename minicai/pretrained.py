@@ -8,7 +8,7 @@
 transformers, vLLM and others load such a folder. There a typed text that spells a special token
 becomes that token; here it never does.
 
-Read are Llama, Qwen2 and Qwen3 with byte-level BPE. Left out: mixtures of experts, sliding
+Supported: Llama, Qwen2 and Qwen3 with byte-level BPE. Not supported: mixtures of experts, sliding
 windows, quantised safetensors, SentencePiece. Weights are float32 here.
 """
 
@@ -57,7 +57,10 @@ TO_HF = {ours: hf for ours, (hf, _) in NAMES.items()}
 
 
 def rename(name: str, names: dict[str, str]) -> str | None:
-    """ "blk.3.attn_q.bias" -> "blocks.3.attention.q.bias". None for a name that is not known."""
+    """A weight's name in other words, as blocks.3.norm1.weight for blk.3.attn_norm.weight.
+
+    None for a name that is not known.
+    """
     stem, _, kind = name.rpartition(".")
     layer = re.search(r"\.\d+\.", stem)
     layer = layer[0] if layer else ".N."
@@ -84,7 +87,7 @@ def load_pretrained(path, device="cpu") -> tuple[GPT, Tokenizer]:
     for name in list(weights):
         ours = rename(name, names)
         if ours is None:
-            raise UserError(f"{path} holds the weight {name!r}, which minicai's GPT has not")
+            raise UserError(f"{path} holds the weight {name!r}, which minicai does not support")
         weights[ours] = weights.pop(name)
     if "embed.weight" not in weights or weights["embed.weight"].ndim != 2:
         raise UserError(f"{path} holds no embeddings; download it again")
@@ -108,7 +111,9 @@ def read_tokenizer(path, bpe: BPE, template: str, rows: int) -> Tokenizer:
 
 def grow(weight: Tensor, rows: int) -> Tensor:
     """The weight with at least this many rows. A new row is the mean of the old ones."""
-    missing = max(0, rows - len(weight))
+    missing = rows - len(weight)
+    if missing <= 0:
+        return weight
     return torch.cat([weight, weight.mean(0, keepdim=True).expand(missing, -1)])
 
 
@@ -125,10 +130,10 @@ def build(path, settings: dict, weights: dict[str, Tensor]) -> GPT:
     )
     try:
         config = GPTConfig(len(weights["embed.weight"]), **settings, **parts)
-    except ValueError as error:
-        raise UserError(f"{path} has settings that do not fit together: {error}")
-    with torch.device("meta"):  # shapes only, so that no memory goes to sizes that no weight has
-        model = GPT(config)
+        with torch.device("meta"):  # shapes only: no memory for sizes that no weight has
+            model = GPT(config)
+    except (ValueError, RuntimeError) as error:
+        raise UserError(f"{path} has settings that do not fit together ({error}); name another")
     check_weights(path, {name: value.shape for name, value in model.state_dict().items()}, weights)
     model.load_state_dict(weights, assign=True)
     if tied:
@@ -159,7 +164,7 @@ def check_weights(path, shapes: dict[str, torch.Size], weights: dict[str, Tensor
         if name not in weights:
             raise UserError(f"{path} lacks the weight {name!r}; download it again")
         if name not in shapes:
-            raise UserError(f"{path} holds the weight {name!r}, which minicai's GPT has not")
+            raise UserError(f"{path} holds the weight {name!r}, which its settings do not have")
         if weights[name].shape != shapes[name]:
             found, wanted = tuple(weights[name].shape), tuple(shapes[name])
             raise UserError(f"{path} holds {name!r} of shape {found}; its settings want {wanted}")
