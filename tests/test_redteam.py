@@ -22,7 +22,7 @@ from minicai.data import collate, collate_responses, encode_turns, weighted_nll
 from minicai.files import UserError
 from minicai.gpt import GPT, GPTConfig, token_logps
 from minicai.jailbreak import each_word, lopo_word
-from minicai.prompts import read_prompts
+from minicai.prompts import Prompt, read_prompts
 from minicai.splits import held_out, split_of
 from minicai.tokenizer import Tokenizer
 from minicai.world import attacks, disguises
@@ -579,3 +579,14 @@ def test_a_file_of_safe_prompts_is_no_attack(out, monkeypatch, tmp_path, file):
         go(monkeypatch, out, "templates", "--prompts", tmp_path / "safe.jsonl")
     with pytest.raises(UserError, match="--prompts is for --mode templates"):
         go(monkeypatch, out, "zero_shot", "--prompts", file)
+
+
+def test_only_a_train_prompt_in_a_seen_framing_may_train():
+    found = {}
+    for framing in World(ROOT / "world").framings:
+        for split in ("train", "test"):
+            prompt = Prompt("7", ("zap",), "harmful", split)
+            attempt = attacks.Attempt(["please zap"], None, prompt, framing)
+            assert attempt.may_train == (split == "train" and not held_out(framing.id))
+            found[attempt.may_train] = attempt.plain
+    assert found == {True: ["zap"], False: ["zap"]}
