@@ -125,19 +125,22 @@ def test_each_answer_is_by_the_assistant_that_is_named(call, monkeypatch, tmp_pa
     rows = read_jsonl(tmp_path / "preferences.jsonl")
     declines = [t.text for t in WORLD.replies if t.use == "decline"]
     assert {tuple(row["by"]) for row in rows} == pairs
-    toned = set()  # whether an evasive answer has a rude or a preachy sentence
+    toned = set()  # the kind of a pair, and whether the evasive answer is rude or preachy
     for row in rows:
         assert row["a"] != row["b"]
         for name, text in zip(row["by"], (row["a"], row["b"])):
             if name == "evasive":
                 hedges = " could be " in text and row["type"] in ("legitimate", "sensitive")
                 assert hedges or any(decline in text for decline in declines)
-                toned.add(any(tone.text in text for tone in WORLD.tones))
+                toned.add((row["kind"], any(tone.text in text for tone in WORLD.tones)))
             elif name != "careless":
                 assert text.startswith(name) and text.endswith(" on " + " ".join(row["turns"]))
-    assert toned == (set() if "--iid" in options else {True, False})
+    both = {(kind, tone) for kind in ("ai", "human") for tone in (True, False)}
+    assert toned == (set() if "--iid" in options else both)
     types = {row["type"] for row in rows if row["kind"] == "ai"}
     assert "harmful" in types <= ({*LABELS} if "--prompts" in options else {*TYPES})
+    split = "train" if "--prompts" in options else STAGE2_SPLIT
+    assert {row["split"] for row in rows if row["kind"] == "ai"} == {split}
 
 
 def test_a_round_compares_each_revision_with_what_it_revised_or_with_the_policy(

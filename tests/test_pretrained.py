@@ -514,7 +514,8 @@ def test_gguf_files_of_each_kind_are_read(tmp_path, arch, pre):
     assert own.prompt(talk("a")) == tokenizer.prompt(talk("a"))
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3"])
+# Not qwen3: transformers ignores its key_length and takes 128 for every head size.
+@pytest.mark.parametrize("arch", ["llama", "qwen2"])
 def test_transformers_reads_the_same_from_a_gguf_file(tmp_path, arch):
     needs("gguf", "which reads the file")
     needs("transformers", "against which the logits are compared")
