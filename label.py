@@ -40,7 +40,7 @@ from minicai.files import (
     write_json,
     write_jsonl,
 )
-from minicai.judge import JUDGES, LABELS
+from minicai.judge import JUDGES, LABELS, STEPS
 from minicai.prompts import Prompt
 from minicai.rows import read_chains, tied
 from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
@@ -134,7 +134,7 @@ def add_labels(args, judge, base, tokenizer, rows, constitution: Constitution, r
     families, unlabelled = constitution.families, [row for row in rows if "p" not in row]
     pairs = [(row, constitution.draw(rng, family=f)) for row in unlabelled for f in families]
     turns, a, b = ([row[key] for row, _ in pairs] for key in ("plain", "a", "b"))
-    with tqdm(total=2 * len(pairs), desc="judge", unit=" answers") as bar:
+    with tqdm(total=STEPS * len(pairs), desc="judge", unit=" steps") as bar:
         verdicts = judge(base, tokenizer, turns, a, b, [w for _, w in pairs], bar.update)
     labelled = [row for row in rows if "p" in row]
     for (row, wording), v in zip(pairs, verdicts):

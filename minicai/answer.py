@@ -53,7 +53,7 @@ def answer(
     return [finished_text(tokenizer, c) for c in completions]
 
 
-def option_scores(model: GPT, prompts, options) -> list[list[float]]:
+def option_scores(model: GPT, prompts, options, progress=None) -> list[list[float]]:
     """log p(option | prompt) for each prompt's own options, summed over the option's tokens."""
     with autocast(model.embed.weight.device):
-        return score_options(model, prompts, options)
+        return score_options(model, prompts, options, progress)

@@ -16,7 +16,7 @@ from minicai.critique import BREAKS, KEEPS, critique_and_revise
 from minicai.data import collate_pairs, encode_pairs, pair_batches, row_lengths
 from minicai.exam import Exam, names_harm
 from minicai.gpt import GPT
-from minicai.judge import judge_by_critique
+from minicai.judge import STEPS, judge_by_critique
 from minicai.metrics import ece, length_alone, rate, rate_by_topic
 from minicai.report import STAGE_2, aligned, rate_rows
 from minicai.reward import RewardModel
@@ -68,7 +68,7 @@ def audit_judge(
         requests, a, b, wordings = zip(*pairs)
         texts = [[reply.text for reply in replies] for replies in (a, b)]
         turns = [list(r.turns) for r in requests]
-        with tqdm(total=2 * len(pairs), desc="audit of the judge", unit=" answers") as bar:
+        with tqdm(total=STEPS * len(pairs), desc="audit of the judge", unit=" steps") as bar:
             verdicts = judge(model, tokenizer, turns, *texts, wordings, bar.update)
         return [(*pair, v) for pair, v in zip(pairs, verdicts) if v is not None]
 

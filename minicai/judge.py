@@ -32,6 +32,7 @@ LABELS = {  # from the judge's probability to the label that training sees
     "hard": lambda p: 0.5 if tied(p) else float(p > 0.5),
     "clamp": lambda p: min(max(p, 0.4), 0.6),  # the paper's remedy for an overconfident judge
 }
+STEPS = 4  # in judging a pair: two critiques, and P(breaks) of each
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def judge_directly(
 ) -> list[Verdict]:
     """One verdict for each conversation, its two answers and a principle.
 
-    `progress` is called with the number of answers that have just been judged.
+    `progress` is called with the number of steps that are done. A pair has STEPS.
     """
     options = [[*tokenizer.encode(option), tokenizer.end] for option in OPTIONS]
     room = model.config.block_size - max(map(len, options))
@@ -73,7 +74,7 @@ def judge_directly(
             prompts.append(tokenizer.prompt(talk(*shots, question))[-room:])
     scores = option_scores(model, prompts, [options] * len(prompts))
     if progress:
-        progress(len(prompts))
+        progress(STEPS * len(conversations))
     p_first = [normalise(*pair) for pair in scores]
     return [Verdict(x, 1 - y) for x, y in zip(p_first[::2], p_first[1::2])]
 
@@ -99,7 +100,9 @@ def critiques_with_p(
             prompts.append(prompt[-(model.config.block_size - MAX_NEW_TOKENS) :])
             decided.append(i)
     options = [tokenizer.encode(f" {BREAKS}"), tokenizer.encode(f" {KEEPS}")]
-    scores = option_scores(model, prompts, [options] * len(prompts))
+    scores = option_scores(model, prompts, [options] * len(prompts), progress)
+    if progress:
+        progress(len(critiques) - len(prompts))
     p = dict(zip(decided, (normalise(*pair) for pair in scores)))
     return [(text, p.get(i)) for i, text in enumerate(critiques)]
 

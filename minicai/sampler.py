@@ -160,9 +160,7 @@ def generate(
     """
     k, p = (1 if limit is None else limit for limit in (top_k, top_p))
     if not (0 <= temperature < float("inf") and max_new_tokens >= 1 and k >= 1 and 0 < p <= 1):
-        raise ValueError(
-            "needs finite temperature >= 0, max_new_tokens, top_k >= 1, 0 < top_p <= 1"
-        )
+        raise ValueError("use finite temperature >= 0, max_new_tokens, top_k >= 1, 0 < top_p <= 1")
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     prompts = as_lists(model, prompts)
     stop_ids = frozenset(map(int, stop_ids))  # a tensor's entries would equal nothing
@@ -214,13 +212,13 @@ def decode(model: GPT, rows, noise: Tensor, draw, stop_ids, progress=None):
 
 @torch.inference_mode()
 def score_options(
-    model: GPT, prompts: list[list[int]], options: list[list[list[int]]]
+    model: GPT, prompts: list[list[int]], options: list[list[list[int]]], progress=None
 ) -> list[list[float]]:
     """log p(option | prompt) for each prompt's own options, summed over the option's tokens.
 
     The prompt runs once. Each option is then written behind it in the cache, over the one before.
-    The softmax is in float32, at temperature 1. Raises ValueError for a prompt without options, an
-    empty option, or a prompt that does not fit the context with its options.
+    The softmax is in float32, at temperature 1. `progress` is as in `generate`. Raises ValueError
+    for no options, an empty option, or a prompt that does not fit the context with its options.
     """
     prompts, block_size = as_lists(model, prompts), model.config.block_size
     if len(options) != len(prompts) or not all(row and all(row) for row in options):
@@ -247,4 +245,6 @@ def score_options(
             for i, value in zip(batch, sums):
                 if column < len(options[i]):
                     scores[i].append(value)
+        if progress:
+            progress(len(batch))
     return scores

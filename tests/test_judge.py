@@ -7,12 +7,13 @@ import torch
 
 from minicai import device
 from minicai import judge as judging
-from minicai.answer import MAX_NEW_TOKENS
+from minicai.answer import MAX_NEW_TOKENS, option_scores
 from minicai.constitution import Wording
 from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, comparison_prompt
 from minicai.gpt import GPT, GPTConfig
 from minicai.judge import (
     LABELS,
+    STEPS,
     Verdict,
     critiques_with_p,
     judge_by_critique,
@@ -62,7 +63,7 @@ def test_a_judge_that_always_says_a_is_worth_nothing(model, monkeypatch):
 
 
 def test_a_judge_that_knows_what_is_good_says_so_in_both_orders(model, monkeypatch):
-    def score(model, prompts, options):
+    def score(model, prompts, options, progress=None):
         texts = [TOKENIZER.decode(prompt) for prompt in prompts]
         return [[-0.1, -3.0] if "(A) good" in text else [-3.0, -0.1] for text in texts]
 
@@ -83,7 +84,7 @@ def test_swapping_the_answers_turns_the_verdict_round(model):
 def test_the_question_is_asked_in_both_orders_with_whole_options(model, monkeypatch):
     seen = []
 
-    def score(model, prompts, options):
+    def score(model, prompts, options, progress=None):
         seen.append((prompts, options))
         return [[-1.0, -2.0]] * len(prompts)
 
@@ -143,7 +144,7 @@ def scripted(monkeypatch):
             asked.extend(conversations)
             return critiques
 
-        def score(model, prompts, options):
+        def score(model, prompts, options, progress=None):
             scored.extend(zip(prompts, options, strict=True))
             return [[math.log(p), math.log(q)] for p, q in odds or [(0.5, 0.5)] * len(prompts)]
 
@@ -229,6 +230,27 @@ def test_p_breaks_is_none_without_a_response_or_without_a_verdict(model, scripte
     ]
     requests = [CRITIQUE_REQUEST.format(w.critique) for w in (OTHER, WORDING, WORDING, OTHER)]
     assert [question[2] for question in asked] == requests
+
+
+def test_progress_is_whole_only_when_the_answers_are_scored(model, monkeypatch):
+    done, before = [], []
+
+    def answer(model, tokenizer, conversations, progress):
+        progress(len(conversations))
+        return [f"x. {KEEPS}", "junk"] * 2
+
+    def score(*given):
+        before.append(sum(done))
+        return option_scores(*given)
+
+    monkeypatch.setattr(judging, "answer", answer)
+    monkeypatch.setattr(judging, "option_scores", score)
+    pairs = [["hi"]] * 2, ["a"] * 2, ["b"] * 2, [WORDING] * 2
+    judge_by_critique(model, TOKENIZER, *pairs, done.append)
+    assert before == [4] and done == [4, 2, 2] and sum(done) == 2 * STEPS
+    done.clear()
+    judge_directly(model, TOKENIZER, *pairs, done.append)
+    assert before == [4, 0] and sum(done) == 2 * STEPS
 
 
 def test_nothing_to_judge_gives_no_verdicts(model):
