@@ -164,7 +164,7 @@ def judge_prompts(monkeypatch, judge, shots) -> tuple[list, list, list]:
         answered.extend(dialogues)
         return [f"yes. {KEEPS}"] * len(dialogues)
 
-    def score(model, prompts, options):
+    def score(model, prompts, options, progress=None):
         scored.append((prompts, options))
         return [[-1.0, -2.0]] * len(prompts)
 
