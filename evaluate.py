@@ -137,7 +137,7 @@ def evaluate():
     checkpoints, constitution = choose(args), Constitution(args.constitution)
     if "base" in [checkpoint.stem for checkpoint in checkpoints]:
         constitution.audited(test=True)  # without held-out wordings it stops here, not after hours
-    world = World(args.world, args.world_share)
+    world = World.of(args)
     exam = Exam(world, args.eval_n, args.exam_seed, args.split)
     make_folder(logs)
     results = dict(schema=2, world=args.world.name, seed=args.seed, preset=args.preset)

@@ -162,7 +162,7 @@ def options():
 
 def label():
     args = options()
-    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
+    world, constitution = World.of(args), Constitution(args.constitution)
     path = args.out / f"{artifact('preferences', args)}.jsonl"
     if args.explain is not None:
         return print(explanation(path, args.explain, constitution))

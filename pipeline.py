@@ -53,7 +53,7 @@ def round_steps(rounds: int, out) -> list[tuple]:
 
 def check(args):
     """Draw one of everything that a step will draw: say what is missing before the first hour."""
-    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
+    world, constitution = World.of(args), Constitution(args.constitution)
     rng = random.Random(0)
     Corpus(world, constitution, 0)
     Exam(world, 1, 0)

@@ -128,7 +128,7 @@ def load_team(args, mode: str) -> RedTeam:
         seed=args.seed,
         out=args.out,
         device=args.device,
-        world=World(args.world, args.world_share),
+        world=World.of(args),
         constitution=Constitution(args.constitution),
     )
 

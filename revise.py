@@ -114,7 +114,7 @@ def options():
 
 def revise():
     args = options()
-    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
+    world, constitution = World.of(args), Constitution(args.constitution)
     if args.without:
         constitution = constitution.without(args.without)
     path = args.out / f"{artifact('revisions', args)}.jsonl"

@@ -1,10 +1,15 @@
-"""Train a tokenizer and a helpful-only base model on the world's corpus, from random weights.
+"""Train a helpful-only base model on the world's corpus, from random or from pretrained weights.
 
     python train_base.py                     # quick preset: about five minutes on 2 cores
     python train_base.py --preset smoke      # seconds, to see it run
+    python train_base.py --init MODEL.gguf   # a pretrained model, or a Hugging Face folder
 
-reads   world/, constitution.json (demonstrations use its wordings)
+reads   world/, constitution.json (demonstrations use its wordings); prompts/general.txt with --init
 writes  OUT/base.pt, OUT/tokenizer.json; log in OUT/train_base.jsonl
+
+A pretrained model brings its tokenizer and chat format. It learns from a shorter corpus (preset
+`real`) with more acts, in which about one document in seven is an answer of its own
+(minicai/voice.py). Only its upper layers are trained, here and in all later trainings.
 
 A killed run continues from its last save, OUT/train_base.state.pt; no other script goes on in the
 middle. Left out: data from the internet, a validation split (evaluate.py is the test), gradient
@@ -13,8 +18,10 @@ accumulation.
 
 import random
 import time
+from pathlib import Path
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from minicai.constitution import Constitution
@@ -23,25 +30,34 @@ from minicai.files import UserError, load_state, save_checkpoint, save_state
 from minicai.gpt import GPT, GPTConfig
 from minicai.log import TrainingLog
 from minicai.optim import make_optimizers, optimizer_step, set_lr
+from minicai.pretrained import load_pretrained
 from minicai.run import BLOCK_SIZE, above_zero, main, parser, positive, setup
 from minicai.tokenizer import Tokenizer
+from minicai.voice import mean_loss, own_answers, questions
 from minicai.world.content import World
-from minicai.world.corpus import Corpus
+from minicai.world.corpus import PRETRAINED_SHARE, SHARE, Corpus
 
 SAVE_SECONDS = 120
 FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
+OWN_VOICE = 1 / 6  # of a pretrained model: its own answers, for each document of the corpus
+HELD_OUT = 64  # more answers of its own, to measure what is left of its voice
 
 
-def write_corpus(args) -> tuple[Tokenizer, list[Example]]:
-    """The tokenizer and the encoded corpus. The same seed gives the same of both."""
-    world, constitution = World(args.world, args.world_share), Constitution(args.constitution)
+def write_corpus(args, tokenizer: Tokenizer | None) -> tuple[Tokenizer, list[Example]]:
+    """The tokenizer, a new one if None is given, and the encoded corpus.
+
+    The same seed gives the same of both.
+    """
+    world, constitution = World.of(args), Constitution(args.constitution)
 
     def documents(n):
-        return Corpus(world, constitution, args.seed).documents(n)
+        shares = PRETRAINED_SHARE if args.init else SHARE
+        return Corpus(world, constitution, args.seed, shares).documents(n)
 
-    sample = documents(min(args.documents, FOR_TOKENIZER))
-    texts = (turn.content for document in sample for turn in document)
-    tokenizer = Tokenizer.train(texts, args.vocab_size)
+    if tokenizer is None:
+        sample = documents(min(args.documents, FOR_TOKENIZER))
+        texts = (turn.content for document in sample for turn in document)
+        tokenizer = Tokenizer.train(texts, args.vocab_size)
     examples = []
     bar = tqdm(documents(args.documents), total=args.documents, desc="corpus", unit=" documents")
     rng = np.random.default_rng(args.seed)
@@ -56,6 +72,29 @@ def write_corpus(args) -> tuple[Tokenizer, list[Example]]:
     if len(fitting) < len(examples):
         print(f"{len(examples) - len(fitting)} documents are longer than the context and left out")
     return tokenizer, fitting
+
+
+def answers_before_training(args, model: GPT, tokenizer: Tokenizer) -> list[list[Example]]:
+    """The pretrained model's own answers: those to train on, and the held-out ones."""
+    world, n = World.of(args), round(OWN_VOICE * args.documents)
+    found = []
+    with tqdm(total=n + HELD_OUT, desc="answers of its own", unit=" texts") as bar:
+        for split, count in (("train", n), ("test", HELD_OUT)):
+            asked = questions(world, split, count, args.seed)
+            found.append(own_answers(model, tokenizer, asked, args.seed, bar.update))
+    return found
+
+
+def new_model(args, vocab_size: int) -> GPT:
+    layers = (args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden)
+    # An output head of its own costs no time, and the base learns faster with it.
+    return GPT(GPTConfig(vocab_size, *layers, BLOCK_SIZE, tie_embeddings=False)).to(args.device)
+
+
+def adamw(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
+    """For pretrained weights. Muon's steps are for weights that are still to be found."""
+    kept = [p for p in model.parameters() if p.requires_grad]
+    return [torch.optim.AdamW(kept, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
 def resume(path, model: GPT, optimizers, options: dict) -> int:
@@ -75,15 +114,28 @@ def resume(path, model: GPT, optimizers, options: dict) -> int:
 def train():
     p = parser(__doc__)
     p.add_argument("--documents", type=positive, help="size of the corpus, which is read once")
-    p.add_argument("--lr", dest="base_lr", type=above_zero, help="peak learning rate of Muon")
+    p.add_argument(
+        "--lr", dest="base_lr", type=above_zero, help="peak of Muon; of AdamW with --init"
+    )
+    p.add_argument("--init", type=Path, help="pretrained model: Hugging Face folder or .gguf file")
+    p.add_argument("--layers", type=positive, default=20, help="of --init to train, the upper ones")
     args = setup(p)
-    tokenizer, examples = write_corpus(args)
+    if args.preset == "real" and not args.init:
+        raise UserError("--preset real is for pretrained models; name one with --init")
+    model, tokenizer, held_out = None, None, []
+    if args.init:
+        model, tokenizer = load_pretrained(args.init, args.device)
+    tokenizer, examples = write_corpus(args, tokenizer)
+    if args.init:
+        own, held_out = answers_before_training(args, model, tokenizer)
+        examples += own
+        before = mean_loss(model, tokenizer, held_out)
+        model.freeze(max(0, model.config.n_layer - args.layers))
+        optimizers = adamw(model, args.base_lr)
+    else:
+        model = new_model(args, tokenizer.vocab_size)
+        optimizers = make_optimizers(model, args.base_lr)
     batches = list(make_batches(examples, args.batch_tokens, random.Random(args.seed)))
-    layers = (args.n_layer, args.n_head, args.n_head, args.n_embd, args.n_hidden)
-    # An output head of its own costs no time, and the base learns faster with it.
-    config = GPTConfig(tokenizer.vocab_size, *layers, BLOCK_SIZE, tie_embeddings=False)
-    model = GPT(config).to(args.device)
-    optimizers = make_optimizers(model, args.base_lr)
     state_path, options = (
         args.out / "train_base.state.pt",
         {k: str(v) for k, v in vars(args).items()},
@@ -104,6 +156,9 @@ def train():
             weights = dict(model=model.state_dict(), optimizers=states)
             save_state(state_path, step=step + 1, options=options, **weights)
 
+    if held_out:
+        after = mean_loss(model, tokenizer, held_out)
+        print(f"loss on {len(held_out)} held-out answers of its own: {before:.3f}, now {after:.3f}")
     (args.out / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
     save_checkpoint(args.out / "base.pt", model, tokenizer, args)
     state_path.unlink(missing_ok=True)

@@ -138,7 +138,7 @@ def true_reward(grader, tokenizer, requests, completions) -> dict[str, float]:
 
 def train():
     args = options()
-    kind, name, world = args.advantage, artifact("ppo", args), World(args.world, args.world_share)
+    kind, name, world = args.advantage, artifact("ppo", args), World.of(args)
     gpt, tokenizer, reward = load(args)
     reference, actor = copy.deepcopy(gpt), Actor(gpt).to(args.device)
     optimizer = torch.optim.AdamW(

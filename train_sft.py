@@ -60,7 +60,7 @@ def helpful_answers(args, base, tokenizer, n: int) -> list[dict]:
 
     Phrasings that draw an insult or a sermon from the base are left out: revisions unlearn those.
     """
-    world, rng = World(args.world, args.world_share), random.Random(f"helpful {args.seed}")
+    world, rng = World.of(args), random.Random(f"helpful {args.seed}")
     part = Part(world, "train", without=[p for p in world.phrasings if p.draws])
     requests = []
     for request in draw_prompts(part, n, rng, HELPFUL):
@@ -79,7 +79,7 @@ def helpful_answers(args, base, tokenizer, n: int) -> list[dict]:
 
 def replay(args, tokenizer) -> Iterator[Example]:
     """Pretraining documents without end. Names come twice as often: they are forgotten first."""
-    corpus = Corpus(World(args.world, args.world_share), None, f"{args.seed} again")
+    corpus = Corpus(World.of(args), None, f"{args.seed} again")
     kinds = [corpus.reading, corpus.name, corpus.knowledge, corpus.name, corpus.knowledge]
     for kind in cycle([*kinds, corpus.code] if corpus.codes else kinds):
         turns = [(t.role, t.content, t.weight if t.role == "document" else 0.0) for t in kind()]

@@ -76,7 +76,7 @@ def bench():
     gpt, tokenizer = load_policy(args.out / "sft.pt", args.device)
     reward, _, _ = RewardModel.load(args.out / "rm.pt", args.device)
     models = gpt, tokenizer, reward
-    part, has_trl = Part(World(args.world, args.world_share), STAGE2_SPLIT), find_spec("trl")
+    part, has_trl = Part(World.of(args), STAGE2_SPLIT), find_spec("trl")
     if has_trl:
         distance, name = gradient_distance(*models, part, args)
         if not distance < 1e-4:

@@ -65,7 +65,7 @@ def transformers(llama, prompts, new_tokens, stops):
 def trained(args):
     """OUT/sft.pt, requests, and the end token."""
     model, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    part, rng = Part(World(args.world, args.world_share), STAGE2_SPLIT), random.Random(args.seed)
+    part, rng = Part(World.of(args), STAGE2_SPLIT), random.Random(args.seed)
     turns = [list(request.turns) for request in draw_prompts(part, max(args.rows), rng)]
     return (
         model,

@@ -83,8 +83,8 @@ def run():
     wording = Constitution(args.constitution).draw(random.Random(args.seed), family="harmlessness")
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     exam, grader, found = (
-        Exam(World(args.world, args.world_share), args.eval_n, 0),
-        Grader(World(args.world, args.world_share)),
+        Exam(World.of(args), args.eval_n, 0),
+        Grader(World.of(args)),
         {},
     )
     asked = [(s, r) for s in (*PLAIN, *HARMFUL, *BENIGN) for r in exam.sets[s][::4]]

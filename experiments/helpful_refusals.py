@@ -52,7 +52,7 @@ def run():
     wording = Constitution(args.constitution).draw(random.Random(args.seed), family="harmlessness")
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     exam, found, table = (
-        Exam(World(args.world, args.world_share), args.eval_n, 0),
+        Exam(World.of(args), args.eval_n, 0),
         {},
         [["percent", *KEYS]],
     )

@@ -115,8 +115,8 @@ def measure(args) -> dict[str, list[dict]]:
     """The errors at every alpha, by stage. Prints a table of each."""
     base, tokenizer = load_policy(args.out / "base.pt", args.device)
     exam, grader = (
-        Exam(World(args.world, args.world_share), args.eval_n, 0),
-        Grader(World(args.world, args.world_share)),
+        Exam(World.of(args), args.eval_n, 0),
+        Grader(World.of(args)),
     )
     asked = [(name, r) for name in (*PLAIN, *HARMFUL, *BENIGN) for r in exam.sets[name][::4]]
     paths, lines = args.checkpoints or [p for p in stages(args.out) if p.stem != "base"], {}

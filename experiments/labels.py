@@ -31,7 +31,7 @@ def labels():
     args = setup(p)
     judged = read_jsonl(args.out / "preferences.jsonl", required=("kind", "p"))
     policy, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    exam = Exam(World(args.world, args.world_share), args.eval_n, seed=0)
+    exam = Exam(World.of(args), args.eval_n, seed=0)
 
     rows = [["percent", "right on held-out acts", "calibration error", "right on own samples"]]
     for name, label in LABELS.items():

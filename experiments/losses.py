@@ -108,7 +108,7 @@ def losses():
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
 
     reference, tokenizer = load_policy(args.out / "sft.pt", args.device)
-    part = Part(World(args.world, args.world_share), "train")
+    part = Part(World.of(args), "train")
     conversations = [list(r.turns) for r in draw_prompts(part, SAMPLES, random.Random("kl"))]
     block_size, files = reference.config.block_size, [args.out / "preferences.jsonl"]
     pairs = read_pairs(files, tokenizer, 1 / 3, block_size, random.Random(0))[:PAIRS]

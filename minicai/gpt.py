@@ -33,6 +33,7 @@ class GPTConfig:
     qkv_bias: bool = False  # Qwen2: queries, keys and values have biases
     qk_norm: bool = False  # Qwen3: RMSNorm over each head's query and key
     rope_scaling: tuple | None = None  # Llama 3.1: see `rope_table`
+    n_frozen: int = 0  # the lowest blocks, which keep their weights in every training; see `freeze`
 
     def __post_init__(self):
         self.head_size = self.head_size or self.n_embd / self.n_head
@@ -203,6 +204,13 @@ class GPT(nn.Module):
                 nn.init.normal_(last.weight, std=0.02 / math.sqrt(2 * config.n_layer))
         if config.tie_embeddings:
             self.head.weight = self.embed.weight
+        self.freeze(config.n_frozen)
+
+    def freeze(self, n: int):
+        """Leave the n lowest blocks, the embeddings and the head as they are in every training."""
+        self.config.n_frozen = n
+        for part in (self.embed, self.head, *self.blocks[:n]) if n else ():
+            part.requires_grad_(False)
 
     @staticmethod
     def _init(module):

@@ -31,29 +31,31 @@ try:
 except ImportError:  # Windows has no such locks, and goes without
     fcntl = None
 
-PRESETS = ("smoke", "quick", "full")
-SIZES = {  # by preset. Tokens count padding and prompts too.
-    "world_share": (1.0, 0.45, 1.0),
-    "n_layer": (2, 4, 4),
-    "n_head": (1, 5, 4),
-    "n_embd": (64, 160, 256),
-    "n_hidden": (160, 432, 704),
-    "vocab_size": (1024, 2048, 2048),
-    "documents": (2000, 22_000, 80_000),
-    "batch_tokens": (1024, 2048, 2048),
-    "base_lr": (0.015, 0.02, 0.015),
-    "requests": (48, 250, 1200),
-    "sft_epochs": (1, 3, 3),
-    "sft_lr": (1e-3, 1e-3, 1e-3),
-    "comparisons": (24, 500, 1000),
-    "dpo_lr": (3e-4, 3e-4, 1e-4),
-    "rm_epochs": (1, 3, 4),
-    "rm_lr": (3e-4, 1e-3, 1e-3),
-    "ppo_updates": (2, 10, 12),
-    "ppo_episodes": (16, 128, 256),
-    "ppo_lr": (3e-5, 1e-4, 1e-4),
-    "attempts": (36, 135, 270),
-    "eval_n": (8, 100, 300),
+PRESETS = ("smoke", "quick", "full", "real")
+# By preset. Tokens count padding and prompts too. A pretrained model, `real`, has its own shape.
+SIZES = {
+    "world_share": (1.0, 0.45, 1.0, 1.0),
+    "more_acts": (False, False, False, True),
+    "n_layer": (2, 4, 4, 0),
+    "n_head": (1, 5, 4, 0),
+    "n_embd": (64, 160, 256, 0),
+    "n_hidden": (160, 432, 704, 0),
+    "vocab_size": (1024, 2048, 2048, 0),
+    "documents": (2000, 22_000, 80_000, 6000),
+    "batch_tokens": (1024, 2048, 2048, 2048),
+    "base_lr": (0.015, 0.02, 0.015, 3e-4),
+    "requests": (48, 250, 1200, 250),
+    "sft_epochs": (1, 3, 3, 2),
+    "sft_lr": (1e-3, 1e-3, 1e-3, 1e-4),
+    "comparisons": (24, 500, 1000, 300),
+    "dpo_lr": (3e-4, 3e-4, 1e-4, 2e-5),
+    "rm_epochs": (1, 3, 4, 2),
+    "rm_lr": (3e-4, 1e-3, 1e-3, 1e-4),
+    "ppo_updates": (2, 10, 12, 6),
+    "ppo_episodes": (16, 128, 256, 64),
+    "ppo_lr": (3e-5, 1e-4, 1e-4, 1e-5),
+    "attempts": (36, 135, 270, 60),
+    "eval_n": (8, 100, 300, 60),
 }
 BLOCK_SIZE = 1024
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,7 +108,8 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
         action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
         action.metavar = "N"
     args = p.parse_args(argv)
-    args.preset = choose_preset(args.preset, args.out)
+    pretrained = getattr(args, "init", None) and "real"
+    args.preset = choose_preset(args.preset or pretrained, args.out)
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
             setattr(args, name, values[PRESETS.index(args.preset)])

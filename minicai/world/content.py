@@ -30,6 +30,7 @@ from minicai.world.parse import (
 KINDS = ("everyday", "lookalike", "dual_use", "harmful", "sensitive")
 # From easy to hard to read: a small part of a world leaves out the last ones.
 TECHNIQUES = ("role_play", "hypothetical", "injection", "escalation", "many_shot")
+PLAIN_TECHNIQUES = len(TECHNIQUES)
 TECHNIQUES += ("typos", "leetspeak", "toy_language", "base64")
 INTENTS = ("legitimate", "malicious")
 SEEN = ("often", "seldom", "never")
@@ -139,7 +140,8 @@ class World:
     all else. A small model learns a small world in minutes.
 
     With `more` it also has the acts of more_acts.jsonl. They name every usual kind of harm, for a
-    pretrained model that is to recognise harm in the requests of real people.
+    pretrained model that is to recognise harm in the requests of real people. Its jailbreaks are
+    those that need no decoding: such a model sees too few documents to learn a code.
     """
 
     def __init__(self, path="world", share: float = 1.0, more: bool = False):
@@ -163,7 +165,7 @@ class World:
         self.framings = self._read("framings", Framing, check_framing)
         self.replies = self._read("replies", Template, partial(check_text, REPLIES), "for")
         self.documents = self._read("documents", Template, partial(check_text, DOCUMENTS), "about")
-        kept = TECHNIQUES[: math.ceil(share * len(TECHNIQUES))]
+        kept = TECHNIQUES[: PLAIN_TECHNIQUES if more else math.ceil(share * len(TECHNIQUES))]
         self.framings = [framing for framing in self.framings if framing.technique in kept]
         self._check_coverage()
         self.attributes = {}  # kind of name -> attribute -> all its values
@@ -172,6 +174,11 @@ class World:
                 values = self.attributes.setdefault(fact.kind, {}).setdefault(attribute, [])
                 if value not in values:
                     values.append(value)
+
+    @classmethod
+    def of(cls, args) -> "World":
+        """The world of a script's options."""
+        return cls(args.world, args.world_share, args.more_acts)
 
     @staticmethod
     def templates(which: list[Template], use: str, severity: str = "") -> list[Template]:

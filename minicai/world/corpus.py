@@ -29,6 +29,16 @@ SHARE = {  # method of Corpus -> share of the documents
     "critique": 0.23,
     "compare": 0.02,
 }
+PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
+    "dialogue": 0.18,
+    "disguise": 0.07,
+    "knowledge": 0.05,
+    "reading": 0.10,
+    "name": 0.04,
+    "principle": 0.03,
+    "critique": 0.48,
+    "compare": 0.05,
+}
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
 
 
@@ -42,8 +52,9 @@ def thinned(text: str, rng: Random) -> str:
 class Corpus(Documents):
     """The documents that the base model is trained on. Demonstrations need the constitution."""
 
-    def __init__(self, world: World, constitution: Constitution | None, seed):
+    def __init__(self, world: World, constitution: Constitution | None, seed, shares=SHARE):
         super().__init__(world, seed)
+        self.shares = {kind: s for kind, s in shares.items() if kind != "code" or self.codes}
         self.constitution, self.demo = constitution, Part(world, "demo")
         self.demo_names = [fact for fact in self.demo.facts if fact.facts]
         for what, found in (
@@ -55,8 +66,7 @@ class Corpus(Documents):
                 raise UserError(f"{world.path}/{what}, which the demonstrations need; add some")
 
     def documents(self, n: int) -> Iterator[list[Turn]]:
-        shares = {kind: s for kind, s in SHARE.items() if kind != "code" or self.codes}
-        for kind in self.rng.choices(list(shares), shares.values(), k=n):
+        for kind in self.rng.choices(list(self.shares), self.shares.values(), k=n):
             yield getattr(self, kind)()
 
     def principle(self) -> list[Turn]:
