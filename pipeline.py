@@ -3,6 +3,7 @@
     python pipeline.py                       # quick preset: 10 to 20 minutes on 2 cores
     python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
     python pipeline.py --preset smoke        # a minute or two, to see that everything runs
+    python pipeline.py --init MODEL.gguf     # a pretrained model: see train_base.py
 
 It prints every command before it runs it and stops at the first failure. Run it again to go on
 after the last finished step: OUT/pipeline.json has the seconds that each step took. When a step
@@ -12,6 +13,7 @@ page to open in a browser: OUT/report.html.
 
 import os
 import random
+from pathlib import Path
 
 from minicai.constitution import Constitution
 from minicai.exam import Exam
@@ -72,11 +74,14 @@ def check(args):
 def pipeline():
     p = parser(__doc__)
     p.add_argument("--rounds", type=int, default=0, choices=range(10), help="of feedback (0)")
+    p.add_argument("--init", type=Path, help="pretrained model: Hugging Face folder or .gguf file")
     args = setup(p)
     check(args)
     record, path = read_json(args.out / "pipeline.json", {}), args.out / "pipeline.json"
     settings = dict(preset=args.preset, seed=args.seed, world=os.path.relpath(args.world, ROOT))
     settings["constitution"] = os.path.relpath(args.constitution, ROOT)
+    if args.init:
+        settings["init"] = str(args.init.resolve())
     seconds = record.get("seconds", {})
     whole = isinstance(seconds, dict) and all(type(s) in (int, float) for s in seconds.values())
     if record.get("settings", settings) != settings or not whole:
@@ -91,6 +96,8 @@ def pipeline():
         for later in order[order.index(name) :]:
             seconds.pop(later, None)
         write_json(path, record)
+        if name == "train_base" and args.init:
+            own = ("--init", args.init)
         seconds[name] = round(run_script(name.split()[0], args, *own), 1)
         write_json(path, record)
     seconds["evaluate"] = round(run_script("evaluate", args), 1)

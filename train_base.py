@@ -9,7 +9,7 @@ writes  OUT/base.pt, OUT/tokenizer.json; log in OUT/train_base.jsonl
 
 A pretrained model brings its tokenizer and chat format. It learns from a shorter corpus (preset
 `real`) with more acts, in which about one document in seven is an answer of its own
-(minicai/voice.py). Only its upper layers are trained, here and in all later trainings.
+(minicai/world/voice.py). Only its upper layers are trained, here and in all later trainings.
 
 A killed run continues from its last save, OUT/train_base.state.pt; no other script goes on in the
 middle. Left out: data from the internet, a validation split (evaluate.py is the test), gradient
@@ -33,9 +33,9 @@ from minicai.optim import make_optimizers, optimizer_step, set_lr
 from minicai.pretrained import load_pretrained
 from minicai.run import BLOCK_SIZE, above_zero, main, parser, positive, setup
 from minicai.tokenizer import Tokenizer
-from minicai.voice import mean_loss, own_answers, questions
 from minicai.world.content import World
 from minicai.world.corpus import PRETRAINED_SHARE, SHARE, Corpus
+from minicai.world.voice import mean_loss, own_answers, questions
 
 SAVE_SECONDS = 120
 FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
@@ -43,15 +43,15 @@ OWN_VOICE = 1 / 6  # of a pretrained model: its own answers, for each document o
 HELD_OUT = 64  # more answers of its own, to measure what is left of its voice
 
 
-def write_corpus(args, tokenizer: Tokenizer | None) -> tuple[Tokenizer, list[Example]]:
-    """The tokenizer, a new one if None is given, and the encoded corpus.
+def write_corpus(args, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, list[Example]]:
+    """The tokenizer of a pretrained model, or a new one, and the encoded corpus.
 
     The same seed gives the same of both.
     """
     world, constitution = World.of(args), Constitution(args.constitution)
+    shares = PRETRAINED_SHARE if tokenizer else SHARE
 
     def documents(n):
-        shares = PRETRAINED_SHARE if args.init else SHARE
         return Corpus(world, constitution, args.seed, shares).documents(n)
 
     if tokenizer is None:

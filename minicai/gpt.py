@@ -1,5 +1,5 @@
 """A Llama-shaped GPT: RMSNorm before attention and MLP, rotary positions, SwiGLU, grouped-query
-attention. Its last four settings are for pretrained weights (pretrained.py).
+attention. Its last five settings are for pretrained weights (pretrained.py).
 
 Dimensions: B batch, T time, S cache slots, C channels (n_embd), H query heads, G key/value heads,
 D head size, V vocabulary.
@@ -38,14 +38,10 @@ class GPTConfig:
     def __post_init__(self):
         self.head_size = self.head_size or self.n_embd / self.n_head
         if self.head_size % 2:  # odd, or no whole number
-            raise ValueError(
-                f"n_embd {self.n_embd} must split into {self.n_head} heads of even size"
-            )
+            raise ValueError(f"n_embd {self.n_embd} is not {self.n_head} heads of even size")
         self.head_size = int(self.head_size)
         if self.n_head % self.n_kv_head:
-            raise ValueError(
-                f"n_head {self.n_head} must be a multiple of n_kv_head {self.n_kv_head}"
-            )
+            raise ValueError(f"n_head {self.n_head} is no multiple of n_kv_head {self.n_kv_head}")
 
 
 class KVCache:

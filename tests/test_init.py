@@ -1,0 +1,174 @@
+"""A pretrained model as the base: what is trained, what stays, and what is left of its voice."""
+
+import copy
+from argparse import Namespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import minicai.run
+import pipeline
+import train_base
+from minicai.files import UserError, load_policy, save_checkpoint
+from minicai.gpt import GPT, GPTConfig
+from minicai.prompts import prompts_of
+from minicai.run import ROOT
+from minicai.tokenizer import Tokenizer
+from minicai.world import voice
+from minicai.world.content import TECHNIQUES, World
+
+TOKENIZER = Tokenizer.train(["How do I bake bread? Mix flour, water and yeast."] * 9, 300)
+
+
+def pretrained(*_) -> tuple[GPT, Tokenizer]:
+    """A model of four layers that nobody has trained."""
+    torch.manual_seed(1)
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, 4, 2, 1, 16, 24, 2048))
+    return model.eval(), copy.deepcopy(TOKENIZER)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(train_base, "load_pretrained", pretrained)
+    monkeypatch.setattr(train_base, "HELD_OUT", 6)
+    for name, size in dict(documents=60, base_lr=1e-3).items():
+        monkeypatch.setitem(minicai.run.SIZES, name, (size,) * len(minicai.run.PRESETS))
+
+
+def moved(before: GPT, after: GPT) -> set[str]:
+    other = after.state_dict()
+    return {name for name, value in before.state_dict().items() if not value.equal(other[name])}
+
+
+def test_only_the_upper_layers_are_trained_and_the_checkpoint_remembers_it(call, tmp_path, capsys):
+    call(train_base.train, "--out", tmp_path, "--init", "any", "--layers", 1)
+    model, tokenizer = load_policy(tmp_path / "base.pt")
+    changed = moved(pretrained()[0], model)
+    upper = {name for name in model.state_dict() if name.startswith(("blocks.3", "norm."))}
+    assert changed == upper and tokenizer.to_json() == TOKENIZER.to_json()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained == upper, "in later trainings too"
+    assert "loss on 6 held-out answers of its own: " in capsys.readouterr().out
+
+
+def test_with_all_layers_everything_is_trained(call, tmp_path):
+    call(train_base.train, "--out", tmp_path, "--init", "any", "--layers", 9)
+    model, _ = load_policy(tmp_path / "base.pt")
+    assert moved(pretrained()[0], model) == set(model.state_dict())
+
+
+def test_a_killed_training_goes_on_to_the_same_weights(call, monkeypatch, tmp_path):
+    monkeypatch.setattr(train_base, "SAVE_SECONDS", -1)
+    options = ("--init", "any", "--layers", 2)
+    call(train_base.train, "--out", tmp_path / "whole", *options)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        step, calls = train_base.optimizer_step, []
+
+        def killed(*args):
+            calls.append(args)
+            if len(calls) > 5:
+                raise KeyboardInterrupt
+            step(*args)
+
+        patch.setattr(train_base, "optimizer_step", killed)
+        call(train_base.train, "--out", tmp_path / "killed", *options)
+    call(train_base.train, "--out", tmp_path / "killed", *options)
+    models = [load_policy(tmp_path / name / "base.pt")[0] for name in ("whole", "killed")]
+    assert not moved(*models)
+
+
+def test_the_corpus_of_a_pretrained_model_has_its_own_shares(call, monkeypatch, tmp_path):
+    seen = []
+    monkeypatch.setattr(train_base, "Corpus", lambda *args: seen.append(args) or real(*args))
+    from minicai.world.corpus import PRETRAINED_SHARE, SHARE
+    from minicai.world.corpus import Corpus as real
+
+    call(train_base.train, "--out", tmp_path, "--init", "any")
+    assert seen and all(args[3] is PRETRAINED_SHARE for args in seen)
+    assert sum(PRETRAINED_SHARE.values()) == pytest.approx(1) == pytest.approx(sum(SHARE.values()))
+
+
+def test_own_answers_are_learned_and_their_questions_read():
+    model, tokenizer = pretrained()
+    asked = [["How do I bake bread?"], ["And pies?"]]
+    for example, turns in zip(voice.own_answers(model, tokenizer, asked, seed=0), asked):
+        prompt = tokenizer.prompt([dict(role="user", content=turns[0])])
+        n = len(prompt)
+        assert example.ids[:n].tolist() == prompt and not example.weights[:n].any()
+        assert len(example.ids) > n and (example.weights[n:] == 1).all()
+
+
+def test_the_loss_is_the_mean_over_all_learned_tokens():
+    """Against one row at a time, token by token."""
+    model, tokenizer = pretrained()
+    model.blocks[0].mlp.down.weight.data *= 20  # so that the losses of tokens differ
+    examples = voice.own_answers(model, tokenizer, [["a"], ["bb cc"], ["d e f"]], seed=0)
+    losses = []
+    for example in examples:
+        ids = torch.tensor(example.ids, dtype=torch.long)
+        logits = model(ids[None, :-1])[0]
+        for t in range(1, len(ids)):
+            if example.weights[t]:
+                losses.append(F.cross_entropy(logits[t - 1], ids[t]).item())
+    expected = sum(losses) / len(losses)
+    found = voice.mean_loss(model, tokenizer, examples, batch_tokens=200)
+    assert found == pytest.approx(expected, rel=2e-3)  # bfloat16 on some machines
+
+
+def test_held_out_questions_are_never_trained_on():
+    world = World(ROOT / "world", more=True)
+    train, test = (voice.questions(world, split, 400, seed=0) for split in ("train", "test"))
+    assert not {turns[0] for turns in train} & {turns[0] for turns in test}
+    for split, asked in (("train", train), ("test", test)):
+        general = {p.turns[0] for p in prompts_of(voice.QUESTIONS, split)}
+        of_them = [turns for turns in asked if turns[0] in general]
+        assert len(of_them) == 200
+        acts = {a.act for a in world.acts if a.kind in ("everyday", "lookalike", "sensitive")}
+        others = [turns[-1] for turns in asked if turns[0] not in general]
+        plain = sum(any(act in text for act in acts) for text in others)
+        assert plain > 100, "lower case and misspelled ones aside, they ask about harmless acts"
+
+
+def test_the_world_of_a_pretrained_model_has_more_acts_and_no_codes():
+    args = Namespace(world=ROOT / "world", world_share=1.0, more_acts=True)
+    world, usual = World.of(args), World(ROOT / "world")
+    assert len(world.acts) > len(usual.acts)
+    assert {f.technique for f in world.framings} == set(TECHNIQUES[:5])
+    assert {f.technique for f in usual.framings} == set(TECHNIQUES)
+
+
+def test_the_preset_goes_with_the_option(tmp_path):
+    options = ["--out", str(tmp_path), "--init", "any"]
+    p = minicai.run.parser("")
+    p.add_argument("--init")
+    args = minicai.run.setup(p, options, writes=False)
+    assert args.preset == "real" and args.more_acts
+    assert minicai.run.setup(p, [*options, "--preset", "smoke"], writes=False).preset == "smoke"
+
+
+def test_the_preset_without_a_model_is_refused(monkeypatch, tmp_path):
+    argv = ["train_base.py", "--preset", "real", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", argv)
+    with pytest.raises(UserError, match="name one with --init"):
+        train_base.train()
+
+
+def test_the_pipeline_hands_the_model_to_its_first_step(call, monkeypatch, tmp_path):
+    ran = []
+    monkeypatch.setattr(pipeline, "run_script", lambda name, _, *own: ran.append((name, own)) or 1)
+    call(pipeline.pipeline, "--out", tmp_path, "--init", "some.gguf")
+    assert [own for name, own in ran if "--init" in own] == [ran[0][1]]
+    assert ran[0][0] == "train_base" and str(ran[0][1][1]) == "some.gguf"
+    with pytest.raises(UserError, match="of a run with other options"):
+        call(pipeline.pipeline, "--out", tmp_path, "--init", "other.gguf")
+
+
+def test_a_frozen_model_trains_on_after_it_was_saved(tmp_path):
+    model, tokenizer = pretrained()
+    model.freeze(2)
+    save_checkpoint(tmp_path / "x.pt", model, tokenizer, Namespace())
+    again, _ = load_policy(tmp_path / "x.pt")
+    assert again.config.n_frozen == 2
+    again(torch.tensor([[1, 2, 3]])).sum().backward()
+    assert again.embed.weight.grad is None and again.blocks[2].mlp.up.weight.grad is not None
