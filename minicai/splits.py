@@ -18,7 +18,7 @@ SALT = "draw 1143 "
 
 def stable_hash(key: str) -> int:
     """A large number, the same on every machine."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8])
+    return int.from_bytes(hashlib.sha256(key.encode("utf-8", "replace")).digest()[:8])
 
 
 @functools.cache  # asked a hundred thousand times while a corpus is written

@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -350,3 +351,11 @@ def test_no_code_holds_an_act_a_context_or_a_name():
         strings = [n for n in nodes if isinstance(n, ast.Constant) and id(n) not in docs]
         for text in (n.value.lower() for n in strings if isinstance(n.value, str)):
             assert not [c for c in content if c in text], f"{path}: {text}"
+
+
+def test_half_a_surrogate_pair_may_be_in_an_id(folder):
+    facts = folder / "facts.jsonl"
+    row = json.loads(facts.read_text().splitlines()[0]) | dict(id="half \ud83d", name="Half")
+    with facts.open("a") as f:
+        f.write(json.dumps(row) + "\n")
+    assert World(folder).facts[-1].id == "half \ud83d"

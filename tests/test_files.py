@@ -66,11 +66,12 @@ def test_files_of_other_editors_are_read_and_written_back(tmp_path, content, row
         ('{"name": 2}', "has no field 'id'"),
         ('{"id": NaN}', "is not valid JSON .NaN is no number"),
         ('{"id": -Infinity}', "is not valid JSON"),
+        ('{"id": 1e400}', "is not valid JSON .1e400 is no number"),
         (f'{{"id": {"9" * 5000}}}', "is not valid JSON"),
         (f'{{"id": {"[" * 20_000}{"]" * 20_000}}}', "is not valid JSON"),
         ('{"id": 1, "p": "high"}', ": the field 'p' is not a number; fix"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_bad_line_is_named_by_its_number(tmp_path, line, words):
     (tmp_path / "x.jsonl").write_text('{"id": 1, "p": 0.5}\n' + line + "\n")

@@ -98,3 +98,12 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_the_step(bad):
     with pytest.raises(UserError, match=f"the loss is {bad} at step 7: .* lower --lr"):
         optimizer_step(model, [sgd], model(torch.ones(4)).sum() + bad)
     assert all(map(torch.equal, model.parameters(), before))
+
+
+def test_a_clipped_gradient_that_is_not_finite_ends_the_training_before_the_step():
+    model = torch.nn.Linear(1, 1)
+    before = [p.clone() for p in model.parameters()]
+    loss = (model(torch.ones(1)) * 0).sqrt().sum()  # 0, and its gradient is 0 * inf
+    with pytest.raises(UserError, match="the gradient is not finite at step unknown: .*lower --lr"):
+        optimizer_step(model, [torch.optim.SGD(model.parameters(), lr=1.0)], loss, clip=1.0)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before))

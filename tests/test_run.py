@@ -215,7 +215,7 @@ def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
         "(folder / 'started').touch()\n"
         "try: time.sleep(60)\n"
-        "finally: (folder / 'ended').touch()\n"
+        "finally: time.sleep(0.3), (folder / 'ended').touch()\n"
     )
     command = [sys.executable, tmp_path / "outer.py", "--out", tmp_path, "--device", "cpu"]
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
@@ -224,8 +224,8 @@ def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
         assert outer.poll() is None, "it ended before its step began"
         time.sleep(0.05)
     os.killpg(outer.pid, number) if name == "SIGINT" else outer.send_signal(number)
-    said = outer.communicate(timeout=30)[1]
-    assert outer.returncode == 128 + number and (tmp_path / "ended").exists()
+    assert outer.wait(timeout=30) == 128 + number and (tmp_path / "ended").exists()
+    said = outer.communicate()[1]
     assert said == ("\nstopped; finished files are on disk\n" if name == "SIGINT" else "")
 
 

@@ -535,3 +535,11 @@ def test_the_scores_of_rough_logits_are_taken_in_float32():
     model.head.register_forward_hook(lambda module, inputs, logits: logits.bfloat16())
     [scores] = score_options(model, [[3, 1]], [[[token] for token in range(37)]])
     assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_model_whose_logits_are_not_numbers_scores_no_options(bad):
+    model = tiny()
+    model.norm.weight.data.fill_(bad)
+    with pytest.raises(FloatingPointError, match="logits are not numbers"):
+        score_options(model, [[5, 6]], [[[1], [2, 3]]])
