@@ -10,7 +10,15 @@ import torch
 
 from minicai import files
 from minicai.constitution import Constitution
-from minicai.files import UserError, append_jsonl, load_policy, read_json, read_jsonl, write_jsonl
+from minicai.files import (
+    UserError,
+    append_jsonl,
+    load_policy,
+    read_json,
+    read_jsonl,
+    write_jsonl,
+    write_text,
+)
 from minicai.gpt import GPT, GPTConfig
 from minicai.reward import RewardModel
 from minicai.tokenizer import Tokenizer
@@ -253,3 +261,8 @@ def test_the_stages_are_in_the_order_of_the_pipeline(tmp_path):
     assert names == ["base", "sft", "dpo", "ppo", "round2", "round10"]
     before = [files.stage_before(tmp_path, n).stem for n in (1, 2, 11)]
     assert before == ["dpo", "round1", "round10"]
+
+
+def test_half_a_surrogate_pair_in_a_text_is_written_as_a_question_mark(tmp_path):
+    write_text(tmp_path / "page.html", "caf\u00e9 \ud83d")
+    assert (tmp_path / "page.html").read_bytes() == "caf\u00e9 ?\n".encode()

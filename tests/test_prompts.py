@@ -224,6 +224,7 @@ def test_pipes_are_read(pack):
         (b"\xff\xfea\x00", "x is not UTF-8 text; save it as UTF-8"),
         (b"\x1f\x8b\x08 and so on", "x is not a whole .gz file"),
         (gzip.compress(b"hello " * 99, mtime=0)[:-9], "x is not a whole .gz file"),
+        (gzip.compress(b"", mtime=0)[:10] + b"\xff" * 9, "x is not a whole .gz file"),
         (
             "question,kind\nWho?,a\n",
             "x has the columns question, kind, and none is named prompt; rename the one with the",

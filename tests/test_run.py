@@ -215,7 +215,7 @@ def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))\n"
         "(folder / 'started').touch()\n"
         "try: time.sleep(60)\n"
-        "finally: time.sleep(0.3), (folder / 'ended').touch()\n"
+        "finally: time.sleep(1.5), (folder / 'ended').touch()\n"
     )
     command = [sys.executable, tmp_path / "outer.py", "--out", tmp_path, "--device", "cpu"]
     pipes = dict(stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
