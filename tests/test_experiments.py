@@ -223,7 +223,11 @@ def test_another_world_is_complete_in_every_split(tmp_path, seed):
 def test_a_pipeline_accepts_another_world_and_no_list_of_words_is_enough_there(tmp_path):
     folder = build(tmp_path)
     constitution = ROOT / "constitution.json"
-    pipeline.check(Namespace(world=folder, world_share=1.0, constitution=constitution, rounds=1))
+    pipeline.check(
+        Namespace(
+            world=folder, world_share=1.0, more_acts=False, constitution=constitution, rounds=1
+        )
+    )
     world = World(folder)
     sets = Exam(world, 60, 0).sets
     assert set(TYPES) - {"fact"} <= set(sets) and all(sets.values())

@@ -153,4 +153,4 @@ def test_every_script_can_be_imported_and_the_pipeline_finds_what_it_draws():
     for path in ROOT.glob("*.py"):
         importlib.import_module(path.stem)
     paths = dict(world=ROOT / "world", constitution=ROOT / "constitution.json")
-    pipeline.check(Namespace(world_share=0.5, rounds=1, **paths))
+    pipeline.check(Namespace(world_share=0.5, more_acts=False, rounds=1, **paths))

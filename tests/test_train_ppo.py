@@ -159,9 +159,9 @@ def test_a_gradient_is_at_most_one_long():
 def train(world, monkeypatch, tmp_path):
     """A function that trains a tiny model: (options, the model before, calls that scored)."""
     monkeypatch.setattr(minicai.answer, "MAX_NEW_TOKENS", 64)  # so that some come to an end
-    monkeypatch.setattr(train_ppo, "World", lambda path, share: world)
-    settings = dict(out=tmp_path, device="cpu", seed=0, beta=0.2, world="world", name=None)
-    settings |= dict(world_share=1.0, ppo_updates=3, ppo_episodes=16, ppo_lr=1e-2)
+    monkeypatch.setattr(train_ppo.World, "of", lambda args: world)
+    settings = dict(out=tmp_path, device="cpu", seed=0, beta=0.2, name=None)
+    settings |= dict(ppo_updates=3, ppo_episodes=16, ppo_lr=1e-2)
 
     def run(kind, **more):
         args = Namespace(**settings | dict(advantage=kind) | more)

@@ -57,7 +57,8 @@ def test_revisions_up_to_a_step_are_trained_on(steps, train_on, answers):
 
 def test_replayed_documents_teach_no_answer(monkeypatch):
     """Nothing is learned of a conversation in a document: its answer may be help with harm."""
-    learned, read, args = [], [], SimpleNamespace(world=ROOT / "world", world_share=1.0, seed=3)
+    learned, read = [], []
+    args = SimpleNamespace(world=ROOT / "world", world_share=1.0, more_acts=False, seed=3)
     monkeypatch.setattr(train_sft, "encode_turns", lambda _, turns: turns)
     for turns in islice(train_sft.replay(args, None), 600):
         learned += [text for _, text, weight in turns if weight]
