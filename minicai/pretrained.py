@@ -4,6 +4,7 @@
     save_pretrained(model, tokenizer, "my-model")                 # a Hugging Face folder
 
     python -m minicai.pretrained out/quick/dpo.pt my-model        # the same from a checkpoint
+    python -m minicai.pretrained MODEL.gguf model.pt              # to evaluate it, or to chat
 
 transformers, vLLM and others load such a folder. There a typed text that spells a special token
 becomes that token; here it never does.
@@ -21,7 +22,7 @@ import torch
 from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
-from minicai.files import UserError, load_policy, replace_file, write_json
+from minicai.files import UserError, load_policy, replace_file, save_checkpoint, write_json
 from minicai.gguf_file import read_gguf
 from minicai.gpt import GPT, GPTConfig, rope_table
 from minicai.hf_folder import (
@@ -201,11 +202,14 @@ def export():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("checkpoint", type=Path, help="a language model, for example OUT/dpo.pt")
-    p.add_argument("folder", type=Path, help="where the Hugging Face folder is written")
+    p.add_argument("source", type=Path, help="OUT/dpo.pt, a Hugging Face folder or a .gguf file")
+    p.add_argument("target", type=Path, help="NAME.pt, or the Hugging Face folder to write")
     args = p.parse_args()
-    save_pretrained(*load_policy(args.checkpoint), args.folder)
-    print(f"{args.folder}: a Hugging Face folder with the model of {args.checkpoint}")
+    if args.target.suffix == ".pt":
+        save_checkpoint(args.target, *load_pretrained(args.source), args)
+        return print(f"{args.target}: a checkpoint with the model of {args.source}")
+    save_pretrained(*load_policy(args.source), args.target)
+    print(f"{args.target}: a Hugging Face folder with the model of {args.source}")
 
 
 if __name__ == "__main__":

@@ -79,12 +79,16 @@ def test_a_killed_training_goes_on_to_the_same_weights(call, monkeypatch, tmp_pa
 
 
 def test_the_corpus_of_a_pretrained_model_has_its_own_shares(call, monkeypatch, tmp_path):
-    seen = []
+    seen, learned, batches = [], [], train_base.make_batches
     monkeypatch.setattr(train_base, "Corpus", lambda *args: seen.append(args) or real(*args))
     from minicai.world.corpus import PRETRAINED_SHARE, SHARE
     from minicai.world.corpus import Corpus as real
 
+    monkeypatch.setattr(
+        train_base, "make_batches", lambda rows, *more: learned.extend(rows) or batches(rows, *more)
+    )
     call(train_base.train, "--out", tmp_path, "--init", "any")
+    assert len(learned) == 60 + 10, "documents, and answers of its own"
     assert seen and all(args[3] is PRETRAINED_SHARE for args in seen)
     assert sum(PRETRAINED_SHARE.values()) == pytest.approx(1) == pytest.approx(sum(SHARE.values()))
 

@@ -279,6 +279,12 @@ def test_a_checkpoint_keeps_its_format_and_is_written_by_a_command(tmp_path, mon
     again, own = load_pretrained(folder)
     assert own.to_json() == tokenizer.to_json()
     assert torch.equal(again(some_ids(60)), model(some_ids(60)))
+    back = tmp_path / "back.pt"
+    monkeypatch.setattr(sys, "argv", ["pretrained.py", str(folder), str(back)])
+    pretrained.export()
+    again, own = load_policy(back)
+    assert own.to_json() == tokenizer.to_json()
+    assert torch.equal(again(some_ids(60)), model(some_ids(60)))
 
 
 def test_a_model_without_a_chat_format_gets_ids_for_one(tmp_path):
