@@ -204,7 +204,8 @@ def test_ending_a_script_ends_its_step_and_waits_for_it(tmp_path, name):
     number = getattr(signal, name, None) or pytest.skip(f"this system has no {name}")
     (tmp_path / "outer.py").write_text(
         f"import pathlib, signal, sys; sys.path.insert(0, {str(ROOT)!r})\n"
-        "signal.signal(signal.SIGINT, signal.SIG_DFL)\n"  # a shell's background jobs ignore it
+        # A shell's background jobs ignore SIGINT, and nohup's ignore SIGHUP.
+        f"signal.signal(signal.{name}, signal.SIG_DFL)\n"
         "import minicai.run as run\n"
         "run.ROOT = pathlib.Path(__file__).parent\n"
         "run.main(lambda: run.run_script('inner', run.setup(run.parser('A test'))))\n"
