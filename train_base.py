@@ -39,6 +39,7 @@ from minicai.world.voice import mean_loss, own_answers, questions
 
 SAVE_SECONDS = 120
 FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
+LAYERS = 20  # of a pretrained model, the upper ones
 OWN_VOICE = 1 / 6  # of a pretrained model: its own answers, for each document of the corpus
 HELD_OUT = 64  # more answers of its own, to measure what is left of its voice
 
@@ -118,10 +119,14 @@ def train():
         "--lr", dest="base_lr", type=above_zero, help="peak of Muon; of AdamW with --init"
     )
     p.add_argument("--init", type=Path, help="pretrained model: Hugging Face folder or .gguf file")
-    p.add_argument("--layers", type=positive, default=20, help="of --init to train, the upper ones")
+    p.add_argument(
+        "--layers", type=positive, help="of --init to train, the upper ones (default: 20)"
+    )
     args = setup(p)
     if args.preset == "real" and not args.init:
         raise UserError("--preset real is for pretrained models; name one with --init")
+    if args.layers and not args.init:
+        raise UserError("--layers is for --init; leave it out, or name a pretrained model")
     model, tokenizer, held_out = None, None, []
     if args.init:
         model, tokenizer = load_pretrained(args.init, args.device)
@@ -130,7 +135,7 @@ def train():
         own, held_out = answers_before_training(args, model, tokenizer)
         examples += own
         before = mean_loss(model, tokenizer, held_out)
-        model.freeze(max(0, model.config.n_layer - args.layers))
+        model.freeze(max(0, model.config.n_layer - (args.layers or LAYERS)))
         optimizers = adamw(model, args.base_lr)
     else:
         model = new_model(args, tokenizer.vocab_size)

@@ -156,6 +156,9 @@ def test_the_preset_without_a_model_is_refused(monkeypatch, tmp_path):
     monkeypatch.setattr("sys.argv", argv)
     with pytest.raises(UserError, match="name one with --init"):
         train_base.train()
+    monkeypatch.setattr("sys.argv", ["train_base.py", "--layers", "2", "--out", str(tmp_path)])
+    with pytest.raises(UserError, match="--layers is for --init; leave it out"):
+        train_base.train()
 
 
 def test_the_pipeline_hands_the_model_to_its_first_step(call, monkeypatch, tmp_path):
