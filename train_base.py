@@ -98,6 +98,19 @@ def adamw(model: GPT, lr: float) -> list[torch.optim.Optimizer]:
     return [torch.optim.AdamW(kept, lr=lr, betas=(0.9, 0.95), weight_decay=0.0)]
 
 
+def prepare(args) -> tuple[GPT, Tokenizer, list, list[Example], list[Example]]:
+    """Model, tokenizer, optimizers, the documents, and a pretrained model's held-out answers."""
+    if not args.init:
+        tokenizer, examples = write_corpus(args)
+        model = new_model(args, tokenizer.vocab_size)
+        return model, tokenizer, make_optimizers(model, args.base_lr), examples, []
+    model, tokenizer = load_pretrained(args.init, args.device)
+    _, examples = write_corpus(args, tokenizer)
+    own, held_out = answers_before_training(args, model, tokenizer)
+    model.freeze(max(0, model.config.n_layer - (args.layers or LAYERS)))
+    return model, tokenizer, adamw(model, args.base_lr), examples + own, held_out
+
+
 def resume(path, model: GPT, optimizers, options: dict) -> int:
     """Load the state of a killed run with these options, and return its step. 0 without one."""
     if not path.exists():
@@ -127,19 +140,8 @@ def train():
         raise UserError("--preset real is for pretrained models; name one with --init")
     if args.layers and not args.init:
         raise UserError("--layers is for --init; leave it out, or name a pretrained model")
-    model, tokenizer, held_out = None, None, []
-    if args.init:
-        model, tokenizer = load_pretrained(args.init, args.device)
-    tokenizer, examples = write_corpus(args, tokenizer)
-    if args.init:
-        own, held_out = answers_before_training(args, model, tokenizer)
-        examples += own
-        before = mean_loss(model, tokenizer, held_out)
-        model.freeze(max(0, model.config.n_layer - (args.layers or LAYERS)))
-        optimizers = adamw(model, args.base_lr)
-    else:
-        model = new_model(args, tokenizer.vocab_size)
-        optimizers = make_optimizers(model, args.base_lr)
+    model, tokenizer, optimizers, examples, held_out = prepare(args)
+    before = mean_loss(model, tokenizer, held_out) if held_out else 0.0
     batches = list(make_batches(examples, args.batch_tokens, random.Random(args.seed)))
     state_path, options = (
         args.out / "train_base.state.pt",
