@@ -136,8 +136,8 @@ def train():
         "--layers", type=positive, help="of --init to train, the upper ones (default: 20)"
     )
     args = setup(p)
-    if args.preset == "real" and not args.init:
-        raise UserError("--preset real is for pretrained models; name one with --init")
+    if args.preset != "smoke" and (args.preset == "real") != bool(args.init):
+        raise UserError("--init and --preset real go together; give both or neither")
     if args.layers and not args.init:
         raise UserError("--layers is for --init; leave it out, or name a pretrained model")
     model, tokenizer, optimizers, examples, held_out = prepare(args)

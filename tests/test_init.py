@@ -151,11 +151,13 @@ def test_the_preset_goes_with_the_option(tmp_path):
     assert minicai.run.setup(p, [*options, "--preset", "smoke"], writes=False).preset == "smoke"
 
 
-def test_the_preset_without_a_model_is_refused(monkeypatch, tmp_path):
-    argv = ["train_base.py", "--preset", "real", "--out", str(tmp_path)]
-    monkeypatch.setattr("sys.argv", argv)
-    with pytest.raises(UserError, match="name one with --init"):
-        train_base.train()
+def test_the_preset_without_a_model_is_refused_and_a_model_with_another_preset(
+    monkeypatch, tmp_path
+):
+    for options in (["--preset", "real"], ["--preset", "quick", "--init", "any"]):
+        monkeypatch.setattr("sys.argv", ["train_base.py", *options, "--out", str(tmp_path)])
+        with pytest.raises(UserError, match="--init and --preset real go together"):
+            train_base.train()
     monkeypatch.setattr("sys.argv", ["train_base.py", "--layers", "2", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="--layers is for --init; leave it out"):
         train_base.train()
