@@ -17,7 +17,7 @@ from experiments.guard import THRESHOLDS
 from experiments.other_world import build, other_world
 from experiments.ppo_by_hand import ppo_by_hand
 from minicai.exam import Exam
-from minicai.files import read_json, read_jsonl
+from minicai.files import load_policy, read_json, read_jsonl
 from minicai.guard import LAYERS
 from minicai.run import ROOT
 from minicai.world.content import KINDS, SEEN, TECHNIQUES, World
@@ -69,6 +69,12 @@ SMALL = dict(
         ("round1, own", "round1, bare"),
         ("helpful_refusals.json", "transcripts/refusals-round1.jsonl"),
     ),
+    real_text=(
+        dict(VOICES=3, load_pretrained=lambda path, device: load_policy(path, device)),
+        ("--init", "{out}/base.pt", "--prompts", "{out}/asked.txt"),
+        ("raw", "base", "DPO-CAI"),
+        ("raw.pt", "prompts-asked.json", "redteam.json", "real_text.json"),
+    ),
     gcg=({}, ("--steps", 2, "--suffix", 4), ("gcg/round1/demo",), ("redteam.jsonl",)),
     redteam_rl=({}, ("--attempts", 6), ("rl/round1/demo",), ("redteam.jsonl",)),
     leave_one_out=(
@@ -105,6 +111,7 @@ def experiment(copy, call, monkeypatch, capsys):
         if hasattr(module, "run_script"):
             monkeypatch.setattr(module, "run_script", run_script)
         function = next(f for f in ("run", name) if hasattr(module, f))
+        (out / "asked.txt").write_text("".join(f"What is {n} and {n}?\n" for n in range(8)))
         options = [str(option).format(out=out) for option in options]
         call(getattr(module, function), "--out", out, *options)
         return out, capsys.readouterr().out
