@@ -20,7 +20,7 @@ from pathlib import Path
 
 from minicai.files import UserError, check_row, write_jsonl
 from minicai.prompts import alternating, clean, messages_of
-from minicai.rows import FIELDS, is_text, tied
+from minicai.rows import FIELDS, tied
 from minicai.run import main
 from minicai.tables import read_rows
 from minicai.tokenizer import talk
@@ -71,7 +71,7 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
     value = row[key]
     prompt = messages_of(row["prompt"], bare=True) if row.get("prompt") else []
     messages = messages_of(value, bare=False)
-    if messages is None and is_text(value) and prompt:
+    if messages is None and prompt and messages_of(value, bare=True):
         messages = [("assistant", value)]
     if not messages or prompt is None:
         raise UserError(
@@ -79,11 +79,17 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
             "list of {'role', 'content'}, or a text 'Human: ... Assistant: ...'; fix it, or add "
             "the field 'prompt' to an answer that is a text"
         )
-    if messages[: len(prompt)] != prompt:
-        messages = prompt + messages
     *before, (role, answer) = messages
     if role != "assistant":
         raise UserError(f"{where}: {key!r} does not end with the assistant's answer; fix it")
+    before, prompt = alternating(before), alternating(prompt)
+    if not before or before[0][0] == "assistant":
+        before = prompt + before
+    elif before[: len(prompt)] != prompt:
+        raise UserError(
+            f"{where}: {key!r} is a whole conversation and does not begin with 'prompt'; fix one, "
+            "or delete the field 'prompt'"
+        )
     return before, clean(answer)
 
 

@@ -50,6 +50,7 @@ LABELS = ("harmful", "safe", "ambiguous", "unknown")
 SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe")
 ROLES = dict(Human="user", Assistant="assistant") | {r: r for r in ("system", "user", "assistant")}
 HUMAN = re.compile(r"\s*Human:")  # a conversation of HH-RLHF begins so
+LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]:""")  # so does a list in CSV
 
 
 @dataclass(frozen=True)
@@ -171,11 +172,11 @@ def messages_of(value, bare: bool) -> list[tuple[str, str]] | None:
     """(role, text) of each message; None if the value is no conversation.
 
     A text is one in the style of HH-RLHF ("Human: ..." and "Assistant: ..." with empty lines
-    between). With `bare`, another text is one message of the person.
+    between). With `bare`, another text is one message of the person, unless it spells a list.
     """
     if isinstance(value, str):
         if not HUMAN.match(value):
-            return [("user", value)] if bare else None
+            return [("user", value)] if bare and not LIST.match(value) else None
         parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", value)[1:]
         return [(ROLES[name], text) for name, text in zip(parts[::2], parts[1::2])]
     try:

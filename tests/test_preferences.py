@@ -41,6 +41,10 @@ ROWS = {  # format -> rows that all compare "A bit." with "Who\n\ncares?"
     "TRL": dict(prompt=ASKED, chosen=GOOD, rejected=BAD),
     "TRL, implicit prompt": dict(chosen=ASKED + GOOD, rejected=ASKED + BAD),
     "TRL, prompt twice": dict(prompt=ASKED, chosen=ASKED + GOOD, rejected=ASKED + BAD),
+    "HH-RLHF, prompt twice": dict(prompt=HH, chosen=f"{HH} A bit.", rejected=f"{HH} Who\n\ncares?"),
+    "TRL, space": dict(
+        prompt=[*ASKED[:2], user(" How hard?\n")], chosen=ASKED + GOOD, rejected=ASKED + BAD
+    ),
     "texts after HH-RLHF's prompt": dict(prompt=HH, chosen=" A bit.", rejected=" Who\n\ncares?"),
     "TRL, system": dict(prompt=[SYSTEM, *ASKED], chosen=GOOD, rejected=BAD),
     "TRL, system, implicit": dict(chosen=[SYSTEM, *ASKED, *GOOD], rejected=[SYSTEM, *ASKED, *BAD]),
@@ -107,6 +111,16 @@ def test_rows_of_several_kinds_stand_in_one_file_and_answers_to_other_prompts_go
         (dict(prompt=GOOD, chosen=BAD, rejected=BAD), "the prompt does not begin and"),
         (dict(chosen=GOOD, rejected=BAD), "the prompt does not begin and end with the person"),
         (dict(prompt="a", chosen="b", rejected=3), "'rejected' is no conversation"),
+        (dict(prompt="a", chosen=str(ASKED), rejected="b"), "'chosen' is no conversation"),
+        (dict(prompt=json.dumps(ASKED), chosen="b", rejected="c"), "'prompt' is no conversation"),
+        (
+            dict(prompt="How hard?", chosen=ASKED + GOOD, rejected=ASKED + BAD),
+            "'chosen' is a whole conversation and does not begin with 'prompt'; fix one, or delete",
+        ),
+        (
+            dict(prompt="How hard?", chosen=[SYSTEM, *ASKED[-1:], *GOOD], rejected=BAD),
+            "'chosen' is a whole conversation and does not begin",
+        ),
         (dict(turns=["hi"], a="yes", b="no", p=1), "has no field 'id'"),
     ],
 )

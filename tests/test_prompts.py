@@ -254,6 +254,7 @@ def test_pipes_are_read(pack):
         ('{"prompt": [{"role": "user", "content": 7}]}', "the field 'prompt' is not a conversat"),
         ('{"prompt": [{"role": "tool", "content": "a"}]}', "the field 'prompt' is not a conversa"),
         ('{"prompt": [{"role": ["user"], "content": "a"}]}', "the field 'prompt' is not a conv"),
+        ("prompt\n\"[{'role': 'user', 'content': 'a'}]\"\n", "the field 'prompt' is not a con"),
         ('{"messages": "Who?"}', "x:1: the field 'messages' is not a conversation"),
         ('{"chosen": "Me.", "rejected": "You."}', "the field 'chosen' is not a conversation"),
         (
