@@ -105,6 +105,9 @@ def prepare(args) -> tuple[GPT, Tokenizer, list, list[Example], list[Example]]:
         model = new_model(args, tokenizer.vocab_size)
         return model, tokenizer, make_optimizers(model, args.base_lr), examples, []
     model, tokenizer = load_pretrained(args.init, args.device)
+    if model.config.block_size < BLOCK_SIZE:
+        found = f"{args.init} has a context of {model.config.block_size} ids"
+        raise UserError(f"{found}, and the corpus needs {BLOCK_SIZE}; name another model")
     _, examples = write_corpus(args, tokenizer)
     own, held_out = answers_before_training(args, model, tokenizer)
     model.freeze(max(0, model.config.n_layer - (args.layers or LAYERS)))

@@ -21,10 +21,10 @@ from minicai.world.content import TECHNIQUES, World
 TOKENIZER = Tokenizer.train(["How do I bake bread? Mix flour, water and yeast."] * 9, 300)
 
 
-def pretrained(*_) -> tuple[GPT, Tokenizer]:
+def pretrained(*_, context=2048) -> tuple[GPT, Tokenizer]:
     """A model of four layers that nobody has trained."""
     torch.manual_seed(1)
-    model = GPT(GPTConfig(TOKENIZER.vocab_size, 4, 2, 1, 16, 24, 2048))
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, 4, 2, 1, 16, 24, context))
     return model.eval(), copy.deepcopy(TOKENIZER)
 
 
@@ -161,6 +161,14 @@ def test_the_preset_without_a_model_is_refused_and_a_model_with_another_preset(
     monkeypatch.setattr("sys.argv", ["train_base.py", "--layers", "2", "--out", str(tmp_path)])
     with pytest.raises(UserError, match="--layers is for --init; leave it out"):
         train_base.train()
+
+
+def test_a_model_with_a_context_below_the_longest_document_is_refused(
+    refuses, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(train_base, "load_pretrained", lambda *_: pretrained(context=1023))
+    said = refuses(train_base.train, "--out", tmp_path, "--init", "any")
+    assert "any has a context of 1023 ids, and the corpus needs 1024; name another model" in said
 
 
 def test_the_pipeline_hands_the_model_to_its_first_step(call, monkeypatch, tmp_path):
