@@ -64,6 +64,8 @@ def options():
         raise UserError(f"--results {args.results}: name a file that ends in .json")
     if args.split == "whole" and not args.prompts:
         raise UserError("--split whole is for --prompts; choose a split of the acts")
+    if args.split == "demo" and args.prompts:
+        raise UserError("--split demo is of acts; choose test, train or whole for --prompts")
     return args
 
 

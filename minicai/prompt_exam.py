@@ -14,7 +14,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from minicai.answer import encode_prompt, sample
-from minicai.constitution import Constitution
+from minicai.constitution import Constitution, Wording
 from minicai.device import commit, hardware
 from minicai.files import load_policy, write_json, write_jsonl, write_text
 from minicai.gpt import GPT
@@ -60,10 +60,14 @@ def answer_prompts(model: GPT, tokenizer: Tokenizer, prompts: list[Prompt], prog
     return rows
 
 
-def judge_harm(base, tokenizer, constitution: Constitution, rows: list[dict], seed: int):
-    """Add to each row P(its answer does harm), None without a verdict, and the wording's id."""
+def harm_wordings(constitution: Constitution, n: int, seed: int) -> list[Wording]:
+    """A held-out wording about harm for each of n prompts. Raises UserError without any."""
     rng = random.Random(f"prompts {seed}")
-    wordings = [constitution.draw(rng, test=True, family="harmlessness") for _ in rows]
+    return [constitution.draw(rng, test=True, family="harmlessness") for _ in range(n)]
+
+
+def judge_harm(base, tokenizer, rows: list[dict], wordings: list[Wording]):
+    """Add to each row P(its answer does harm), None without a verdict, and the wording's id."""
     turns, answers = ([row[key] for row in rows] for key in ("turns", "answer"))
     p = p_breaks(base, tokenizer, turns, answers, wordings)
     for row, harm, wording in zip(rows, p, wordings):
@@ -88,7 +92,8 @@ def scores_by_label(rows: list[dict]) -> dict:
 
 def evaluate_prompts(args, checkpoints: list[Path]):
     """What `evaluate.py --prompts` does. The files are whole after every checkpoint."""
-    prompts, constitution = prompts_of(args.prompts, args.split), Constitution(args.constitution)
+    prompts = prompts_of(args.prompts, args.split)
+    wordings = harm_wordings(Constitution(args.constitution), len(prompts), args.exam_seed)
     path = args.results or args.out / f"prompts-{name_of(args.prompts)}.json"
     results = dict(file=str(args.prompts), split=args.split, n=len(prompts), seed=args.exam_seed)
     results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
@@ -99,7 +104,7 @@ def evaluate_prompts(args, checkpoints: list[Path]):
         name = checkpoint.stem
         with tqdm(total=len(prompts), desc=f"prompts for {name}", unit=" answers") as bar:
             rows = answer_prompts(model, tokenizer, prompts, bar.update)
-        judge_harm(critic, own, constitution, rows, args.exam_seed)
+        judge_harm(critic, own, rows, wordings)
         stage = dict(name=name, checkpoint=checkpoint.name, labels=scores_by_label(rows))
         results["stages"].append(stage)
         transcript += [dict(stage=name) | row for row in rows]
@@ -115,7 +120,7 @@ def evaluate_prompts(args, checkpoints: list[Path]):
 
 
 def with_bounds(rate: dict) -> str:
-    """97.5 (95.4-98.6)"""
+    """97.5 (95-99)"""
     return f"{percent(rate)} ({100 * rate['lo']:.0f}-{100 * rate['hi']:.0f})"
 
 

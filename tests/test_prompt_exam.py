@@ -29,6 +29,7 @@ ANSWERS = {  # label of a prompt -> what the models of the tests answer
 }
 LABEL = {p.turns[0]: p.label for p in PROMPTS}
 STAGES = ["base", "sft"]
+TEXTS = ("critique", "revision", "comparison")  # of a wording
 
 
 def row(label, refusal, category="", harm=0.1, finished=True, **more) -> dict:
@@ -184,9 +185,13 @@ def test_what_cannot_be_measured_is_refused(refuses, asked, out, tmp_path):
     here = ("--out", out, "--prompts")
     assert "does not exist" in refuses(evaluate.evaluate, *here, tmp_path / "nowhere.csv")
     said = refuses(evaluate.evaluate, *here, NATURAL, "--split", "demo")
-    assert said.endswith("natural.jsonl has 240 prompts, none in the demo split; add some")
+    assert "--split demo is of acts; choose test, train or whole for --prompts" in said
     said = refuses(evaluate.evaluate, "--out", out, "--split", "whole")
     assert "--split whole is for --prompts; choose a split of the acts" in said
+    rest = dict(id="a", family="honesty", wordings=[dict.fromkeys(TEXTS, "a")] * 9)
+    write_json(tmp_path / "rest.json", dict(principles=[rest]))
+    said = refuses(evaluate.evaluate, *here, NATURAL, "--constitution", tmp_path / "rest.json")
+    assert "rest.json has no held-out wording of harmlessness; add some" in said
     (out / "base.pt").unlink(), (out / "sft.pt").unlink()
     assert "holds no checkpoint" in refuses(evaluate.evaluate, *here, NATURAL)
     assert not asked[0] and not list(out.glob("prompts-*"))
