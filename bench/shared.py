@@ -7,6 +7,7 @@ from collections import Counter
 import torch
 
 from minicai.device import commit, fast_dtype, hardware
+from minicai.files import UserError
 from minicai.gpt import GPT
 from minicai.tokenizer import BPE, Tokenizer
 
@@ -55,10 +56,15 @@ def llama_name(name: str) -> str:
 
 
 def as_llama(model: GPT):
-    """The same weights as a model of transformers, which stops at no token."""
+    """The same weights as a model of transformers, which stops at no token.
+
+    Raises UserError for a pretrained model: its frozen layers, biases, ... are not carried over.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     c = model.config
+    if c.n_frozen or c.qkv_bias or c.qk_norm or c.rope_scaling:
+        raise UserError("the benches are for models from random weights; name another --out")
     config = LlamaConfig(
         vocab_size=c.vocab_size,
         hidden_size=c.n_embd,

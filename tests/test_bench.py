@@ -6,6 +6,9 @@ import pytest
 
 import minicai.ppo
 from bench import dpo, ppo, sampler, training
+from bench.shared import as_llama
+from minicai.files import UserError
+from minicai.gpt import GPT, GPTConfig
 
 MADE_FOR = "1.16.0"  # of TRL; another version may not have the private methods called here
 
@@ -102,3 +105,11 @@ def test_ppo_refuses_another_gradient(refuses, smoke, monkeypatch, broken):
     }
     monkeypatch.setattr(minicai.ppo, broken, wrong[broken])
     assert "the gradients of" in refuses(ppo.bench, "--out", smoke)
+
+
+@pytest.mark.parametrize("settings", [dict(n_frozen=1), dict(qk_norm=True), dict(qkv_bias=True)])
+def test_a_pretrained_model_is_refused(settings):
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    model = GPT(GPTConfig(300, 2, 2, 1, 16, 24, 64, **settings))
+    with pytest.raises(UserError, match="benches are for models from random weights; name another"):
+        as_llama(model)
