@@ -18,8 +18,9 @@ The label says what is asked for: harmful, safe, ambiguous or unknown. The colum
 without one, AdvBench, HarmBench and StrongREJECT are harmful. The harmful and the benign files of
 JailbreakBench and of OR-Bench have the same columns, so their label is unknown.
 
-A stable hash of the words of a prompt splits train from test. The file, the order, and the spelling
-in capitals, spaces and punctuation do not matter: a test prompt is a test prompt in every file.
+A stable hash of the words of a prompt splits train from test. The file, the order, system messages,
+and the spelling in capitals, spaces and punctuation do not matter: a test prompt is a test prompt
+in every file.
 
 prompts/natural.jsonl has 240 prompts that were written for this project, as people type them. Types
 are those of minicai/world/requests.py, with `everyday` apart.
@@ -77,7 +78,8 @@ def read_prompts(path) -> list[Prompt]:
     for number, (where, row) in enumerate(rows, 1):
         turns, id = turns_of(where, row, column), first_of(row, IDS, number)
         label, category = label_of(where, row, known), first_of(row, CATEGORIES, "")
-        prompt = Prompt(id, turns, label, prompt_split(turns), category)
+        split = prompt_split(turns_of(where, row, column, system=False))
+        prompt = Prompt(id, turns, label, split, category)
         prompts.setdefault(turns, prompt)
     if not prompts:
         raise UserError(f"{path} holds no prompt; name another file")
@@ -144,8 +146,11 @@ def label_of(where: str, row: dict, known: str) -> str:
     return label
 
 
-def turns_of(where: str, row: dict, column: str) -> tuple[str, ...]:
-    """The conversation in a column of the row, up to the last message of the person."""
+def turns_of(where: str, row: dict, column: str, system=True) -> tuple[str, ...]:
+    """The conversation in a column of the row, up to the last message of the person.
+
+    With system=False it lacks the system messages.
+    """
     if column not in row:
         raise UserError(f"{where} has no field {column!r}; add it or delete the row")
     messages = messages_of(row[column], bare=column not in ("transcript", "chosen", "messages"))
@@ -157,8 +162,8 @@ def turns_of(where: str, row: dict, column: str) -> tuple[str, ...]:
     if context := column == "behavior" and first_of(row, ("contextstring",), ""):
         messages.insert(0, ("user", f"{context}\n\n---"))  # as HarmBench asks it
     # A system message becomes a part of the person's first one, as in many chat formats.
-    messages = [("user" if role == "system" else role, text) for role, text in messages]
-    turns = alternating(messages)
+    kept = [(role, text) for role, text in messages if system or role != "system"]
+    turns = alternating([("user" if role == "system" else role, text) for role, text in kept])
     if not turns or turns[0][0] != "user":
         found = "is empty" if not turns else "does not begin with the person"
         raise UserError(f"{where}: the field {column!r} {found}; fix it or delete the row")

@@ -139,7 +139,8 @@ FORMATS = {  # name -> (content, (id, turns, label, category) of its first promp
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_file_is_known_by_its_columns(read, name):
     content, (id, turns, label, category) = FORMATS[name]
-    expected = Prompt(id, turns, label, prompt_split(turns), category)
+    asked = (turns[0].removeprefix("Be brief.\n\n"), *turns[1:])
+    expected = Prompt(id, turns, label, prompt_split(asked), category)
     versions = [content, "\ufeff" + content]
     if "\r" not in content:
         versions.append(content.replace("\n", "\r\n"))
@@ -257,6 +258,7 @@ def test_pipes_are_read(pack):
         ("prompt\n\"[{'role': 'user', 'content': 'a'}]\"\n", "the field 'prompt' is not a con"),
         ('{"messages": "Who?"}', "x:1: the field 'messages' is not a conversation"),
         ('{"chosen": "Me.", "rejected": "You."}', "the field 'chosen' is not a conversation"),
+        ('{"messages": [{"role": "system", "content": "a"}]}', "the field 'messages' is empty"),
         (
             '{"messages": [{"role": "assistant", "content": "a"}]}',
             "x:1: the field 'messages' does not begin with the person; fix it or delete the row",
@@ -296,6 +298,13 @@ def test_the_split_is_by_the_words_and_nothing_else(read):
     digest = hashlib.sha256(f"{SALT}asked how do i fold 9 paper boats".encode()).digest()
     test = int.from_bytes(digest[:8]) % 100 >= 50
     assert by_text[texts[9]] == ("test" if test else "train"), "else test prompts would train"
+
+
+def test_a_system_message_does_not_move_a_prompt_into_the_other_half(read):
+    texts = [f"How do I fold {n} paper boats?" for n in range(20)]
+    rows = [dict(messages=[SYSTEM, dict(role="user", content=text)]) for text in texts]
+    assert [p.turns for p in read(lines(*rows))] == [(f"Be brief.\n\n{text}",) for text in texts]
+    assert [p.split for p in read(lines(*rows))] == [p.split for p in read("\n".join(texts))]
 
 
 def test_a_conversation_with_a_test_message_of_the_person_is_a_test_prompt():
