@@ -12,7 +12,8 @@ Read are, in JSON lines, a JSON list or CSV, plain or .gz:
 
 A row of TRL or HH-RLHF has no probability: p is 1. A prompt that is a text is one message of the
 person. A system message stays one. Space around texts is lost. Rows whose answers follow different
-messages are left out, because a pair here answers one prompt.
+messages are left out, because a pair here answers one prompt. No row is held out, as the test half
+of minicai/prompts.py is: evaluate on prompts of another file.
 """
 
 import argparse
