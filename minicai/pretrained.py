@@ -205,10 +205,11 @@ def export():
     p.add_argument("source", type=Path, help="OUT/dpo.pt, a Hugging Face folder or a .gguf file")
     p.add_argument("target", type=Path, help="NAME.pt, or the Hugging Face folder to write")
     args = p.parse_args()
+    load = load_policy if args.source.suffix == ".pt" else load_pretrained
     if args.target.suffix == ".pt":
-        save_checkpoint(args.target, *load_pretrained(args.source), args)
+        save_checkpoint(args.target, *load(args.source), args)
         return print(f"{args.target}: a checkpoint with the model of {args.source}")
-    save_pretrained(*load_policy(args.source), args.target)
+    save_pretrained(*load(args.source), args.target)
     print(f"{args.target}: a Hugging Face folder with the model of {args.source}")
 
 

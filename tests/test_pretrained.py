@@ -273,18 +273,14 @@ def test_a_checkpoint_keeps_its_format_and_is_written_by_a_command(tmp_path, mon
     loaded, own = load_policy(path)
     assert own.to_json() == tokenizer.to_json() and own.format == CHATML and own.system == "Be kind"
     assert own.prompt(talk("a")) == tokenizer.prompt(talk("a"))
-    monkeypatch.setattr(sys, "argv", ["pretrained.py", str(path), str(folder)])
-    pretrained.export()
-    assert str(folder) in capsys.readouterr().out
-    again, own = load_pretrained(folder)
-    assert own.to_json() == tokenizer.to_json()
-    assert torch.equal(again(some_ids(60)), model(some_ids(60)))
-    back = tmp_path / "back.pt"
-    monkeypatch.setattr(sys, "argv", ["pretrained.py", str(folder), str(back)])
-    pretrained.export()
-    again, own = load_policy(back)
-    assert own.to_json() == tokenizer.to_json()
-    assert torch.equal(again(some_ids(60)), model(some_ids(60)))
+    copied = [path, folder, tmp_path / "folder", tmp_path / "a.pt", tmp_path / "b.pt"]
+    for source, target in zip(copied, copied[1:]):  # each kind of model from each kind
+        monkeypatch.setattr(sys, "argv", ["pretrained.py", str(source), str(target)])
+        pretrained.export()
+        assert f"{target}: " in capsys.readouterr().out
+        again, own = (load_policy if target.suffix else load_pretrained)(target)
+        assert own.to_json() == tokenizer.to_json()
+        assert torch.equal(again(some_ids(60)), model(some_ids(60)))
 
 
 def test_a_model_without_a_chat_format_gets_ids_for_one(tmp_path):
