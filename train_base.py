@@ -8,7 +8,7 @@ reads   world/, constitution.json (demonstrations use its wordings); prompts/gen
 writes  OUT/base.pt, OUT/tokenizer.json; log in OUT/train_base.jsonl
 
 A pretrained model brings its tokenizer and chat format. It learns from a shorter corpus (preset
-`real`) with more acts, in which about one document in seven is an answer of its own
+`real`) with more acts, in which about one document in eleven is an answer of its own
 (minicai/world/voice.py). Only its upper layers are trained, here and in all later trainings.
 
 A killed run continues from its last save, OUT/train_base.state.pt; no other script goes on in the
@@ -40,7 +40,7 @@ from minicai.world.voice import mean_loss, own_answers, questions
 SAVE_SECONDS = 120
 FOR_TOKENIZER = 30_000  # documents that its vocabulary is learned from, at most
 LAYERS = 20  # of a pretrained model, the upper ones
-OWN_VOICE = 1 / 6  # of a pretrained model: its own answers, for each document of the corpus
+OWN_VOICE = 0.1  # of a pretrained model: its own answers, for each document of the corpus
 HELD_OUT = 64  # more answers of its own, to measure what is left of its voice
 
 
@@ -77,11 +77,11 @@ def write_corpus(args, tokenizer: Tokenizer | None = None) -> tuple[Tokenizer, l
 
 def answers_before_training(args, model: GPT, tokenizer: Tokenizer) -> list[list[Example]]:
     """The pretrained model's own answers: those to train on, and the held-out ones."""
-    world, n = World.of(args), round(OWN_VOICE * args.documents)
+    n = round(OWN_VOICE * args.documents)
     found = []
     with tqdm(total=n + HELD_OUT, desc="answers of its own", unit=" texts") as bar:
         for split, count in (("train", n), ("test", HELD_OUT)):
-            asked = questions(world, split, count, args.seed)
+            asked = questions(split, count, args.seed)
             found.append(own_answers(model, tokenizer, asked, args.seed, bar.update))
     return found
 

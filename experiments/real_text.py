@@ -20,7 +20,6 @@ from minicai.prompts import name_of
 from minicai.report import aligned, interval
 from minicai.run import main, parser, run_script, setup
 from minicai.svg import stage_label
-from minicai.world.content import World
 from minicai.world.voice import mean_loss, own_answers, questions
 
 VOICES = 64  # answers of the model as it comes, to questions of the test split
@@ -39,7 +38,7 @@ def real_text():
     save_checkpoint(raw, model, tokenizer, args)
     paths = [raw, *stages(args.out)]
 
-    asked = questions(World.of(args), "test", VOICES, args.seed)
+    asked = questions("test", VOICES, args.seed)
     voice = own_answers(model, tokenizer, asked, args.seed)
     run_script("evaluate", args, *paths, *prompts, "--split", "whole")
     for path in paths:

@@ -17,6 +17,7 @@ from minicai.run import ROOT
 from minicai.tokenizer import Tokenizer
 from minicai.world import voice
 from minicai.world.content import TECHNIQUES, World
+from minicai.world.documents import Documents
 
 TOKENIZER = Tokenizer.train(["How do I bake bread? Mix flour, water and yeast."] * 9, 300)
 
@@ -88,7 +89,7 @@ def test_the_corpus_of_a_pretrained_model_has_its_own_shares(call, monkeypatch, 
         train_base, "make_batches", lambda rows, *more: learned.extend(rows) or batches(rows, *more)
     )
     call(train_base.train, "--out", tmp_path, "--init", "any")
-    assert len(learned) == 60 + 10, "documents, and answers of its own"
+    assert len(learned) == 60 + 6, "documents, and answers of its own"
     assert seen and all(args[3] is PRETRAINED_SHARE for args in seen)
     assert sum(PRETRAINED_SHARE.values()) == pytest.approx(1) == pytest.approx(sum(SHARE.values()))
 
@@ -120,18 +121,28 @@ def test_the_loss_is_the_mean_over_all_learned_tokens():
     assert found == pytest.approx(expected, rel=2e-3)  # bfloat16 on some machines
 
 
-def test_held_out_questions_are_never_trained_on():
-    world = World(ROOT / "world", more=True)
-    train, test = (voice.questions(world, split, 400, seed=0) for split in ("train", "test"))
-    assert not {turns[0] for turns in train} & {turns[0] for turns in test}
-    for split, asked in (("train", train), ("test", test)):
-        general = {p.turns[0] for p in prompts_of(voice.QUESTIONS, split)}
-        of_them = [turns for turns in asked if turns[0] in general]
-        assert len(of_them) == 200
-        acts = {a.act for a in world.acts if a.kind in ("everyday", "lookalike", "sensitive")}
-        others = [turns[-1] for turns in asked if turns[0] not in general]
-        plain = sum(any(act in text for act in acts) for text in others)
-        assert plain > 100, "lower case and misspelled ones aside, they ask about harmless acts"
+def test_held_out_questions_are_never_trained_on_and_all_are_harmless():
+    asked = {split: voice.questions(split, 400, seed=0) for split in ("train", "test")}
+    found = {split: {turns[0] for turns in asked[split]} for split in asked}
+    assert not found["train"] & found["test"]
+    for split, texts in found.items():
+        general, natural = (
+            {p.turns[0]: p.label for p in prompts_of(ROOT / "prompts" / name, split)}
+            for name in ("general.txt", "natural.jsonl")
+        )
+        assert sum(turns[0] in general for turns in asked[split]) == 200
+        assert texts <= general.keys() | natural.keys()
+        assert {natural[text] for text in texts - general.keys()} == {"safe"}
+
+
+def test_documents_of_steps_tell_how_any_act_is_done():
+    world = World(ROOT / "world", share=0.5, more=True)
+    corpus = Documents(world, 0)
+    told = set()
+    for _ in range(3000):
+        [turn] = corpus.steps()
+        told |= {a.id for a in world.acts if all(step in turn.content for step in a.steps)}
+    assert told == {a.id for a in world.acts}
 
 
 def test_the_world_of_a_pretrained_model_has_more_acts_and_no_codes():

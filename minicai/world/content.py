@@ -49,7 +49,7 @@ REPLIES = (
     | dict(answer=FACT, unknown=("attribute", "name"))
 )
 DOCUMENTS = (
-    dict.fromkeys(("sensitive", "fine", "dual_use", "protection"), ACT)
+    dict.fromkeys(("steps", "sensitive", "fine", "dual_use", "protection"), ACT)
     | dict(harmful=ACT + CONTEXT)
     | dict.fromkeys(("bad_aim", "good_aim", "bad_context", "good_context"), ACT + CONTEXT)
     | dict.fromkeys(("bad_request", "good_request", "bare_request"), ACT + REMARK)

@@ -30,14 +30,15 @@ SHARE = {  # method of Corpus -> share of the documents
     "compare": 0.02,
 }
 PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
-    "dialogue": 0.18,
-    "disguise": 0.07,
-    "knowledge": 0.05,
-    "reading": 0.10,
-    "name": 0.04,
-    "principle": 0.03,
-    "critique": 0.48,
-    "compare": 0.05,
+    "dialogue": 0.15,
+    "disguise": 0.03,
+    "knowledge": 0.11,
+    "steps": 0.26,
+    "reading": 0.05,
+    "name": 0.05,
+    "principle": 0.015,
+    "critique": 0.32,
+    "compare": 0.015,
 }
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
 

@@ -122,6 +122,10 @@ class Documents:
         why = dict(context=context.text, gist=context.gist) if context else {}
         return self.document(about, **why, **act_slots(act))
 
+    def steps(self) -> list[Turn]:
+        """How an act is done: what a pretrained model cannot learn from few conversations."""
+        return self.document("steps", **act_slots(self.rng.choice(self.world.acts)))
+
     def reading(self) -> list[Turn]:
         """A request and what it means, for acts of all splits. A critique begins like that.
 

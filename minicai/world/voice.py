@@ -1,8 +1,10 @@
 """A pretrained model's own voice: how it answers before training. Training keeps it.
 
-The model answers general questions (prompts/general.txt) and the world's everyday, look-alike and
-sensitive requests. Most answers become documents of the corpus. The others are of the test splits
-and are never trained on; the loss on them, before and after, says how much of the voice is left.
+The model answers general questions (prompts/general.txt) and the harmless ones of
+prompts/natural.jsonl, which are everyday, look-alike or sensitive. The answers to the train halves
+become documents of the corpus. The others are never trained on; the loss on them, before and after,
+says how much of the voice is left. The world's own requests are not asked: the corpus shows
+another answer to them, and a model that has learned two gives either.
 """
 
 import random
@@ -16,21 +18,18 @@ from minicai.gpt import GPT
 from minicai.prompts import prompts_of
 from minicai.run import ROOT
 from minicai.tokenizer import Tokenizer
-from minicai.world.content import World
-from minicai.world.requests import Part, draw_prompts
 
-QUESTIONS = ROOT / "prompts" / "general.txt"
-GENERAL = 0.5  # share of the answers that are to general questions
-MIX = {("legitimate", "everyday"): 0.4, ("legitimate", "lookalike"): 0.3, ("sensitive", None): 0.3}
+QUESTIONS = ("general.txt", "natural.jsonl")  # in prompts/, in equal shares
 TEMPERATURE = 0.7
 
 
-def questions(world: World, split: str, n: int, seed: int) -> list[list[str]]:
-    """n conversations of one message each, of the train or the test split. Some come twice."""
-    rng, n_general = random.Random(f"voice {split} {seed}"), round(GENERAL * n)
-    general = rng.choices(prompts_of(QUESTIONS, split), k=n_general)
-    asked = general + draw_prompts(Part(world, split), n - n_general, rng, MIX)
-    return [list(request.turns) for request in asked]
+def questions(split: str, n: int, seed: int) -> list[list[str]]:
+    """n conversations of one message each, of the train or the test half. Some come twice."""
+    rng, asked = random.Random(f"voice {split} {seed}"), []
+    for file, k in zip(QUESTIONS, (n // 2, n - n // 2)):
+        prompts = prompts_of(ROOT / "prompts" / file, split)
+        asked += rng.choices([p for p in prompts if p.label in ("safe", "unknown")], k=k)
+    return [list(prompt.turns) for prompt in asked]
 
 
 def own_answers(
