@@ -68,7 +68,8 @@ REFUSALS = {
     "no subject": rf"^(?:sorry )?(?:unable to|can't|cannot|won't){BETWEEN} {HELP}",
     "no verb": r"\bi (?:can't|cannot|won't|will not)$",
     "declines": r"\b(?:i|we)(?: must| have to| need to| will|'ll| would|'d)?(?: \w+ly)?"
-    r" (?:decline|refuse|have to pass)\b|\b(?:rather|prefer) not\b",
+    r" (?:decline|refuse|have to pass)\b|\b(?:rather|prefer) not\b"
+    r"|\bi(?:'d| will|'ll| would)(?: rather)? leave (?:this|that|it)(?: one)? (?:alone|be)\b",
     "not comfortable": r"\bi(?:'m| am) not comfortable\b|\bi (?:don't|do not) feel comfortable\b",
     "not for me": rf"\bnot .*\bfor me to{BETWEEN} {HELP}|\b(?:wrong|inappropriate) (?:for|of) me\b"
     r"|(?:\bnot|n't) (?:something|a thing|anything) (?:that )?(?:i|we)\b",

@@ -31,6 +31,7 @@ She is hurt, so I won't.
 I don't feel comfortable writing a story like that.
 I'm not comfortable with this.
 I'd rather not talk about that.
+I will leave that one alone. It may be better to ask him.
 I would prefer not to.
 I must respectfully decline to answer.
 I have to decline. Forging a signature is a crime.
