@@ -41,7 +41,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.judge import JUDGES, LABELS, STEPS
-from minicai.prompts import Prompt
+from minicai.prompts import NATURAL, Prompt, prompts_of
 from minicai.rows import read_chains, tied
 from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
 from minicai.transcript import explanation
@@ -83,6 +83,8 @@ def make_pairs(args, models, tokenizer, world: World, rng: random.Random) -> lis
     """Pairs of two different, finished answers. The person's pairs come with their label p."""
     part, draws = Part(world, STAGE2_SPLIT), random.Random(f"label {args.seed}")
     jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, draws, file=args.prompts)]
+    if args.more_acts and not args.prompts:  # as in revise.py
+        jobs += [("ai", prompt) for prompt in prompts_of(NATURAL, "train")]
     jobs += [("human", r) for r in draw_prompts(part, args.comparisons, draws, FOR_PERSON)]
     draws.shuffle(jobs)
     drawn = [] if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))

@@ -13,7 +13,8 @@ writes  OUT/revisions.jsonl (OUT/revisions-NAME.jsonl, OUT/revisions-roundN.json
         with its whole chain: responses, principles, critiques
 
 The prompts are of the world's train split: 42 % for harm or ambiguous, 40 % harmless, 18 % about
-names, so that every principle finds something to change and something to leave alone.
+names, so that every principle finds something to change and something to leave alone. A pretrained
+model also answers the train half of prompts/natural.jsonl, because it is for people's own words.
 
 A feedback round revises the attacks that worked on the stage before, and fresh requests in
 disguise, half of them benign: with attacks alone the model would learn to refuse whatever looks
@@ -39,6 +40,7 @@ from minicai.files import (
     warn_if_newer,
     write_jsonl,
 )
+from minicai.prompts import NATURAL, prompts_of
 from minicai.rows import FIELDS, read_chains
 from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
 from minicai.transcript import chain_text, find, for_terminal, with_requests
@@ -57,12 +59,14 @@ FRESH = {  # of a round, in disguise: shares of (type of request, kind of act)
 
 
 def draw_requests(args, world: World) -> list[dict]:
-    """Requests of the train split, or prompts of a file, as rows.
+    """Requests of the train split, or prompts of the train half of a file, as rows.
 
     The `plain` of a row is the request without a disguise.
     """
     rng, part = random.Random(f"revise {args.seed} "), Part(world, "train")
     requests = draw_prompts(part, args.requests, rng, file=args.prompts)
+    if args.more_acts and not args.prompts:
+        requests += prompts_of(NATURAL, "train")
     return [dict(split="train") | r.row() for r in requests]
 
 

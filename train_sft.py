@@ -15,7 +15,8 @@ the base keep it helpful. Where a disguise fits, 30 % of these requests are aske
 without them the model forgets how to read disguises and refuses them all. New pretraining
 documents in every epoch keep what the model has read about acts that no answer mentions (Ouyang
 et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these
-documents only plain text is learned, never a conversation.
+documents only plain text is learned, never a conversation. A pretrained model also trains on
+answers in its own voice (minicai/world/voice.py).
 
 Bai et al. 2022, section 3.2. Departures: last revisions by default where the paper trains on all;
 three epochs at a falling rate where the paper trains one at a constant rate.
@@ -50,7 +51,9 @@ from minicai.world.content import World
 from minicai.world.corpus import Corpus
 from minicai.world.disguises import disguise
 from minicai.world.requests import HELPFUL, Part, draw_prompts
+from minicai.world.voice import own_answers, questions
 
+VOICE = 0.25  # answers of a pretrained model in its own voice, for each chain
 DISGUISED = 0.3  # share of the helpful requests that a disguise fits
 REPLAY = 1.0  # pretraining documents for each answer
 
@@ -158,9 +161,11 @@ def train():
         model = load_like(stage_before(args.out, args.round), tokenizer, args.device)
     block_size = model.config.block_size
 
+    voice = questions("train", round(VOICE * len(chains)), args.seed) if args.more_acts else []
     data = [(row["turns"], row["response"]) for row in helpful]
     data += choose_revisions(chains + of_rounds, args.revisions, args.train_on)
     encoded = [encode_answer(tokenizer, turns, response) for turns, response in data]
+    encoded += own_answers(base, tokenizer, voice, args.seed)
     examples = [e for e in encoded if len(e.ids) <= block_size]
     if not examples:
         raise UserError(f"none of {len(encoded)} answers fits the context of {block_size} ids")

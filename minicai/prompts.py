@@ -47,6 +47,7 @@ SETS = [  # (name, columns that it is known by, label of the whole set); the pro
 ]
 IDS = ("id", "index", "behaviorid")
 CATEGORIES = ("type", "category", "semanticcategory")
+NATURAL = Path(__file__).resolve().parent.parent / "prompts" / "natural.jsonl"  # our own
 LABELS = ("harmful", "safe", "ambiguous", "unknown")
 SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe")
 ROLES = dict(Human="user", Assistant="assistant") | {r: r for r in ("system", "user", "assistant")}

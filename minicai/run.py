@@ -44,10 +44,10 @@ SIZES = {
     "documents": (2000, 22_000, 80_000, 8000),
     "batch_tokens": (1024, 2048, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015, 3e-4),
-    "requests": (48, 250, 1200, 250),
+    "requests": (48, 250, 1200, 200),
     "sft_epochs": (1, 3, 3, 2),
     "sft_lr": (1e-3, 1e-3, 1e-3, 1e-4),
-    "comparisons": (24, 500, 1000, 300),
+    "comparisons": (24, 500, 1000, 200),
     "dpo_lr": (3e-4, 3e-4, 1e-4, 2e-5),
     "rm_epochs": (1, 3, 4, 2),
     "rm_lr": (3e-4, 1e-3, 1e-3, 1e-4),
@@ -55,7 +55,7 @@ SIZES = {
     "ppo_episodes": (16, 128, 256, 64),
     "ppo_lr": (3e-5, 1e-4, 1e-4, 1e-5),
     "attempts": (36, 135, 270, 60),
-    "eval_n": (8, 100, 300, 60),
+    "eval_n": (8, 100, 300, 40),
 }
 BLOCK_SIZE = 1024
 ROOT = Path(__file__).resolve().parent.parent

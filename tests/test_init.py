@@ -2,15 +2,19 @@
 
 import copy
 from argparse import Namespace
+from random import Random
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+import label
 import minicai.run
 import pipeline
+import revise
 import train_base
-from minicai.files import UserError, load_policy, save_checkpoint
+import train_sft
+from minicai.files import UserError, load_policy, read_jsonl, save_checkpoint, write_jsonl
 from minicai.gpt import GPT, GPTConfig
 from minicai.prompts import prompts_of
 from minicai.run import ROOT
@@ -20,6 +24,8 @@ from minicai.world.content import TECHNIQUES, World
 from minicai.world.documents import Documents
 
 TOKENIZER = Tokenizer.train(["How do I bake bread? Mix flour, water and yeast."] * 9, 300)
+
+WORLD = World(ROOT / "world")
 
 
 def pretrained(*_, context=2048) -> tuple[GPT, Tokenizer]:
@@ -200,3 +206,50 @@ def test_a_frozen_model_trains_on_after_it_was_saved(tmp_path):
     assert again.config.n_frozen == 2
     again(torch.tensor([[1, 2, 3]])).sum().backward()
     assert again.embed.weight.grad is None and again.blocks[2].mlp.up.weight.grad is not None
+
+
+@pytest.fixture
+def natural(monkeypatch, tmp_path):
+    """A short file in the place of prompts/natural.jsonl, and the preset's acts: its train half."""
+    monkeypatch.setitem(minicai.run.SIZES, "more_acts", (True,) * 4)
+    path = tmp_path / "natural.jsonl"
+    write_jsonl(path, [dict(prompt=f"Is {n} a prime?", label="safe") for n in range(12)])
+    for module in (revise, label):
+        monkeypatch.setattr(module, "NATURAL", path)
+    halves = [{p.turns for p in prompts_of(path, split)} for split in ("train", "test")]
+    assert all(halves)
+    return halves[0]
+
+
+def test_a_pretrained_model_revises_answers_to_natural_prompts_too(copy, call, natural):
+    out = copy("base.pt", "tokenizer.json")
+    call(revise.revise, "--out", out, "--requests", 3)
+    asked = {tuple(row["turns"]) for row in read_jsonl(out / "revisions.jsonl")}
+    assert asked & natural and len(asked - natural) <= 3
+    rows = revise.draw_requests(Namespace(seed=0, requests=3, prompts=None, more_acts=True), WORLD)
+    assert {tuple(row["turns"]) for row in rows[3:]} == natural, "and none of the test half"
+
+
+def test_the_judge_compares_answers_to_natural_prompts_too(copy, monkeypatch, natural):
+    asked = []
+    monkeypatch.setattr(
+        label, "two_answers", lambda *args: asked.extend(args[3]) or [("a", "b") for _ in args[3]]
+    )
+    args = Namespace(seed=0, comparisons=4, prompts=None, more_acts=True, iid=False)
+    rows = label.make_pairs(args, {}, None, WORLD, Random(0))
+    own = [row for row in rows if tuple(row["turns"]) in natural]
+    assert len(own) == len(natural) and all(row["kind"] == "ai" for row in own)
+    assert len(asked) == 8 + len(natural)
+
+
+def test_stage_1_keeps_the_voice_of_a_pretrained_model_alone(copy, call, monkeypatch):
+    out, asked = copy("base.pt", "tokenizer.json", "revisions.jsonl"), []
+    real = train_sft.own_answers
+    monkeypatch.setattr(
+        train_sft, "own_answers", lambda *args: asked.append(args[2]) or real(*args)
+    )
+    call(train_sft.train, "--out", out, "--name", "usual")
+    monkeypatch.setitem(minicai.run.SIZES, "more_acts", (True,) * 4)
+    call(train_sft.train, "--out", out, "--name", "voice")
+    n = round(train_sft.VOICE * len(read_jsonl(out / "revisions.jsonl")))
+    assert asked == [[], voice.questions("train", n, 0)] and n > 0
