@@ -47,7 +47,7 @@ SIZES = {
     "requests": (48, 250, 1200, 200),
     "sft_epochs": (1, 3, 3, 2),
     "sft_lr": (1e-3, 1e-3, 1e-3, 1e-4),
-    "comparisons": (24, 500, 1000, 200),
+    "comparisons": (24, 500, 1000, 100),
     "dpo_lr": (3e-4, 3e-4, 1e-4, 2e-5),
     "rm_epochs": (1, 3, 4, 2),
     "rm_lr": (3e-4, 1e-3, 1e-3, 1e-4),
