@@ -41,7 +41,7 @@ from minicai.files import (
     write_jsonl,
 )
 from minicai.judge import JUDGES, LABELS, STEPS
-from minicai.prompts import NATURAL, Prompt, prompts_of
+from minicai.prompts import Prompt
 from minicai.rows import read_chains, tied
 from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
 from minicai.transcript import explanation
@@ -49,7 +49,7 @@ from minicai.world.content import World
 from minicai.world.few_shot import few_shot_judge
 from minicai.world.grader import Grader
 from minicai.world.people import ASSISTANTS, person_prefers
-from minicai.world.requests import HELPFUL, STAGE2_SPLIT, Part, draw_prompts
+from minicai.world.requests import HELPFUL, MIX, STAGE2_SPLIT, Part, draw_prompts
 
 PAIRS = {  # share of pairs by the writers of the two answers
     ("policy", "policy"): 0.1,
@@ -81,11 +81,10 @@ def two_answers(models, tokenizer, part, requests, writers, seed, rng) -> list[l
 
 def make_pairs(args, models, tokenizer, world: World, rng: random.Random) -> list[dict]:
     """Pairs of two different, finished answers. The person's pairs come with their label p."""
-    part, draws = Part(world, STAGE2_SPLIT), random.Random(f"label {args.seed}")
-    jobs = [("ai", r) for r in draw_prompts(part, args.comparisons, draws, file=args.prompts)]
-    if args.more_acts and not args.prompts:  # as in revise.py
-        jobs += [("ai", prompt) for prompt in prompts_of(NATURAL, "train")]
-    jobs += [("human", r) for r in draw_prompts(part, args.comparisons, draws, FOR_PERSON)]
+    part, n = Part(world, STAGE2_SPLIT), args.comparisons
+    draws = random.Random(f"label {args.seed}")
+    jobs = [("ai", r) for r in draw_prompts(part, n, draws, MIX, args.prompts, args.more_acts)]
+    jobs += [("human", r) for r in draw_prompts(part, n, draws, FOR_PERSON)]
     draws.shuffle(jobs)
     drawn = [] if args.iid else rng.choices(list(PAIRS), PAIRS.values(), k=len(jobs))
     writers = drawn or [("policy", "policy")] * len(jobs)
@@ -179,13 +178,12 @@ def label():
     if args.round:
         rows = make_round_pairs(args, policy, tokenizer, rng)
     else:
-        audited = dict(n=args.eval_n, seed=args.seed, judge=judge)
-        report = audit_judge(base, tokenizer, world, constitution, **audited)
+        n, seed = args.eval_n, args.seed
+        report = audit_judge(base, tokenizer, world, constitution, n, seed, judge=judge)
         write_json(args.out / f"{artifact('judge', args)}.json", report)
         print_audit(report)
         rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
-    labelled = add_labels(args, judge, base, tokenizer, rows, constitution, rng)
-    if not labelled:
+    if not (labelled := add_labels(args, judge, base, tokenizer, rows, constitution, rng)):
         raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)
     ai = [row["p"] for row in labelled if row["kind"] == "ai"]

@@ -40,14 +40,13 @@ from minicai.files import (
     warn_if_newer,
     write_jsonl,
 )
-from minicai.prompts import NATURAL, prompts_of
 from minicai.rows import FIELDS, read_chains
 from minicai.run import artifact, main, name_part, not_negative, parser, positive, setup
 from minicai.transcript import chain_text, find, for_terminal, with_requests
 from minicai.world.content import World
 from minicai.world.disguises import disguise
 from minicai.world.few_shot import chains, check_fit, demonstrations, direct_revisions
-from minicai.world.requests import STAGE2_SPLIT, Part, draw_prompts
+from minicai.world.requests import MIX, STAGE2_SPLIT, Part, draw_prompts
 
 FRESH = {  # of a round, in disguise: shares of (type of request, kind of act)
     ("harmful", None): 0.5,
@@ -64,9 +63,7 @@ def draw_requests(args, world: World) -> list[dict]:
     The `plain` of a row is the request without a disguise.
     """
     rng, part = random.Random(f"revise {args.seed} "), Part(world, "train")
-    requests = draw_prompts(part, args.requests, rng, file=args.prompts)
-    if args.more_acts and not args.prompts:
-        requests += prompts_of(NATURAL, "train")
+    requests = draw_prompts(part, args.requests, rng, MIX, args.prompts, args.more_acts)
     return [dict(split="train") | r.row() for r in requests]
 
 

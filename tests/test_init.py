@@ -19,7 +19,7 @@ from minicai.gpt import GPT, GPTConfig
 from minicai.prompts import prompts_of
 from minicai.run import ROOT
 from minicai.tokenizer import Tokenizer
-from minicai.world import voice
+from minicai.world import requests, voice
 from minicai.world.content import TECHNIQUES, World
 from minicai.world.documents import Documents
 
@@ -214,8 +214,7 @@ def natural(monkeypatch, tmp_path):
     monkeypatch.setitem(minicai.run.SIZES, "more_acts", (True,) * 4)
     path = tmp_path / "natural.jsonl"
     write_jsonl(path, [dict(prompt=f"Is {n} a prime?", label="safe") for n in range(12)])
-    for module in (revise, label):
-        monkeypatch.setattr(module, "NATURAL", path)
+    monkeypatch.setattr(requests, "NATURAL", path)
     halves = [{p.turns for p in prompts_of(path, split)} for split in ("train", "test")]
     assert all(halves)
     return halves[0]

@@ -44,7 +44,7 @@ from random import Random
 
 from minicai.files import UserError
 from minicai.jailbreak import misspell
-from minicai.prompts import Prompt, prompts_of
+from minicai.prompts import NATURAL, prompts_of
 from minicai.splits import held_out, split_of
 from minicai.world.content import Act, Context, Fact, Phrasing, World
 from minicai.world.names import fresh_fact
@@ -234,17 +234,17 @@ class Part:
         return list(found.values())
 
 
-def draw_prompts(part: Part, n: int, rng: Random, mix=MIX, file=None) -> list[Request | Prompt]:
-    """n requests in the shares of `mix`; or up to n prompts of the train half of a file.
-
-    Names never seen are made up afresh. The few listed ones would be learned by heart.
-    """
+def draw_prompts(part: Part, n: int, rng: Random, mix=MIX, file=None, natural=False) -> list:
+    """n requests in the shares of `mix`, with `natural` also prompts/natural.jsonl; or up to n
+    prompts of a file. Prompts are of the train half. Names never seen are made up afresh, because
+    the few listed ones would be learned by heart."""
     if file:
         prompts = prompts_of(file, "train")
         return rng.sample(prompts, min(n, len(prompts)))
-    return [
+    drawn = [
         part.fact(rng, fresh_fact(part.world, rng))
         if kind == "never"
         else part.draw(rng, type, kind)
         for type, kind in rng.choices(list(mix), mix.values(), k=n)
     ]
+    return drawn + (prompts_of(NATURAL, "train") if natural else [])
