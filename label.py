@@ -15,8 +15,8 @@ writes  OUT/preferences.jsonl, one row a comparison, and OUT/judge.json, the aud
         (OUT/preferences-NAME.jsonl and judge-NAME.json, OUT/preferences-roundN.jsonl)
 
 Two kinds of rows (Bai et al. 2022, section 4.2). `ai`: the judge compares the answers, under one
-random principle of every family. `human`: a simulated person compares the answers to a harmless
-request, and is wrong in one case of ten.
+random principle of every family (for a pretrained model also answers to natural prompts). `human`:
+a simulated person does, for a harmless request, and is wrong in one case of ten.
 
 Departure: the paper compares two samples of SL-CAI. Here those rarely differ in anything that a
 principle is about. So most pairs have an answer by the base, by an evasive assistant, or by a
