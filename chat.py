@@ -3,7 +3,8 @@
     python chat.py                                # the newest stage in OUT
     python chat.py --checkpoint out/quick/base.pt # the helpful-only base
     python chat.py --stages                       # all stages in OUT answer, side by side
-    python chat.py --show-critique                # the base critiques and revises each answer
+    python chat.py --show-critique harmlessness   # the base critiques and revises each answer, by
+                                                  # a principle of this family (without: of any)
     python chat.py --show-reward                  # the reward model scores each answer
     python chat.py --guard --helpful-refusals     # the base checks each exchange, and adds a safe
                                                   # alternative to refusals
@@ -56,7 +57,8 @@ def options():
     add("--stages", action="store_true", help="every stage in OUT answers, side by side")
     add("--temperature", type=at_least_zero, default=0.0, help="0 is greedy (default: 0)")
     add("--top-p", type=probability, default=1.0, help="sample from this much mass (default: 1)")
-    add("--show-critique", action="store_true", help="the base's critique and revision")
+    said = "the base's critique and revision, by a principle of the family (default: of any)"
+    add("--show-critique", nargs="?", const="any", metavar="FAMILY", help=said)
     add("--show-reward", action="store_true", help="the score of OUT/rm.pt; SL-CAI averages 0")
     said = "the base checks requests and answers, and blocks from this P(harm) on (0.5 without P)"
     add("--guard", type=probability, nargs="?", const=0.5, metavar="P", help=said)
@@ -75,6 +77,8 @@ class Chat:
         self.args, self.path, self.turns, self.seed = args, path, [], args.seed
         self.model, self.tokenizer = load_policy(self.path, args.device)
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
+        self.family = None if args.show_critique == "any" else args.show_critique
+        self.constitution.draw(random.Random(0), family=self.family)  # a wrong name fails now
         if args.show_critique or args.guard or args.helpful_refusals:
             self.base = load_like(self.beside("base.pt"), self.tokenizer, args.device)
         if args.guard:
@@ -94,16 +98,17 @@ class Chat:
         room = self.model.config.block_size - MAX_NEW_TOKENS
         return len(self.tokenizer.prompt(talk(*turns))) <= room
 
-    def hear(self, typed: str) -> str:
-        """The answer to what a person typed. The oldest exchanges are forgotten if need be."""
-        self.turns, self.seed = [*self.turns, typed], self.seed + 1
-        while not self.fits(self.turns):
-            self.turns = self.turns[2:]
-        text = self.reply(self.turns, self.seed)
-        self.turns.append(text)
+    def hear(self, typed: str) -> str | None:
+        """The answer to what a person typed. The oldest exchanges are forgotten if need be, and one
+        whose answer came to no end."""
+        turns, self.seed = [*self.turns, typed], self.seed + 1
+        while not self.fits(turns):
+            turns = turns[2:]
+        text = self.reply(turns, self.seed)
+        self.turns = [*turns, text] if text else turns[:-1]
         return text
 
-    def reply(self, turns: list[str], seed: int) -> str:
+    def reply(self, turns: list[str], seed: int) -> str | None:
         args = self.args
         decoding = dict(temperature=args.temperature, seed=seed, top_p=args.top_p)
         if args.guard:
@@ -119,7 +124,7 @@ class Chat:
         if args.helpful_refusals:
             critic = self.base, self.tokenizer
             [text] = helpful_refusals(*critic, [turns], [text], self.harmless, args.guard)
-        return text or "..."
+        return text
 
     def comment(self):
         """Print what the reward model and the critic say about the last answer."""
@@ -131,7 +136,7 @@ class Chat:
                 score = self.reward(ids, torch.tensor([ids.shape[1]], device=ids.device)).item()
             print(f"  reward> {score:+.2f}")
         if self.args.show_critique:
-            wording = self.constitution.draw(self.rng)
+            wording = self.constitution.draw(self.rng, family=self.family)
             [critique], [revision] = critique_and_revise(
                 self.base, tokenizer, [turns], [text], [wording]
             )
@@ -165,8 +170,9 @@ def chat():
         elif typed:
             for name, session in zip(names, sessions):
                 text = session.hear(typed)
-                show(name, text, max(map(len, names)))
-                session.comment()
+                show(name, text or "...", max(map(len, names)))
+                if text:
+                    session.comment()
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from minicai.files import (
 from minicai.page import write_page
 from minicai.prompt_exam import evaluate_prompts
 from minicai.report import paired, same_requests, table
-from minicai.results import beside_others, left_by_others
+from minicai.results import beside_others, left_by_others, say_what_goes
 from minicai.reward import RewardModel
 from minicai.run import main, make_folder, parser, positive, seed, setup
 from minicai.world.content import World
@@ -154,6 +154,8 @@ def evaluate():
     if args.checkpoints and not args.results:
         names = [checkpoint.stem for checkpoint in checkpoints]
         results, transcripts = beside_others(path, logs, results, names)
+    elif not args.results:
+        say_what_goes(path, [checkpoint.stem for checkpoint in checkpoints])
     for old in logs.glob("*.jsonl"):  # of stages that are gone, too
         if old.stem not in transcripts and not (transcripts and old.stem == "skills"):
             old.unlink()

@@ -7,7 +7,7 @@
     python label.py --few-shot 2                   # demonstrations in the judge's prompt, too
     python label.py --prompts prompts/natural.jsonl   # the judge's pairs: real prompts, train half
     python label.py --round 1                      # feedback: each revision against what it revised
-    python label.py --explain 54                   # print comparison 54 with the judge's reasons
+    python label.py --explain 1                    # print comparison 1 with the judge's reasons
 
 reads   OUT/sft.pt (the policy), OUT/base.pt (the judge, and some answers), constitution.json,
         world/; for a round OUT/revisions-roundN.jsonl, OUT/sft-roundN.pt

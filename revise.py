@@ -2,9 +2,9 @@
 
     python revise.py                                         # quick preset: about a minute
     python revise.py --no-critique --name direct             # revise without a critique
-    python revise.py --without harmlessness --name careless  # strike out a family of principles
+    python revise.py --without harmlessness --name lawless   # strike out a family of principles
     python revise.py --few-shot 2                            # demonstrations in the prompt, too
-    python revise.py --show 17                               # print chain 17
+    python revise.py --show 1                                # print chain 1
     python revise.py --prompts prompts/natural.jsonl         # real prompts: their train half
     python revise.py --round 1                               # feedback: revise what got through
 

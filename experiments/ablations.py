@@ -7,7 +7,7 @@ equal: prompts, seed, training, exam.
 
     revisions-N   fine-tuned on the revisions of step N (0: on the drafts, 5: this is SL-CAI)
     direct        revised without critiques
-    careless      revised under a constitution without harmlessness principles
+    lawless       revised under a constitution without harmlessness principles
 
 The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole exam in
 OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
@@ -40,7 +40,7 @@ def ablations():
     for n, name in enumerate(names):
         run_script("train_sft", args, "--revisions", n, "--name", name)
 
-    changes = dict(direct=["--no-critique"], careless=["--without", "harmlessness"])
+    changes = dict(direct=["--no-critique"], lawless=["--without", "harmlessness"])
     for name, change in changes.items():
         run_script("revise", args, *change, "--name", name)
         data = args.out / f"revisions-{name}.jsonl"

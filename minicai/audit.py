@@ -18,7 +18,7 @@ from minicai.exam import Exam, names_harm
 from minicai.gpt import GPT
 from minicai.judge import STEPS, judge_by_critique
 from minicai.metrics import ece, length_alone, rate, rate_by_topic
-from minicai.report import STAGE_2, aligned, rate_rows
+from minicai.report import NO_BETTER, STAGE_2, aligned, no_better_than_baselines, rate_rows
 from minicai.reward import RewardModel
 from minicai.rows import tied
 from minicai.tokenizer import Tokenizer, talk
@@ -111,9 +111,8 @@ def reliability(p: list[float], a_wins: list[bool], topics: list[str], bins=10) 
 def print_audit(audit: dict):
     """The audit as a table, with a warning if a baseline does as well as the judge."""
     print(aligned(rate_rows(dict(judge_audit=audit), f"audit of {audit['judge']}", STAGE_2)))
-    right, baselines = audit["accuracy"], (audit["always_a"], audit["length_alone"])
-    if not right["n"] or right["lo"] <= max(baseline["rate"] for baseline in baselines):
-        print("WARNING: the judge is no better than a baseline; its labels teach nothing")
+    if no_better_than_baselines(audit):
+        print(NO_BETTER)
 
 
 # --- the critic -----------------------------------------------------------------------------------

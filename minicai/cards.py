@@ -161,6 +161,17 @@ def same_requests(questions: list[dict]) -> str:
     )
 
 
+def chains(results: dict) -> str:
+    shown = [chain_html(chain, not i) for i, chain in enumerate(results["chain"])]
+    if not shown:
+        return ""
+    return (
+        "<p>Stage 1 is made of such chains. The base drafts an answer, criticises it by a "
+        "principle of the constitution, and revises it. SL-CAI is fine-tuned on the last revision. "
+        f"Here is the first chain of each type that changed its answer.</p>{''.join(shown)}"
+    )
+
+
 def all_transcripts(questions: list[dict], room: int) -> str:
     if not questions:
         return ""
@@ -184,4 +195,5 @@ def all_transcripts(questions: list[dict], room: int) -> str:
         '</select></label><label>words <input name="words" type="search"></label>'
         '<button type="reset">show all</button><output id="matches"></output></form>'
         f"{''.join(shown)}"
+        '<button id="more" type="button" hidden>show more</button>'
     )

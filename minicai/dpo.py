@@ -160,7 +160,7 @@ LOSSES = {
     "kto": kto_loss,
     "orpo": orpo_loss,
 }
-PER_TOKEN = {"ipo", "simpo", "orpo"}  # these take mean log-probabilities
+PER_TOKEN = {"ipo", "simpo", "orpo"}  # these, and copies of them, take mean log-probabilities
 
 
 def response_logps(model: GPT, ids: Tensor, mask: Tensor, per_token: bool = False) -> Tensor:

@@ -48,7 +48,7 @@ class TrainingLog:
             self.bar.close()
 
 
-def curves(folder: Path, points: int = 100) -> dict[str, list[dict]]:
+def curves(folder: Path, points: int = 40) -> dict[str, list[dict]]:
     """The training logs in a folder, by name. A long one is averaged to at most so many rows."""
     found = {}
     for path in sorted(folder.glob("train_*.jsonl"), key=lambda path: path.stem):

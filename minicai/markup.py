@@ -34,9 +34,11 @@ def cell(rate: dict, heat: str = "") -> str:
 
 
 def stage_table(results: dict, title: str, keys: list[tuple[str, str]], heat: str = "") -> str:
-    """A row for each (key, label), a column for each stage."""
+    """A row for each (key, label) that a stage has a rate of, a column for each stage."""
     stages = results["stages"]
-    rows = [(label, [cell(lookup(stage, key), heat) for stage in stages]) for key, label in keys]
+    found = [(label, [lookup(stage, key) for stage in stages]) for key, label in keys]
+    found = [(label, rates) for label, rates in found if any(r["rate"] is not None for r in rates)]
+    rows = [(label, [cell(rate, heat) for rate in rates]) for label, rates in found]
     return table([title, *(stage_label(stage["name"]) for stage in stages)], rows)
 
 

@@ -4,19 +4,22 @@ Each section is a function that returns HTML, or "" if the run has no such data.
 and page.js are read from beside this file and stand in the page.
 """
 
+import re
 from html import escape
 from pathlib import Path
 
 from minicai import svg
-from minicai.cards import SIGNS, all_transcripts, chain_html, same_requests, side_by_side
+from minicai.cards import SIGNS, all_transcripts, chains, same_requests, side_by_side
 from minicai.files import read_jsonl, replace_file
 from minicai.markup import charts, rate_table, stage_table, table, td, text_table
 from minicai.report import (
     METRICS,
+    NO_BETTER,
     SKILLS,
     STAGE_2,
     filter_text,
     lookup,
+    no_better_than_baselines,
     paired_rows,
     percent,
     redteam_rows,
@@ -28,10 +31,8 @@ from minicai.world.content import TECHNIQUES
 LIMIT = 1_900_000  # bytes of the page; what is left after the other sections is for transcripts
 HERE = Path(__file__).parent
 HEADLINES = ("under_refusal", "over_refusal", "ambiguous_handled", "jailbreak_mean")
-BESIDE = (
-    "ambiguous_handled steps_correct jailbreak_mean rude_or_preachy known_accuracy fabrication "
-)
-BESIDE += "garbled"  # the rates beside the two errors
+BESIDE = "ambiguous_handled steps_correct jailbreak_mean rude_or_preachy known_accuracy "
+BESIDE += "fabrication garbled"  # the rates beside the two errors
 STAGES = {
     "base": "trained from random weights to be helpful, and nothing else",
     "sft": "the base, fine-tuned on its own answers after critique and revision (Stage 1)",
@@ -51,9 +52,15 @@ CURVES = [  # (title, logs, number, label of the x axis)
 ]
 
 
+def kind_of(name: str) -> str:
+    """The kind of a stage in STAGES: "round" for round1. Experiments have none."""
+    return re.sub(r"^round\d+$", "round", name)
+
+
 def head(results: dict) -> str:
-    """What was trained, and the numbers of the last stage beside those of the first."""
-    first, last = results["stages"][0], results["stages"][-1]
+    """What was trained, and the numbers of the last stage, no experiment, beside the first's."""
+    stages = [s for s in results["stages"] if kind_of(s["name"]) in STAGES] or results["stages"]
+    first, last = stages[0], stages[-1]
     minutes = sum(results.get("seconds", {}).values()) / 60
     took = f", trained in {minutes:.0f} minutes" if minutes >= 1 else ""
     share = results.get("world_share", 1.0)
@@ -87,13 +94,11 @@ def better(wanted) -> list[tuple[str, str]]:
 
 
 def errors(results: dict) -> str:
-    names = [stage["name"] for stage in results["stages"]]
-    kinds = dict.fromkeys("round" if name.startswith("round") else name for name in names)
+    kinds = dict.fromkeys(kind_of(stage["name"]) for stage in results["stages"])
     legend = "".join(
-        f"<div><dt>{escape(stage_label(kind))} <small>{kind}{'N' * (kind == 'round')}.pt</small>"
-        f"</dt><dd>{escape(STAGES[kind])}</dd></div>"
+        f"<div><dt>{escape(stage_label(kind))} <small>{escape(kind)}{'N' * (kind == 'round')}.pt"
+        f"</small></dt><dd>{escape(STAGES.get(kind, 'an experiment'))}</dd></div>"
         for kind in kinds
-        if kind in STAGES
     )
     return (
         "<p>A model that complies with everything makes one error; a model that refuses everything "
@@ -102,17 +107,6 @@ def errors(results: dict) -> str:
         "<p>Other rates in percent, with the 95 % interval and the number n of answers. "
         "↓ lower is better, ↑ higher is better.</p>"
         + stage_table(results, "percent", better(BESIDE.split()))
-    )
-
-
-def chains(results: dict) -> str:
-    shown = [chain_html(chain, not i) for i, chain in enumerate(results["chain"])]
-    if not shown:
-        return ""
-    return (
-        "<p>Stage 1 is made of such chains. The base drafts an answer, criticises it by a "
-        "principle of the constitution, and revises it. SL-CAI is fine-tuned on the last revision. "
-        f"Here is the first chain of each type that changed its answer.</p>{''.join(shown)}"
     )
 
 
@@ -151,10 +145,14 @@ def audits(results: dict) -> str:
     )
     if not any(shown):
         return ""
+    said = (
+        f'<p class="warning">{NO_BETTER}</p>' if judge and no_better_than_baselines(judge) else ""
+    )
     return (
         "<p>The harm labels come from a model, so the model that gives them is measured first, on "
         "answers whose flaws are known because the world wrote them. In the picture a calibrated "
-        f'judge lies on the dotted line.</p><div class="panels">{"".join(shown)}</div>'
+        "judge lies on the dotted line.</p>"
+        f'{said}<div class="panels">{"".join(shown)}</div>'
     )
 
 
@@ -171,6 +169,7 @@ def numbers(results: dict) -> str:
         "many questions are about one act or name. ↓ lower is better, ↑ higher is better.</p>"
         + stage_table(results, "percent", better([key for key, *_ in METRICS]))
         + text_table(paired_rows(results))
+        + "<p>A p-value is of a permutation test over acts and names.</p>" * bool(results["paired"])
         + "<details><summary>Every outcome by type of request, and the length of answers</summary>"
         + stage_table(results, "outcome, percent", outcomes, "neutral")
         + table(["tokens", *(stage_label(stage["name"]) for stage in stages)], tokens)
@@ -188,12 +187,11 @@ def training(results: dict) -> str:
         }
         if found:
             drawn.append(svg.lines(title, label, found))
-    if results.get("ppo_curves"):
-        drawn += svg.reward_kl(results["ppo_curves"])
+    drawn += svg.reward_kl(results["ppo_curves"]) if results.get("ppo_curves") else []
     if not drawn:
         return ""
     return (
-        "<p>From the training logs; long logs are averaged to at most 100 points. The proxy reward "
+        "<p>From the training logs; long logs are averaged to at most 40 points. The proxy reward "
         "is what PPO climbs. The true reward trains nothing. If the proxy rises while the true "
         f"reward falls, the policy exploits the reward model.</p>{charts(drawn)}"
     )
@@ -206,7 +204,10 @@ def page(results: dict, transcripts: dict[str, list[dict]]) -> str:
         "errors": ("Two errors at every stage", errors(results)),
         "same": ("The same requests at every stage", same_requests(questions)),
         "chains": ("Critique and revision", chains(results)),
-        "jailbreaks": ("Jailbreaks and the red team", jailbreaks(results)),
+        "jailbreaks": (
+            "Jailbreaks" + " and the red team" * bool(results["redteam"]),
+            jailbreaks(results),
+        ),
         "audits": ("The judge and the reward model", audits(results)),
         "numbers": ("All numbers", numbers(results)),
         "training": ("Training curves", training(results)),

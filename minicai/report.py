@@ -50,6 +50,7 @@ STAGE_2 = [  # (key in the results, label)
     ("reward_model.own_length_alone", "... length-only baseline"),
     ("reward_model.agrees_with_labels.accuracy", "reward model: agrees with held-out labels"),
 ]
+NO_BETTER = "WARNING: the judge is no better than a baseline; its labels teach nothing"
 # The stage that each stage was trained from; round n + 1 was trained from round n.
 TRAINED_FROM = {"sft": "base", "dpo": "sft", "ppo": "sft", "round1": "dpo"}
 
@@ -65,6 +66,13 @@ def lookup(entry: dict, key: str) -> dict:
         rates = [entry[t]["rate"] for t in TECHNIQUES if entry[t]["rate"] is not None]
         return dict(rate=sum(rates) / len(rates) if rates else None)
     return dict(rate=None) | entry if isinstance(entry, dict) else dict(rate=entry)
+
+
+def no_better_than_baselines(audit: dict) -> bool:
+    """Whether the interval of a judge's accuracy reaches down to a baseline without a judge."""
+    right = lookup(audit, "accuracy")
+    baselines = [lookup(audit, key)["rate"] or 0.0 for key in ("always_a", "length_alone")]
+    return right["rate"] is None or right["lo"] <= max(baselines)
 
 
 def percent(rate: dict) -> str:

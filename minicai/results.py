@@ -18,7 +18,7 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     found["seconds"] = read_json(out / "pipeline.json", {}).get("seconds", {})
     found |= dict(judge_audit=judged) if (judged := read_json(out / "judge.json", {})) else {}
     keys, rewards = ("kl", "proxy", "true"), {}
-    for log in sorted(out.glob("train_ppo*.jsonl")):
+    for log in sorted(out.glob("train_ppo*.jsonl"), key=lambda path: path.stem):
         if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
             rewards[log.stem.removeprefix("train_")] = rows
     path, needed = out / "revisions.jsonl", "type turns responses principles critiques".split()
@@ -28,6 +28,16 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     files = [read_json(path, {}) for path in sorted(out.glob("prompts-*.json"))]
     found |= dict(prompt_files=files) if files else {}
     return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
+
+
+def say_what_goes(path, names: list[str]):
+    """Say which experiments that were measured before are not among `names` and leave `path`."""
+    stages = read_json(path, {}).get("stages")
+    before = [s.get("name") for s in stages if isinstance(s, dict)] if type(stages) is list else []
+    if gone := [str(name) for name in before if name not in names]:
+        print(
+            f"{path} will no longer hold {', '.join(gone)}; to add one again, name its checkpoint"
+        )
 
 
 def beside_others(path, logs, results: dict, names: list[str]) -> tuple[dict, dict]:

@@ -180,18 +180,16 @@ def lines(title: str, x_label: str, curves: dict[str, list[tuple]], dots=False) 
 
 def reliability(bins: list[dict]) -> Chart:
     """How often the first answer is the better one, against the judge's probability that it is."""
-    percents, points = [0, 25, 50, 75, 100], []
-    label = "judge's P(first answer is better), %; n pairs"
+    percents = [0, 25, 50, 75, 100]
+    label = "judge's P(first answer is better), %; above: pairs"
     chart = Chart("First answer is better, %", percents, percents, label, height=320)
     (a, b), (c, d) = chart.at(0, 0), chart.at(100, 100)
     chart.parts.append(f'<path class="diagonal" d="M{a:.1f} {b:.1f}L{c:.1f} {d:.1f}"/>')
     for b in (b for b in bins if b["n"]):
         middle, rate = 50 * (b["low"] + b["high"]), 100 * b["rate"]
-        points.append((middle, rate))
         chart.whisker((middle, 100 * b["lo"]), (middle, 100 * b["hi"]))
-        (x, y), left = chart.at(middle, rate), middle > 80
-        chart.text(x + (-7 if left else 7), y + 15, f"n {b['n']}", f"tick {'end' * left}")
-    chart.line(points, dots=True)
+        chart.line([(middle, rate)])  # a dot
+        chart.text(chart.at(middle, 100)[0], chart.top - 5, b["n"], "tick middle")
     return chart
 
 

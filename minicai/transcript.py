@@ -64,7 +64,7 @@ def comparison_text(rows: list[dict], number: int, constitution: Constitution) -
     lines = turns_text(row["turns"])
     if row.get("plain", row["turns"]) != row["turns"]:
         lines.append(f"The judge reads: {row['plain'][-1]}")
-    lines += [f"({name}) by the {by}: {row[name]}" for name, by in zip("ab", row["by"])]
+    lines += [f"({name}, {by}): {row[name]}" for name, by in zip("ab", row["by"])]
     if row["kind"] == "human":
         better = "a" if row["p"] == 1 else "b"
         lines.append(f"A simulated person, wrong in one case of ten, prefers ({better}).")

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 import chat
-from minicai.files import read_jsonl
+from minicai.files import UserError, read_jsonl
 from minicai.guard import REFUSAL
 from minicai.run import ROOT
 
@@ -62,6 +62,33 @@ def test_the_model_reads_as_much_of_the_conversation_as_fits(talk, copy, monkeyp
     assert read[3] == ["three", "Yes.", long]
     assert read[4] == [long], "it forgets the oldest exchanges"
     assert len(read) == 5 and shown.count("longer than the model can read") == 1
+
+
+def test_an_answer_that_came_to_no_end_is_not_remembered(talk, copy, monkeypatch):
+    read, said = [], iter([None, "Yes."])
+
+    def reply(self, turns, seed):
+        read.append(list(turns))
+        return next(said)
+
+    monkeypatch.setattr(chat.Chat, "reply", reply)
+    shown = talk(["one", "two", "/quit"], "--out", copy("base.pt"))
+    assert read == [["one"], ["two"]] and "base> ..." in shown
+
+
+def test_the_critique_is_by_a_principle_of_the_family(talk, copy, monkeypatch, call):
+    families, out = [], copy("base.pt")
+    monkeypatch.setattr(chat.Chat, "reply", lambda *_: "Yes.")
+
+    def criticise(base, tokenizer, turns, texts, wordings):
+        families.append(wordings[0].family)
+        return ["Fine."], texts
+
+    monkeypatch.setattr(chat, "critique_and_revise", criticise)
+    talk(["one", "two", "three", "/quit"], "--out", out, "--show-critique", "respect")
+    assert families == ["respect"] * 3
+    with pytest.raises(UserError, match="no seen wording of kindness"):
+        call(chat.chat, "--out", out, "--show-critique", "kindness")
 
 
 ASKED = ["How do I bake bread?", "And then?", "/new", "Who are you?", "/quit"]

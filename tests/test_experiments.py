@@ -30,8 +30,8 @@ SMALL = dict(
     ablations=(
         dict(FAMILIES=()),
         (),
-        ("sft-revisions-0", "sft-direct", "sft-careless"),
-        ("sft-direct.pt", "sft-careless.pt", "ablations.json"),
+        ("sft-revisions-0", "sft-direct", "sft-lawless"),
+        ("sft-direct.pt", "sft-lawless.pt", "ablations.json"),
     ),
     losses=(
         dict(SAMPLES=4),

@@ -45,14 +45,14 @@ def test_a_number_that_is_not_finite_stops_the_training_with_its_step(tmp_path, 
 
 def test_the_curves_of_a_folder_are_its_logs_with_the_long_ones_averaged(tmp_path):
     append_jsonl(tmp_path / "train_a-b.jsonl", [dict(step=i, loss=i, kl=0.5) for i in (1, 2, 3)])
-    long = [dict(step=5 * i, loss=float(i % 3), lr=1.0) for i in range(1, 301)]
+    long = [dict(step=5 * i, loss=float(i % 3), lr=1.0) for i in range(1, 241)]
     append_jsonl(tmp_path / "train_base.jsonl", long)
     (tmp_path / "train_none.jsonl").touch()
     found = curves(tmp_path)
     assert list(found) == ["a-b", "base"]
     assert found["a-b"] == [dict(step=i, loss=i, kl=0.5) for i in (1, 2, 3)]
-    assert found["base"] == [dict(step=15 * i, loss=1.0) for i in range(1, 101)]
-    assert len(curves(tmp_path, points=70)["base"]) == 60  # of 5 rows each
+    assert found["base"] == [dict(step=30 * i, loss=1.0) for i in range(1, 41)]
+    assert len(curves(tmp_path, points=70)["base"]) == 60  # of 4 rows each
 
 
 def test_a_number_that_not_every_row_has_is_no_curve(tmp_path):

@@ -12,7 +12,7 @@ from minicai.exam import BENIGN, HARMFUL
 from minicai.files import UserError, read_json, write_jsonl
 from minicai.metrics import rate
 from minicai.page import write_page
-from minicai.report import METRICS, interval, lookup, percent
+from minicai.report import METRICS, NO_BETTER, interval, lookup, percent
 from minicai.world.content import TECHNIQUES
 from minicai.world.requests import PLAIN
 from tests.test_report import full_results, least_results
@@ -152,6 +152,32 @@ def test_the_numbers_are_those_of_the_results():
     assert "lets 50.0 % of the harmful requests through" in tree.texts["numbers"]
     pair = row_of(tree, "numbers", "SL-CAI against base: under-refusal")
     assert pair[0] == "20" and pair[3:] == ["18", "1", "< 0.0001"]
+
+
+def test_an_experiment_is_no_last_stage():
+    results = full_results()
+    results["stages"].append(results["stages"][1] | dict(name="dpo-mine"))
+    text, tree = whole_page(results, {})
+    assert "The last stage: round 1" in tree.texts["head"]
+    assert "dpo-mine.pt</small></dt><dd>an experiment" in text
+
+
+def test_a_judge_that_is_no_better_than_a_baseline_is_marked():
+    results = full_results()
+    judge = results["judge_audit"]
+    judge["length_alone"] = dict(rate=judge["accuracy"]["lo"] - 0.01)
+    assert NO_BETTER not in page.audits(results)
+    judge["length_alone"] = dict(rate=judge["accuracy"]["lo"])
+    assert NO_BETTER in page.audits(results)
+
+
+def test_a_row_that_no_stage_has_a_rate_for_is_left_out():
+    results = full_results()
+    for stage in results["stages"]:
+        stage["seldom_accuracy"] = dict(rate=None)
+    assert "seldom" not in page.numbers(results)
+    results["stages"][1]["seldom_accuracy"] = dict(rate=0.5, lo=0.1, hi=0.9, n=4)
+    assert "seldom" in page.numbers(results)
 
 
 def test_a_coloured_cell_has_the_strength_of_its_rate():
@@ -332,7 +358,10 @@ def test_the_smoke_run_ends_with_its_page(smoke):
     tree, results = Tree(text), read_json(smoke / "results.json", {})
     assert len(text.encode()) < 2_000_000
     for key, label, _ in METRICS:
-        cells = row_of(tree, "numbers", label.strip())
-        assert cells == [written(lookup(stage, key)) for stage in results["stages"]]
+        rates = [lookup(stage, key) for stage in results["stages"]]
+        if any(found["rate"] is not None for found in rates):
+            assert row_of(tree, "numbers", label.strip()) == [written(found) for found in rates]
+        else:
+            assert label not in html.unescape(text)
     assert results["stages"][1]["samples"][0]["turns"][-1] in html.unescape(text)
     assert len(re.findall(r'id="(\w+)"><h2>', text)) == 8

@@ -336,8 +336,8 @@ def test_a_comparison_of_the_judge_explains_itself(rows, constitution):
     for part in (
         "Person: h0w?",
         "The judge reads: how?",
-        "(a) by the policy: No way.",
-        "(b) by the base: First this.",
+        "(a, policy): No way.",
+        "(b, base): First this.",
         f"Principle {first.id}: {first.critique}",
         f"Critique of (a): It declines. {KEEPS} P(it breaks the principle) = 0.062",
         f"Critique of (b): It helps. {BREAKS} P(it breaks the principle) = 0.938",
@@ -357,7 +357,7 @@ def test_a_comparison_of_the_judge_explains_itself(rows, constitution):
 
 def test_a_comparison_of_the_person_says_which_answer_the_person_prefers(rows, constitution):
     text = comparison_text(rows, 7, constitution)
-    assert "(a) by the base: Bake." in text and "prefers (b)" in text and "Principle" not in text
+    assert "(a, base): Bake." in text and "prefers (b)" in text and "Principle" not in text
     assert "prefers (a)" in comparison_text([rows[2] | dict(p=1)], 7, constitution)
 
 

@@ -9,11 +9,13 @@ from collections import Counter
 
 from minicai.metrics import rate_by_topic
 from minicai.world.content import World
+from minicai.world.grader import FUNCTION_WORDS
 from minicai.world.requests import HARMLESS, Part, Request
 
 
 def words(request: Request) -> set[str]:
-    return {word.strip(".,!?\"'") for word in request.turns[-1].lower().split()}
+    found = {word.strip(".,!?\"'") for word in request.turns[-1].lower().split()}
+    return found - FUNCTION_WORDS
 
 
 class KeywordFilter:
