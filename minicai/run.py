@@ -48,7 +48,7 @@ SIZES = {
     "sft_epochs": (1, 3, 3, 2),
     "sft_lr": (1e-3, 1e-3, 1e-3, 1e-4),
     "comparisons": (24, 500, 1000, 100),
-    "dpo_lr": (3e-4, 3e-4, 1e-4, 2e-5),
+    "dpo_lr": (3e-4, 3e-4, 1e-4, 5e-6),
     "rm_epochs": (1, 3, 4, 2),
     "rm_lr": (3e-4, 1e-3, 1e-3, 1e-4),
     "ppo_updates": (2, 10, 12, 6),
