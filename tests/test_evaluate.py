@@ -165,11 +165,12 @@ def replayed(monkeypatch, results, smoke):
     return measured
 
 
-def test_nothing_of_an_earlier_exam_is_left_in_the_results(call, copy, replayed, results):
+def test_nothing_of_an_earlier_exam_is_left_in_the_results(call, copy, replayed, results, capsys):
     out = copy()
     (out / "round1.pt").unlink(), (out / "rm.pt").unlink(), (out / "judge.json").unlink()
     call(evaluate.evaluate, "--out", out)
     found = read_json(out / "results.json", {})
+    assert "results.json will no longer hold round1; to add" in capsys.readouterr().out
     assert replayed == ["base", "audit", "sft", "dpo", "ppo"]
     assert found["stages"] == results["stages"][:-1]
     assert found["paired"] == [row for row in results["paired"] if row["after"] != "round1"]
