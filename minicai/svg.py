@@ -189,7 +189,7 @@ def reliability(bins: list[dict]) -> Chart:
         middle, rate = 50 * (b["low"] + b["high"]), 100 * b["rate"]
         chart.whisker((middle, 100 * b["lo"]), (middle, 100 * b["hi"]))
         chart.line([(middle, rate)])  # a dot
-        chart.text(chart.at(middle, 100)[0], chart.top - 5, b["n"], "tick middle")
+        chart.text(chart.at(middle, 100)[0], chart.top - 5, b["n"], "count middle")
     return chart
 
 
