@@ -34,14 +34,14 @@ except ImportError:  # Windows has no such locks, and goes without
 PRESETS = ("smoke", "quick", "full", "real")
 # By preset. Tokens count padding and prompts too. A pretrained model, `real`, has its own shape.
 SIZES = {
-    "world_share": (1.0, 0.45, 1.0, 1.0),
+    "world_share": (1.0, 0.45, 1.0, 0.5),
     "more_acts": (False, False, False, True),
     "n_layer": (2, 4, 4, 0),
     "n_head": (1, 5, 4, 0),
     "n_embd": (64, 160, 256, 0),
     "n_hidden": (160, 432, 704, 0),
     "vocab_size": (1024, 2048, 2048, 0),
-    "documents": (2000, 22_000, 80_000, 13_000),
+    "documents": (2000, 22_000, 80_000, 8000),
     "batch_tokens": (1024, 2048, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015, 3e-4),
     "requests": (48, 250, 1200, 200),

@@ -30,15 +30,15 @@ SHARE = {  # method of Corpus -> share of the documents
     "compare": 0.02,
 }
 PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
-    "dialogue": 0.10,
-    "disguise": 0.02,
-    "knowledge": 0.07,
-    "steps": 0.52,
+    "dialogue": 0.15,
+    "disguise": 0.03,
+    "knowledge": 0.11,
+    "steps": 0.26,
     "reading": 0.05,
-    "name": 0.03,
-    "principle": 0.01,
-    "critique": 0.19,
-    "compare": 0.01,
+    "name": 0.05,
+    "principle": 0.015,
+    "critique": 0.32,
+    "compare": 0.015,
 }
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
 
