@@ -17,6 +17,7 @@ import math
 import random
 
 import torch
+from tqdm import tqdm
 
 from minicai.data import Pair, collate_pairs, pair_batches, read_pairs
 from minicai.dpo import LOSSES, PER_TOKEN, response_logps
@@ -38,7 +39,8 @@ def reference_logps(policy: GPT, pairs: list[Pair], tokens: int, pad: int, per_t
     """log pi of both answers of all pairs under the reference, (2, N). Call it before the first
     step: then the policy still is the reference."""
     reference = torch.zeros(2, len(pairs), device=policy.embed.weight.device)
-    for batch in pair_batches(pairs, tokens, random.Random(0)):
+    batches = pair_batches(pairs, tokens, random.Random(0))
+    for batch in tqdm(batches, desc="reference", unit=" batches"):
         indices = [pair.index for pair in batch]
         reference[:, indices] = pair_logps(policy, batch, pad, per_token)
     return reference
