@@ -204,7 +204,7 @@ def test_a_training_learns_from_its_answers_and_keeps_its_reference(train, monke
     assert len(calls) == 3 * 16 // size
     for actor, reference, (_, prompts, completions, pad, penalty), b in calls:
         assert len(prompts) == len(completions) == len(b["ids"]) == size
-        assert pad == TOKENIZER.pad and penalty == -1.0 and "advantages" in b
+        assert pad == TOKENIZER.pad and penalty == train_ppo.END_PENALTY and "advantages" in b
         assert all(map(torch.equal, reference.parameters(), before.parameters()))
         assert not set(map(id, reference.parameters())) & set(map(id, actor.parameters()))
         assert kind == "gae" or len(set(map(tuple, prompts))) == 1
