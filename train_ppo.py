@@ -59,8 +59,7 @@ MINIBATCHES = 8  # optimizer steps per epoch, or fewer where groups would not fi
 CLIP = 0.2  # of ratios and of values
 VALUE_COEF = 0.1  # weight of the value loss
 ENTROPY_COEF = 0.0  # weight of an entropy bonus
-END_PENALTY = -5.0  # score of an answer that did not end, or is empty: below all others, of which
-# some are low too (SL-CAI averages 0, and its refusals -1.5)
+END_PENALTY = -5.0  # score of an answer that did not end, or is empty: below that of others
 TARGET_KL = None  # nats per answer: beta adapts until answers stay this near (None: beta is fixed)
 # No names: the reward model cannot know what the policy has read, and would teach it to deny all.
 PROMPTS = {kind: share for kind, share in MIX.items() if kind[0] != "fact"}
