@@ -78,7 +78,8 @@ class Chat:
         self.model, self.tokenizer = load_policy(self.path, args.device)
         self.rng, self.constitution = random.Random(args.seed), Constitution(args.constitution)
         self.family = None if args.show_critique == "any" else args.show_critique
-        self.constitution.draw(random.Random(0), family=self.family)  # a wrong name fails now
+        if self.family:
+            self.constitution.draw(random.Random(0), family=self.family)  # a wrong name fails now
         if args.show_critique or args.guard or args.helpful_refusals:
             self.base = load_like(self.beside("base.pt"), self.tokenizer, args.device)
         if args.guard:
