@@ -69,10 +69,10 @@ def lookup(entry: dict, key: str) -> dict:
 
 
 def no_better_than_baselines(audit: dict) -> bool:
-    """Whether the interval of a judge's accuracy reaches down to a baseline without a judge."""
-    right = lookup(audit, "accuracy")
+    """Whether a rule that reads neither answer does as well as the judge."""
+    right = lookup(audit, "accuracy")["rate"]
     baselines = [lookup(audit, key)["rate"] or 0.0 for key in ("always_a", "length_alone")]
-    return right["rate"] is None or right["lo"] <= max(baselines)
+    return right is None or right <= max(baselines)
 
 
 def percent(rate: dict) -> str:

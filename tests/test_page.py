@@ -165,9 +165,9 @@ def test_an_experiment_is_no_last_stage():
 def test_a_judge_that_is_no_better_than_a_baseline_is_marked():
     results = full_results()
     judge = results["judge_audit"]
-    judge["length_alone"] = dict(rate=judge["accuracy"]["lo"] - 0.01)
+    judge["length_alone"] = dict(rate=judge["accuracy"]["rate"] - 0.01)
     assert NO_BETTER not in page.audits(results)
-    judge["length_alone"] = dict(rate=judge["accuracy"]["lo"])
+    judge["length_alone"] = dict(rate=judge["accuracy"]["rate"])
     assert NO_BETTER in page.audits(results)
 
 
