@@ -16,7 +16,9 @@ without them the model forgets how to read disguises and refuses them all. New p
 documents in every epoch keep what the model has read about acts that no answer mentions (Ouyang
 et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these
 documents only plain text is learned, never a conversation. A pretrained model also trains on
-answers in its own voice (minicai/world/voice.py).
+answers in its own voice (minicai/world/voice.py). Two answers in five come after another
+conversation, because a person asks more than once: a model that was only shown first questions
+answers the second one badly.
 
 Bai et al. 2022, section 3.2. Departures: last revisions by default where the paper trains on all;
 three epochs at a falling rate where the paper trains one at a constant rate.
@@ -55,6 +57,7 @@ from minicai.world.voice import own_answers, questions
 
 VOICE = 0.25  # answers of a pretrained model in its own voice, for each chain
 DISGUISED = 0.3  # share of the helpful requests that a disguise fits
+CHATS = 0.4  # share of the answers that are learned after another conversation
 REPLAY = 1.0  # pretraining documents for each answer
 
 
@@ -95,6 +98,18 @@ def encode_answer(tokenizer, turns: list[str], response: str) -> Example:
     roles = cycle(("user", "assistant"))
     read = [(role, text, 0.0) for role, text in zip(roles, turns)]
     return encode_turns(tokenizer, [*read, ("assistant", response, 1.0)])
+
+
+def encode_chats(tokenizer, data: list[tuple], limit: int, rng: random.Random) -> list[Example]:
+    """Each (turns, response), or the same after another conversation if that fits the limit."""
+    examples = []
+    for turns, response in data:
+        examples.append(encode_answer(tokenizer, turns, response))
+        if rng.random() < CHATS:
+            before, answered = rng.choice(data)
+            chat = encode_answer(tokenizer, [*before, answered, *turns], response)
+            examples[-1] = chat if len(chat.ids) <= limit else examples[-1]
+    return examples
 
 
 def choose_revisions(chains: list[dict], steps: int, train_on: str) -> list[tuple]:
@@ -164,7 +179,7 @@ def train():
     voice = questions("train", round(VOICE * len(chains)), args.seed) if args.more_acts else []
     data = [(row["turns"], row["response"]) for row in helpful]
     data += choose_revisions(chains + of_rounds, args.revisions, args.train_on)
-    encoded = [encode_answer(tokenizer, turns, response) for turns, response in data]
+    encoded = encode_chats(tokenizer, data, block_size, random.Random(f"chats {args.seed}"))
     encoded += own_answers(base, tokenizer, voice, args.seed)
     examples = [e for e in encoded if len(e.ids) <= block_size]
     if not examples:

@@ -1,5 +1,6 @@
 """Stage 1 training: which texts it reads, and how much of each."""
 
+import random
 from functools import partial
 from itertools import islice
 from types import SimpleNamespace
@@ -25,10 +26,13 @@ CHAINS = [
 @pytest.fixture
 def learned(monkeypatch):
     """(turns, answer) of everything that a training encodes as an answer."""
-    found, encode = [], train_sft.encode_answer
-    monkeypatch.setattr(
-        train_sft, "encode_answer", lambda t, *what: found.append(what) or encode(t, *what)
-    )
+    found, encode = [], train_sft.encode_chats
+
+    def watched(tokenizer, data, *rest):
+        found.extend(data)
+        return encode(tokenizer, data, *rest)
+
+    monkeypatch.setattr(train_sft, "encode_chats", watched)
     return found
 
 
@@ -38,6 +42,22 @@ def test_only_the_final_answer_of_a_conversation_is_learned_with_its_end(smoke):
     answer = [*tokenizer.encode("So."), tokenizer.end]
     assert example.ids[-len(answer) :].tolist() == answer
     assert example.weights.tolist() == [0] * (len(example.ids) - len(answer)) + [1] * len(answer)
+
+
+def test_some_answers_come_after_another_conversation(smoke):
+    _, tokenizer = load_policy(smoke / "base.pt")
+    data = [([f"Question {i}?"], f"Answer {i}.") for i in range(400)]
+    alone = [train_sft.encode_answer(tokenizer, *row) for row in data]
+    examples = train_sft.encode_chats(tokenizer, data, 1024, random.Random(0))
+    chats = [(a, e) for a, e in zip(alone, examples) if len(e.ids) > len(a.ids)]
+    assert 0.3 < len(chats) / len(data) < 0.5
+    for a, e in chats:
+        n = len(a.ids)
+        assert e.ids[-n:].tolist() == a.ids.tolist()
+        assert e.weights[-n:].tolist() == a.weights.tolist() and not e.weights[:-n].any()
+        assert any(e.ids[:-n].tolist() == b.ids.tolist() for b in alone)
+    short = train_sft.encode_chats(tokenizer, data, len(alone[0].ids), random.Random(0))
+    assert [e.ids.tolist() for e in short] == [a.ids.tolist() for a in alone], "no room for two"
 
 
 @pytest.mark.parametrize(
