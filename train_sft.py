@@ -16,9 +16,9 @@ without them the model forgets how to read disguises and refuses them all. New p
 documents in every epoch keep what the model has read about acts that no answer mentions (Ouyang
 et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these
 documents only plain text is learned, never a conversation. A pretrained model also trains on
-answers in its own voice (minicai/world/voice.py). Two answers in five come after another
-conversation, because a person asks more than once: a model that was only shown first questions
-answers the second one badly.
+answers in its own voice (minicai/world/voice.py). Two answers in five come again after
+another conversation, because a person asks more than once: a model that was only shown first
+questions answers the second one badly.
 
 Bai et al. 2022, section 3.2. Departures: last revisions by default where the paper trains on all;
 three epochs at a falling rate where the paper trains one at a constant rate.
@@ -57,7 +57,7 @@ from minicai.world.voice import own_answers, questions
 
 VOICE = 0.25  # answers of a pretrained model in its own voice, for each chain
 DISGUISED = 0.3  # share of the helpful requests that a disguise fits
-CHATS = 0.4  # share of the answers that are learned after another conversation
+CHATS = 0.4  # share of the answers that are learned again, after another conversation
 REPLAY = 1.0  # pretraining documents for each answer
 
 
@@ -101,14 +101,12 @@ def encode_answer(tokenizer, turns: list[str], response: str) -> Example:
 
 
 def encode_chats(tokenizer, data: list[tuple], limit: int, rng: random.Random) -> list[Example]:
-    """Each (turns, response), or the same after another conversation if that fits the limit."""
-    examples = []
-    for turns, response in data:
-        examples.append(encode_answer(tokenizer, turns, response))
-        if rng.random() < CHATS:
-            before, answered = rng.choice(data)
-            chat = encode_answer(tokenizer, [*before, answered, *turns], response)
-            examples[-1] = chat if len(chat.ids) <= limit else examples[-1]
+    """Each (turns, response), and some again after another conversation if that fits the limit."""
+    examples = [encode_answer(tokenizer, turns, response) for turns, response in data]
+    for turns, response in rng.sample(data, round(CHATS * len(data))):
+        before, answered = rng.choice(data)
+        chat = encode_answer(tokenizer, [*before, answered, *turns], response)
+        examples += [chat] * (len(chat.ids) <= limit)
     return examples
 
 
