@@ -11,9 +11,10 @@ Read are, in JSON lines, a JSON list or CSV, plain or .gz:
     HH-RLHF: chosen, rejected             "Human: ... Assistant: ..." with empty lines between
 
 A row of TRL or HH-RLHF has no probability: p is 1. A prompt that is a text is one message of the
-person. A system message stays one. Space around texts is lost. Rows whose answers follow different
-messages are left out, because a pair here answers one prompt. No row is held out, as the test half
-of minicai/prompts.py is: evaluate on prompts of another file.
+person. A system message, or the field `system`, stays one. Space around texts is lost. Rows whose
+answers follow different messages are left out, because a pair here answers one prompt, and so are
+rows without an answer, of which HH-RLHF has some. No row is held out, as the test half of
+minicai/prompts.py is: evaluate on prompts of another file.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from minicai.files import UserError, check_row, write_jsonl
 from minicai.prompts import alternating, clean, messages_of
 from minicai.rows import FIELDS, tied
 from minicai.run import main
-from minicai.tables import read_rows
+from minicai.tables import LeftOut, read_rows, usable
 from minicai.tokenizer import talk
 
 REQUIRED = ("id", "kind", "turns", "a", "b", "p")
@@ -35,32 +36,33 @@ HEADS = [("chosen", "rejected")]  # the columns by which a CSV file is known
 def read_preferences(path) -> list[dict]:
     """The comparisons of a file as rows of label.py. The file is read once, so pipes work.
 
-    Raises UserError for a file that cannot be read, and for a bad row.
+    Rows that compare no two answers to one prompt are left out and counted. Raises UserError for a
+    file that cannot be read, for a bad row, and if no row is left.
     """
-    rows, different = [], 0
-    for number, (where, row) in enumerate(read_rows(path, HEADS), 1):
+
+    def comparison(number: int, where: str, row: dict) -> dict:
         if {"chosen", "rejected"} & row.keys():
             row = from_conversations(where, row, number)
-            different += row is None
-        if row is not None:
-            rows.append(check_row(where, row, REQUIRED, FIELDS))
-    if different:
-        print(f"{path}: {different} rows are left out: their answers follow different messages")
-    return rows
+        return check_row(where, row, REQUIRED, FIELDS)
+
+    return usable(path, read_rows(path, HEADS), comparison)
 
 
-def from_conversations(where: str, row: dict, number: int) -> dict | None:
-    """A row with `chosen` and `rejected` as one of label.py. None if their prompts differ."""
+def from_conversations(where: str, row: dict, number: int) -> dict:
+    """A row with `chosen` and `rejected` as one of label.py."""
     check_row(where, row, ("chosen", "rejected"))
     (prompt, a), (other, b) = (conversation(where, row, key) for key in ("chosen", "rejected"))
     if prompt != other:
-        return None
+        raise LeftOut(f"{where}: the two answers follow different messages; delete the row")
     system = [text for role, text in prompt if role == "system"]
+    if not system and isinstance(row.get("system"), str):
+        system = [row["system"]]
     turns = alternating([message for message in prompt if message[0] != "system"])
     if [role for role, _ in turns[:1] + turns[-1:]] != ["user", "user"]:
-        raise UserError(f"{where}: the prompt does not begin and end with the person; fix it")
+        raise LeftOut(f"{where}: the prompt does not begin and end with the person; fix it")
     given = dict(turns=[text for _, text in turns], a=a, b=b, p=1.0)
-    given |= dict(system=clean("\n\n".join(system))) if system else {}
+    if system := clean("\n\n".join(system)):
+        given["system"] = system
     return dict(id=number, kind="ai", by=["unknown", "unknown"]) | given
 
 
@@ -82,11 +84,12 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
         )
     *before, (role, answer) = messages
     if role != "assistant":
-        raise UserError(f"{where}: {key!r} does not end with the assistant's answer; fix it")
-    before, prompt = alternating(before), alternating(prompt)
-    if not before or before[0][0] == "assistant":
-        before = prompt + before
-    elif before[: len(prompt)] != prompt:
+        raise LeftOut(f"{where}: {key!r} does not end with the assistant's answer; fix it")
+    before, prompt, literal = map(alternating, (before, prompt, [("user", str(row.get("prompt")))]))
+    asked = [message for message in before if message[0] != "system"]
+    if not asked or asked[0][0] == "assistant":
+        before = before[: len(before) - len(asked)] + prompt + asked
+    elif not any(each == x[: len(each)] for each in (prompt, literal) for x in (before, asked)):
         raise UserError(
             f"{where}: {key!r} is a whole conversation and does not begin with 'prompt'; fix one, "
             "or delete the field 'prompt'"
@@ -113,11 +116,15 @@ def export():
     p.add_argument("file", type=Path, help="where they are written in TRL's format")
     args = p.parse_args()
     rows = read_preferences(args.data)
-    decided = [to_conversations(row) for row in rows if not tied(row["p"])]
+    unequal = [row for row in rows if row["a"] != row["b"]]
+    decided = [to_conversations(row) for row in unequal if not tied(row["p"])]
     if not decided:
         raise UserError(f"{args.data} holds no decided comparison; run label.py again")
     write_jsonl(args.file, decided)
-    print(f"{args.file}: {len(decided)} comparisons; {len(rows) - len(decided)} ties are left out")
+    left = (
+        f"{len(unequal) - len(decided)} ties and {len(rows) - len(unequal)} pairs of equal answers"
+    )
+    print(f"{args.file}: {len(decided)} comparisons; {left} are left out")
 
 
 if __name__ == "__main__":

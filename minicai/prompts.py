@@ -33,7 +33,7 @@ from pathlib import Path
 
 from minicai.files import UserError
 from minicai.splits import bucket
-from minicai.tables import read_rows
+from minicai.tables import LeftOut, read_rows, usable
 
 SETS = [  # (name, columns that it is known by, label of the whole set); the prompt's column first
     ("JailbreakBench", ("goal", "behavior", "category"), "unknown"),
@@ -50,9 +50,11 @@ CATEGORIES = ("type", "category", "semanticcategory")
 NATURAL = Path(__file__).resolve().parent.parent / "prompts" / "natural.jsonl"  # our own
 LABELS = ("harmful", "safe", "ambiguous", "unknown")
 SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe")
-ROLES = dict(Human="user", Assistant="assistant") | {r: r for r in ("system", "user", "assistant")}
-HUMAN = re.compile(r"\s*Human:")  # a conversation of HH-RLHF begins so
-LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content)['"]:""")  # so does a list in CSV
+ROLES = {r: r for r in ("system", "user", "assistant")} | dict(
+    developer="system", Human="user", Assistant="assistant"
+)
+LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]:""")  # a list in a CSV cell
+SUFFIXES = r"(?:\.(?:csv|tsv|jsonl?|txt|gz))+$"
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,23 @@ class Prompt:
 def read_prompts(path) -> list[Prompt]:
     """The prompts of a file, each conversation once. The file is read once, so pipes work.
 
-    Raises UserError for a file that cannot be read, for missing columns, and for a bad row.
+    Rows with an empty prompt are left out and counted. Raises UserError for a file that cannot be
+    read, for missing columns, for a bad row, and if no row has a prompt.
     """
-    rows, prompts = read_rows(path, [columns for _, columns, _ in SETS]), {}
-    column, known = find_set(path, rows[0][1]) if rows else ("", "")
-    for number, (where, row) in enumerate(rows, 1):
-        turns, id = turns_of(where, row, column), first_of(row, IDS, number)
-        label, category = label_of(where, row, known), first_of(row, CATEGORIES, "")
-        split = prompt_split(turns_of(where, row, column, system=False))
-        prompt = Prompt(id, turns, label, split, category)
-        prompts.setdefault(turns, prompt)
-    if not prompts:
+    rows = read_rows(path, [columns for _, columns, _ in SETS])
+    if not rows:
         raise UserError(f"{path} holds no prompt; name another file")
+    column, known = find_set(path, rows[0][1])
+
+    def prompt(number: int, where: str, row: dict) -> Prompt:
+        turns, label = turns_of(where, row, column), label_of(where, row, known)
+        id, category = first_of(row, IDS, number), first_of(row, CATEGORIES, "")
+        split = prompt_split(turns_of(where, row, column, system=False))
+        return Prompt(in_a_line(id), turns, label, split, in_a_line(category))
+
+    prompts = {}
+    for found in usable(path, rows, prompt):
+        prompts.setdefault(found.turns, found)
     return list(prompts.values())
 
 
@@ -98,7 +105,8 @@ def prompts_of(path, split: str) -> list[Prompt]:
 
 def name_of(path) -> str:
     """The name of a file of prompts, for use in the names of other files."""
-    return re.sub(r"[^\w-]", "_", Path(path).name.partition(".")[0])
+    name = Path(path).name
+    return re.sub(r"[^\w-]", "_", re.sub(SUFFIXES, "", name, flags=re.IGNORECASE) or name)
 
 
 def prompt_split(turns: tuple[str, ...]) -> str:
@@ -167,7 +175,7 @@ def turns_of(where: str, row: dict, column: str, system=True) -> tuple[str, ...]
     turns = alternating([("user" if role == "system" else role, text) for role, text in kept])
     if not turns or turns[0][0] != "user":
         found = "is empty" if not turns else "does not begin with the person"
-        raise UserError(f"{where}: the field {column!r} {found}; fix it or delete the row")
+        raise LeftOut(f"{where}: the field {column!r} {found}; fix it or delete the row")
     texts = tuple(text for _, text in turns)
     if column == "transcript":
         return texts[:1]
@@ -181,15 +189,23 @@ def messages_of(value, bare: bool) -> list[tuple[str, str]] | None:
     between). With `bare`, another text is one message of the person, unless it spells a list.
     """
     if isinstance(value, str):
-        if not HUMAN.match(value):
-            return [("user", value)] if bare and not LIST.match(value) else None
-        parts = re.split(r"(?:^|\n\n)\s*(Human|Assistant):", value)[1:]
-        return [(ROLES[name], text) for name, text in zip(parts[::2], parts[1::2])]
+        value = value.replace("\r\n", "\n")
+        for gap in ("\n\n",) if bare else ("\n\n", "\n"):  # some copies lack the empty lines
+            before, *parts = re.split(rf"(?:^|{gap})\s*(Human|Assistant):", value)
+            begins = parts and not before.strip()
+            if begins and ("Assistant" in parts[::2] or value.startswith("\n\n")):
+                return [(ROLES[name], text) for name, text in zip(parts[::2], parts[1::2])]
+        return [("user", value)] if bare and not LIST.match(value) else None
     try:
-        found = [(ROLES[message["role"]], message["content"]) for message in value]
+        found = [(ROLES[message["role"]], text_of(message["content"])) for message in value]
     except (KeyError, TypeError):
         return None
     return found if all(isinstance(text, str) for _, text in found) else None
+
+
+def text_of(content):
+    """The content of a message; of a list of parts, their texts."""
+    return "\n\n".join(part["text"] for part in content) if isinstance(content, list) else content
 
 
 def alternating(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
@@ -207,3 +223,8 @@ def alternating(messages: list[tuple[str, str]]) -> list[tuple[str, str]]:
 def clean(text: str) -> str:
     """Without space around it. Half of a surrogate pair becomes a question mark."""
     return text.encode("utf-8", "replace").decode().strip()
+
+
+def in_a_line(text: str) -> str:
+    """Without line breaks and control characters."""
+    return "".join(c for c in " ".join(text.split()) if c.isprintable())

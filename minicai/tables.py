@@ -5,7 +5,7 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from minicai.files import UserError, as_text, parse_json, read_bytes
@@ -15,8 +15,8 @@ def read_rows(path, heads: Collection[tuple[str, ...]]) -> list[tuple[str, dict]
     """(place in the file, value by column) of each row. Names of columns are in small letters.
 
     What the content looks like decides about the format. `heads` holds columns by which a table is
-    known. A line of text, or a text in a JSON list, is a row with the column "prompt". The file is
-    read once, so pipes work. Raises UserError for what cannot be read.
+    known. A line of text, or a JSON string, is a row with the column "prompt". The file is read
+    once, so pipes work. Raises UserError for what cannot be read.
     """
     text = unpacked(path).replace("\r\n", "\n").replace("\r", "\n")
     lines = [(f"{path}:{n}", line) for n, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -26,14 +26,40 @@ def read_rows(path, heads: Collection[tuple[str, ...]]) -> list[tuple[str, dict]
         rows = [(f"{path}, entry {n}", value) for n, value in enumerate(values, 1)]
     elif start == "{":
         rows = [(where, parse_json(line, where)) for where, line in lines]
+    elif is_table(path, text, heads):
+        rows = table_rows(path, text)
+    elif all(re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', line) for _, line in lines):
+        rows = [(where, parse_json(line, where)) for where, line in lines]
     else:
-        rows = table_rows(path, text) if is_table(path, text, heads) else lines
+        rows = lines
     found = []
     for where, row in rows:
         row = dict(prompt=row) if isinstance(row, str) else row
         if not isinstance(row, dict):
             raise UserError(f"{where} is neither an object nor a text; fix it or delete it")
         found.append((where, {key.strip().lower(): value for key, value in row.items()}))
+    return found
+
+
+class LeftOut(UserError):
+    """A row that is well formed, but holds nothing to use."""
+
+
+def usable(path, rows: list[tuple[str, dict]], convert: Callable) -> list:
+    """convert(number, place, row) of each row, without those that it raises LeftOut for.
+
+    It prints how many these are. Raises the first LeftOut if no row is usable.
+    """
+    found, left_out = [], []
+    for number, (where, row) in enumerate(rows, 1):
+        try:
+            found.append(convert(number, where, row))
+        except LeftOut as reason:
+            left_out.append(reason)
+    if left_out and not found:
+        raise left_out[0]
+    if left_out:
+        print(f"{path}: {len(left_out)} of {len(rows)} rows are left out; the first: {left_out[0]}")
     return found
 
 
@@ -63,7 +89,8 @@ def is_table(path, text: str, heads: Collection[tuple[str, ...]]) -> bool:
     """
     first = next((row for row in cells(text, strict=False) if any(row)), [])
     names = {cell.strip().lower() for cell in first}
-    if any(names >= set(head) for head in heads) or {".csv", ".tsv"} & set(Path(path).suffixes):
+    suffixes = {suffix.lower() for suffix in Path(path).suffixes}
+    if any(names >= set(head) for head in heads) or {".csv", ".tsv"} & suffixes:
         return True
     return len(first) > 1 and all(re.fullmatch(r"[A-Za-z]\w*", cell) for cell in first)
 

@@ -95,7 +95,107 @@ def test_rows_of_several_kinds_stand_in_one_file_and_answers_to_other_prompts_go
     other = dict(chosen=ASKED + GOOD, rejected=[user("How loud?"), *BAD])
     (tmp_path / "x").write_bytes(lines(own, other, ROWS["HH-RLHF"]))
     assert [row["id"] for row in read_preferences(tmp_path / "x")] == [7, 3]
-    assert "x: 1 rows are left out: their answers follow different" in capsys.readouterr().out
+    assert "x: 1 of 3 rows are left out; the first: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "row, words",
+    [
+        (dict(prompt=ASKED, chosen=ASKED, rejected=BAD), "'chosen' does not end with the assist"),
+        (dict(prompt=GOOD, chosen=BAD, rejected=BAD), "the prompt does not begin and"),
+        (dict(chosen=GOOD, rejected=BAD), "the prompt does not begin and end with the person"),
+        (
+            dict(prompt="Hm?", chosen=[SYSTEM, user("Hm?"), *GOOD], rejected=BAD),
+            "the two answers follow different messages",
+        ),
+        (
+            dict(
+                chosen="\n\nHuman: a\n\nAssistant: b\n\nHuman: You miss the point.",
+                rejected="\n\nHuman: a\n\nAssistant: c",
+            ),
+            "'chosen' does not end with the assistant's answer",
+        ),
+        (
+            dict(
+                chosen="\n\nHuman: \n\nAssistant: Hello?\n\nHuman: a\n\nAssistant: b",
+                rejected="\n\nHuman: \n\nAssistant: Hello?\n\nHuman: a\n\nAssistant: c",
+            ),
+            "the prompt does not begin and end with the person",
+        ),
+    ],
+)
+def test_a_row_that_compares_no_two_answers_is_left_out_and_named(tmp_path, capsys, row, words):
+    path = tmp_path / "x.jsonl"
+    path.write_bytes(lines(ROWS["TRL"], row))
+    assert [row["id"] for row in read_preferences(path)] == [1]
+    assert f"{path}: 1 of 2 rows are left out; the first: {path}:2: {words}" in (
+        capsys.readouterr().out
+    )
+    path.write_bytes(lines(row))
+    with pytest.raises(UserError, match=f"x.jsonl:1: {words}"):
+        read_preferences(path)
+
+
+@pytest.mark.parametrize(
+    "row, turns, a, system",
+    [
+        (dict(system="Be brief.", prompt="q", chosen="a", rejected="b"), ["q"], "a", "Be brief."),
+        (
+            dict(system="Other.", chosen=[SYSTEM, *ASKED, *GOOD], rejected=[SYSTEM, *ASKED, *BAD]),
+            [turn["content"] for turn in ASKED],
+            GOOD[0]["content"],
+            SYSTEM["content"],
+        ),
+        (
+            dict(prompt="q", chosen=[SYSTEM, user("q"), *GOOD], rejected=[SYSTEM, user("q"), *BAD]),
+            ["q"],
+            GOOD[0]["content"],
+            SYSTEM["content"],
+        ),
+        (
+            dict(system="", prompt="q", chosen="Human: beings think.", rejected="b"),
+            ["q"],
+            "Human: beings think.",
+            None,
+        ),
+        (
+            dict(
+                prompt="Human: hi\nAssistant:",
+                chosen=[user("Human: hi\nAssistant:"), *GOOD],
+                rejected=[user("Human: hi\nAssistant:"), *BAD],
+            ),
+            ["Human: hi\nAssistant:"],
+            GOOD[0]["content"],
+            None,
+        ),
+        (
+            dict(
+                prompt="Human: hi\n\nAssistant:",
+                chosen=[user("Human: hi\n\nAssistant:"), *GOOD],
+                rejected=[user("Human: hi\n\nAssistant:"), *BAD],
+            ),
+            ["Human: hi\n\nAssistant:"],
+            GOOD[0]["content"],
+            None,
+        ),
+        (
+            dict(chosen="Human: hi\nAssistant: yo", rejected="Human: hi\nAssistant: no"),
+            ["hi"],
+            "yo",
+            None,
+        ),
+        (
+            dict(chosen="Human: hi\r\n\r\nAssistant: yo", rejected="Human: hi\n\nAssistant: no"),
+            ["hi"],
+            "yo",
+            None,
+        ),
+    ],
+)
+def test_odd_rows_are_read_as_they_are_meant(tmp_path, row, turns, a, system):
+    (tmp_path / "x").write_bytes(lines(row))
+    [read] = read_preferences(tmp_path / "x")
+    assert (read["turns"], read["a"], read.get("system")) == (turns, a, system)
 
 
 @pytest.mark.parametrize(
@@ -107,19 +207,12 @@ def test_rows_of_several_kinds_stand_in_one_file_and_answers_to_other_prompts_go
         (dict(prompt=ASKED, chosen=GOOD, rejected=[]), "'rejected' is no conversation"),
         (dict(prompt=ASKED, chosen=None, rejected=BAD), "'chosen' is no conversation"),
         (dict(prompt=[dict(role="cat")], chosen=GOOD, rejected=BAD), "'prompt' is no conversation"),
-        (dict(prompt=ASKED, chosen=ASKED, rejected=BAD), "'chosen' does not end with the assist"),
-        (dict(prompt=GOOD, chosen=BAD, rejected=BAD), "the prompt does not begin and"),
-        (dict(chosen=GOOD, rejected=BAD), "the prompt does not begin and end with the person"),
         (dict(prompt="a", chosen="b", rejected=3), "'rejected' is no conversation"),
         (dict(prompt="a", chosen=str(ASKED), rejected="b"), "'chosen' is no conversation"),
         (dict(prompt=json.dumps(ASKED), chosen="b", rejected="c"), "'prompt' is no conversation"),
         (
             dict(prompt="How hard?", chosen=ASKED + GOOD, rejected=ASKED + BAD),
             "'chosen' is a whole conversation and does not begin with 'prompt'; fix one, or delete",
-        ),
-        (
-            dict(prompt="How hard?", chosen=[SYSTEM, *ASKED[-1:], *GOOD], rejected=BAD),
-            "'chosen' is a whole conversation and does not begin",
         ),
         (dict(turns=["hi"], a="yes", b="no", p=1), "has no field 'id'"),
     ],

@@ -13,7 +13,7 @@ from collections import Counter
 import pytest
 
 from minicai.files import UserError
-from minicai.prompts import Prompt, prompt_split, read_prompts
+from minicai.prompts import Prompt, name_of, prompt_split, read_prompts
 from minicai.run import ROOT
 from minicai.splits import SALT
 
@@ -351,3 +351,60 @@ def test_the_projects_own_prompts_are_typed_as_people_type():
     assert 0.3 < lower / len(texts) < 0.6
     openings = Counter(" ".join(text.lower().split()[:3]) for text in texts)
     assert max(openings.values()) / len(texts) < 0.2
+
+
+def test_an_empty_prompt_is_left_out_and_named(tmp_path, capsys):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,label\nWho?,safe\n,safe\n")
+    assert [p.turns for p in read_prompts(path)] == [("Who?",)]
+    said = f"{path}: 1 of 2 rows are left out; the first: {path}:3: the field 'prompt' is empty"
+    assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "name, text, turns",
+    [
+        ("x", '{"transcript": "Human: hi\\nAssistant: secret\\nHuman: more"}', ("hi",)),
+        ("x", '{"transcript": "Human: hi\\r\\n\\r\\nAssistant: secret"}', ("hi",)),
+        ("x", '{"transcript": "\\n\\nHuman: hi"}', ("hi",)),
+        ("x", '{"prompt": "\\n\\nHuman: hi\\n\\nAssistant:"}', ("hi",)),
+        ("x", '{"prompt": "Human: hi\\n\\nAssistant:"}', ("hi",)),
+        ("x", '{"prompt": "Human: rights are what?"}', ("Human: rights are what?",)),
+        ("x", '{"prompt": "Human: hi\\nAssistant:"}', ("Human: hi\nAssistant:",)),
+        ("x", '"How \\"are\\" you?"\n', ('How "are" you?',)),
+        ("x", '"A" or "B"?\n', ('"A" or "B"?',)),
+        ("X.CSV", 'Prompt\n"How, then?"\n', ("How, then?",)),
+        (
+            "x",
+            '{"messages": [{"role": "developer", "content": "a"}, {"role": "user", "content": '
+            '[{"type": "text", "text": "b"}]}]}',
+            ("a\n\nb",),
+        ),
+    ],
+)
+def test_odd_rows_are_read_as_they_are_meant(tmp_path, name, text, turns):
+    (tmp_path / name).write_text(text)
+    assert [p.turns for p in read_prompts(tmp_path / name)] == [turns]
+
+
+def test_names_and_categories_stay_in_a_line(tmp_path):
+    (tmp_path / "x").write_text('{"id": "1\\n2", "prompt": "Who?", "category": "a\\n\\u001b[31mb"}')
+    [prompt] = read_prompts(tmp_path / "x")
+    assert (prompt.id, prompt.category) == ("1 2", "a [31mb")
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        ("a/natural.jsonl", "natural"),
+        ("harmbench.standard.csv", "harmbench_standard"),
+        ("v1.2.csv", "v1_2"),
+        ("test.jsonl.gz", "test"),
+        ("X.CSV", "X"),
+        (".x.csv", "_x"),
+        (".csv", "_csv"),
+        ("/dev/fd/63", "63"),
+    ],
+)
+def test_the_name_of_a_file_lacks_only_known_endings(path, name):
+    assert name_of(path) == name
