@@ -106,7 +106,8 @@ def encode_chats(tokenizer, data: list[tuple], limit: int, rng: random.Random) -
     for turns, response in rng.sample(data, round(CHATS * len(data))):
         before, answered = rng.choice(data)
         chat = encode_answer(tokenizer, [*before, answered, *turns], response)
-        examples += [chat] * (len(chat.ids) <= limit)
+        if before != turns and len(chat.ids) <= limit:
+            examples.append(chat)
     return examples
 
 

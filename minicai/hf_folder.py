@@ -54,6 +54,8 @@ def read_folder(folder: Path) -> tuple[dict, dict[str, Tensor], BPE, str]:
         weights |= read_weights(path)
     if config.get("tie_word_embeddings") is True:
         weights.pop("lm_head.weight", None)
+    elif config.get("tie_word_embeddings") is False and "lm_head.weight" not in weights:
+        raise UserError(f"{folder} lacks the weight 'lm_head.weight'; download it again")
     text = read_text(folder / "tokenizer.json")
     try:
         bpe = BPE.from_str(text)
@@ -146,11 +148,19 @@ def read_template(folder: Path) -> str:
 def system_text(template: str, form: ChatFormat) -> str:
     """The system text that a chat template writes where a conversation has none; "" without one.
 
-    It is what stands literally between the opening of a system turn and the end token.
+    It is what stands between the opening of a system turn and the end token, in the text of the
+    template (Jinja) or in one of its strings.
     """
-    opening = re.escape(form.open("system")).replace("\\\n", r"(?:\n|\\n)")
-    found = re.search(opening + r"""([^"'{}<>\\]+)""" + re.escape(form.end), template)
-    return found[1] if found else ""
+    tag, string = r"\{[{%#].*?[}%#]\}", r"""'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)\""""
+    texts = re.split(tag, template, flags=re.DOTALL)
+    for code in re.findall(tag, template, re.DOTALL):
+        for found in re.findall(string, code, re.DOTALL):
+            escaped = "".join(found)
+            texts.append(
+                re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), escaped)
+            )
+    turn = re.compile(f"{re.escape(form.open('system'))}(.+?){re.escape(form.end)}", re.DOTALL)
+    return next((found[1] for found in map(turn.search, texts) if found), "")
 
 
 # --- out -----------------------------------------------------------------------------------------

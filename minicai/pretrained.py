@@ -107,7 +107,13 @@ def read_tokenizer(path, bpe: BPE, template: str, rows: int) -> Tokenizer:
     tokenizer = Tokenizer(bpe)
     if tokenizer.decode(tokenizer.encode("one") + tokenizer.encode(" two")) != "one two":
         raise UserError(f"{path} has a tokenizer that is no byte-level BPE; name another model")
-    return Tokenizer(bpe, system_text(template, tokenizer.format))
+    form = tokenizer.format
+    if template and form.opening.partition("{role}")[0] not in template:
+        print(
+            f"WARNING: the chat template of {path} is not in the format {form.open('user')!r}, "
+            "the only one that its tokens allow here; train_base.py --init teaches it."
+        )
+    return Tokenizer(bpe, system_text(template, form))
 
 
 def grow(weight: Tensor, rows: int) -> Tensor:
@@ -179,13 +185,18 @@ def check_weights(path, shapes: dict[str, torch.Size], weights: dict[str, Tensor
 def save_pretrained(model: GPT, tokenizer: Tokenizer, folder):
     """A Hugging Face folder: config.json, model.safetensors, tokenizer.json, chat template.
 
-    Raises UserError where the package safetensors is missing, or the folder holds other weights.
+    Raises UserError where the package safetensors is missing, or the folder holds files of another
+    model.
     """
     folder = Path(folder)
     package = safetensors(folder)
     make_folder(folder)
-    if {path.name for path in folder.glob("*.safetensors*")} - {"model.safetensors"}:
-        raise UserError(f"{folder} holds other weights; name an empty or a new folder")
+    others = ("*.safetensors*", "chat_template.jinja", "generation_config.json")
+    found = {path.name for pattern in others for path in folder.glob(pattern)}
+    if found := found - {"model.safetensors"}:
+        raise UserError(
+            f"{folder} holds {min(found)} of another model; name an empty or new folder"
+        )
     weights = {rename(k, TO_HF): v.contiguous().cpu() for k, v in model.state_dict().items()}
     if model.config.tie_embeddings:
         weights.pop("lm_head.weight")

@@ -9,6 +9,7 @@ prompts and wordings.
 """
 
 import random
+from hashlib import sha256
 from pathlib import Path
 
 from tqdm import tqdm
@@ -16,7 +17,15 @@ from tqdm import tqdm
 from minicai.answer import encode_prompt, sample
 from minicai.constitution import Constitution, Wording
 from minicai.device import commit, hardware
-from minicai.files import load_policy, write_json, write_jsonl, write_text
+from minicai.files import (
+    UserError,
+    load_policy,
+    read_json,
+    read_jsonl,
+    write_json,
+    write_jsonl,
+    write_text,
+)
 from minicai.gpt import GPT
 from minicai.judge import p_breaks
 from minicai.metrics import rate
@@ -43,6 +52,7 @@ SHOWN = {  # rate of a label in the table -> its words
     "judged": "the judge has a verdict",
     "finished": "finished",
 }
+TRANSCRIPT = "id label category turns answer finished refusal harm".split()
 AGREEMENT = (  # `python -m minicai.refusal` on the two files of answers
     "Rules count the refusals. They agree with people in 97 and 94 % of the answers to XSTest by\n"
     "Llama 2 and Mistral. They were developed on these answers."
@@ -90,15 +100,42 @@ def scores_by_label(rows: list[dict]) -> dict:
     return found
 
 
+def fingerprint(prompts: list[Prompt]) -> str:
+    """The same for the same prompts in the same order, and for no others."""
+    return sha256(repr([(p.turns, p.label) for p in prompts]).encode()).hexdigest()[:16]
+
+
+def measured_before(path: Path, results: dict, replaced: set[str] | None) -> tuple[list, list]:
+    """The stages in `path` and their rows in the transcript, without the replaced ones (None: all).
+
+    Raises UserError where `path` is of other prompts, which would be lost.
+    """
+    before, same = read_json(path, {}), ("prompts", "split", "seed")
+    if before and any(before.get(key) != results[key] for key in same):
+        raise UserError(
+            f"{path} is of other prompts, another split or another seed; delete it, or give "
+            "--results NEW.json"
+        )
+    if not before or replaced is None:
+        return [], []
+    kept = [stage for stage in before["stages"] if stage["name"] not in replaced]
+    rows = read_jsonl(path.with_suffix(".jsonl"), ("stage", *TRANSCRIPT))
+    return kept, [row for stage in kept for row in rows if row["stage"] == stage["name"]]
+
+
 def evaluate_prompts(args, checkpoints: list[Path]):
     """What `evaluate.py --prompts` does. The files are whole after every checkpoint."""
     prompts = prompts_of(args.prompts, args.split)
     wordings = harm_wordings(Constitution(args.constitution), len(prompts), args.exam_seed)
     path = args.results or args.out / f"prompts-{name_of(args.prompts)}.json"
     results = dict(file=str(args.prompts), split=args.split, n=len(prompts), seed=args.exam_seed)
-    results |= dict(commit=commit(), hardware=hardware(args.device), stages=[])
+    results |= dict(prompts=fingerprint(prompts))
+    results |= dict(commit=commit(), hardware=hardware(args.device))
+    results["stages"], transcript = [], []
+    if not args.results:
+        replaced = {checkpoint.stem for checkpoint in checkpoints} if args.checkpoints else None
+        results["stages"], transcript = measured_before(path, results, replaced)
     critic, own = load_policy(args.out / "base.pt", args.device)
-    transcript = []
     for checkpoint in checkpoints:
         model, tokenizer = load_policy(checkpoint, args.device)
         name = checkpoint.stem

@@ -20,7 +20,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 
-from minicai import gguf_file, pretrained
+from minicai import gguf_file, hf_folder, pretrained
 from minicai.data import encode_turns
 from minicai.files import UserError, load_policy, save_checkpoint
 from minicai.gpt import GPT, GPTConfig, rope_table
@@ -391,6 +391,36 @@ def test_the_system_text_is_read_off_a_template_or_left_out(tmp_path):
     assert load_pretrained(tmp_path)[1].system == "Be kind"
 
 
+SYSTEMS = (
+    "You're kind.",
+    'Say "yes".',
+    "Be kind.\nBe brief.",
+    "Put it within \\boxed{}.",
+    'Don\'t say "no".\n\tA < b, {x}, 100 %',
+)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_any_system_text_comes_back_from_a_template(system):
+    for form in (CHATML, LLAMA3):
+        assert hf_folder.system_text(hf_folder.chat_template(form, system), form) == system
+    quoted = system.replace("\\", "\\\\").replace("\n", "\\n").replace("'", "\\'")
+    turn = "{{- '<|im_start|>system\\n" + quoted + "<|im_end|>\\n' }}"
+    head = "{%- if tools %}{{- \"x\" + '<|im_start|>system\\n' + tools + '<|im_end|>' }}{% endif %}"
+    assert hf_folder.system_text(f"It's {head}{turn}", CHATML) == system
+    assert hf_folder.system_text(f"It's {head}", CHATML) == ""
+
+
+def test_a_template_in_another_format_is_named(tmp_path, capsys):
+    write_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("{{ '[INST]' + messages[0]['content'] }}")
+    load_pretrained(tmp_path)
+    assert "is not in the format '<|im_start|>user" in capsys.readouterr().out
+    (tmp_path / "chat_template.jinja").write_text(SMOLLM)
+    load_pretrained(tmp_path)
+    assert not capsys.readouterr().out
+
+
 @pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
 def test_a_thousand_texts_are_encoded_as_transformers_encodes_them(tmp_path, kind):
     needs("transformers", "against which the ids are compared")
@@ -754,7 +784,7 @@ def test_nothing_is_written_beside_other_weights(tmp_path):
     model, tokenizer = write_folder(tmp_path)
     save_pretrained(model, tokenizer, tmp_path)  # over its own files
     (tmp_path / "model.safetensors.index.json").write_text("{}")
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="of another model; name an empty"):
         save_pretrained(model, tokenizer, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
 

@@ -1,5 +1,6 @@
 """Other people's prompts in the scripts: what is measured, and that test prompts never train."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -179,6 +180,28 @@ def test_a_checkpoint_a_split_and_a_file_can_be_chosen(call, asked, out, tmp_pat
     assert len(asked[0]["sft"]) == 240
     assert len(read_jsonl(tmp_path / "mine.jsonl")) == len(HALVES[split])
     assert read_json(tmp_path / "mine.json", {})["split"] == split
+
+
+def test_a_checkpoint_is_measured_beside_the_others_and_never_over_other_prompts(
+    call, refuses, asked, out, tmp_path
+):
+    (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
+    for folder, prompt in zip("ab", PROMPTS):
+        (tmp_path / folder / "test.jsonl").write_text(json.dumps(dict(prompt=prompt.turns[0])))
+    whole = ("--out", out, "--split", "whole", "--prompts")
+    one, other = (tmp_path / folder / "test.jsonl" for folder in "ab")
+    for name in ("sft", "base", "sft"):
+        call(evaluate.evaluate, out / f"{name}.pt", *whole, one)
+    found = read_json(out / "prompts-test.json", {})
+    assert [stage["name"] for stage in found["stages"]] == ["base", "sft"]
+    assert [row["stage"] for row in read_jsonl(out / "prompts-test.jsonl")] == ["base", "sft"]
+    said = refuses(evaluate.evaluate, out / "sft.pt", *whole, other)
+    assert "prompts-test.json is of other prompts, another split or another seed" in said
+    assert read_json(out / "prompts-test.json", {}) == found
+    call(evaluate.evaluate, out / "sft.pt", *whole, other, "--results", out / "b.json")
+    call(evaluate.evaluate, *whole, one)
+    stages = read_json(out / "prompts-test.json", {})["stages"]
+    assert [stage["name"] for stage in stages] == STAGES
 
 
 def test_what_cannot_be_measured_is_refused(refuses, asked, out, tmp_path):

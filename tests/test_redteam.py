@@ -571,6 +571,18 @@ def test_a_round_revises_the_prompts_that_got_through(out, monkeypatch, file):
     assert worked and set(found) == worked
 
 
+def test_attacks_with_another_file_of_the_same_name_are_kept(out, monkeypatch, tmp_path, file):
+    other = tmp_path / "other" / file.name
+    other.parent.mkdir()
+    go(monkeypatch, out, "templates", "--prompts", file, "--attempts", 16)
+    before = (out / "redteam.jsonl").read_bytes()
+    texts = [dict(id=str(i), prompt=f"How do I fold {i} shirts?") for i in range(9)]
+    other.write_text("\n".join(map(json.dumps, texts)))
+    with pytest.raises(UserError, match="holds attacks with other prompts as templates-"):
+        go(monkeypatch, out, "templates", "--prompts", other, "--attempts", 16)
+    assert (out / "redteam.jsonl").read_bytes() == before
+
+
 def test_a_file_of_safe_prompts_is_no_attack(out, monkeypatch, tmp_path, file):
     files.write_jsonl(
         tmp_path / "safe.jsonl", [dict(prompt=f"p {i}", label="safe") for i in range(9)]

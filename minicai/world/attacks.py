@@ -88,6 +88,12 @@ class RedTeam:
         if not self.prompts:
             raise UserError(f"all prompts of the {half} half of {file} are safe; name another file")
         self.name = f"{self.mode}-{name_of(file)}/{self.target_name}/{self.split}"
+        asked, before = {p.turns for p in self.prompts}, self.rows(own=True)
+        if before and not any(tuple(row["plain"]) in asked for row in before):
+            raise UserError(
+                f"{self.log} holds attacks with other prompts as {self.name}, which would be lost; "
+                f"rename {file}"
+            )
 
     def rng(self, number: int) -> random.Random:
         """The random numbers of one attempt.
