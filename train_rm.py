@@ -82,7 +82,7 @@ def train():
     pairs = read_pairs([path], tokenizer, args.helpful_fraction, gpt.config.block_size, rng)
     held, pairs = hold_back(pairs, rng)
     if not held:
-        raise UserError(f"{path} compares answers to fewer than ten prompts; label more of them")
+        raise UserError(f"{path} compares answers to fewer than ten prompts; add more")
 
     batches = [
         b for _ in range(args.rm_epochs) for b in pair_batches(pairs, args.batch_tokens, rng)

@@ -153,7 +153,7 @@ def read_pairs(
     if not pairs:
         raise UserError(
             f"{paths[0]} holds no comparison to train on ({len(rows)} rows: answers are equal, too "
-            "long, or left out by --helpful-fraction); run label.py again"
+            "long, or left out by --helpful-fraction); add comparisons, or name another file"
         )
     return pairs
 

@@ -164,7 +164,8 @@ def load_state(path) -> dict:
     try:
         return dict(torch.load(path, map_location="cpu", weights_only=True))
     except Exception as error:
-        raise UserError(f"{path} is not a checkpoint ({type(error).__name__}); name another .pt")
+        said = "name a .pt file; python -m minicai.pretrained makes one of other models"
+        raise UserError(f"{path} is not a checkpoint ({type(error).__name__}); {said}")
 
 
 def finite(model: GPT, extra: dict) -> bool:
