@@ -57,6 +57,8 @@ def test_some_answers_come_again_after_another_conversation(smoke):
         assert before and e.weights.tolist() == [0] * n + again.weights.tolist()
     short = train_sft.encode_chats(tokenizer, data, max(map(len, ids)), random.Random(0))
     assert len(short) == len(data), "no room for two"
+    same = train_sft.encode_chats(tokenizer, data[:1] * 5, 1024, random.Random(0))
+    assert len(same) == 5, "no conversation comes after itself"
 
 
 @pytest.mark.parametrize(
