@@ -35,7 +35,7 @@ from tqdm import tqdm
 from minicai.answer import answer
 from minicai.constitution import FAMILIES
 from minicai.critique import DRAFT_TEMPERATURE
-from minicai.data import Example, collate, encode_turns, make_batches, weighted_nll
+from minicai.data import Example, collate, encode_chats, encode_turns, make_batches, weighted_nll
 from minicai.files import (
     UserError,
     load_like,
@@ -91,24 +91,6 @@ def replay(args, tokenizer) -> Iterator[Example]:
         turns = [(t.role, t.content, t.weight if t.role == "document" else 0.0) for t in kind()]
         if turns[-1][0] == "document":  # else it is a conversation alone
             yield encode_turns(tokenizer, turns)
-
-
-def encode_answer(tokenizer, turns: list[str], response: str) -> Example:
-    """A conversation in which only the final answer is learned."""
-    roles = cycle(("user", "assistant"))
-    read = [(role, text, 0.0) for role, text in zip(roles, turns)]
-    return encode_turns(tokenizer, [*read, ("assistant", response, 1.0)])
-
-
-def encode_chats(tokenizer, data: list[tuple], limit: int, rng: random.Random) -> list[Example]:
-    """Each (turns, response), and some again after another conversation if that fits the limit."""
-    examples = [encode_answer(tokenizer, turns, response) for turns, response in data]
-    for turns, response in rng.sample(data, round(CHATS * len(data))):
-        before, answered = rng.choice(data)
-        chat = encode_answer(tokenizer, [*before, answered, *turns], response)
-        if before != turns and len(chat.ids) <= limit:
-            examples.append(chat)
-    return examples
 
 
 def choose_revisions(chains: list[dict], steps: int, train_on: str) -> list[tuple]:
@@ -178,7 +160,7 @@ def train():
     voice = questions("train", round(VOICE * len(chains)), args.seed) if args.more_acts else []
     data = [(row["turns"], row["response"]) for row in helpful]
     data += choose_revisions(chains + of_rounds, args.revisions, args.train_on)
-    encoded = encode_chats(tokenizer, data, block_size, random.Random(f"chats {args.seed}"))
+    encoded = encode_chats(tokenizer, data, CHATS, block_size, random.Random(f"chats {args.seed}"))
     encoded += own_answers(base, tokenizer, voice, args.seed)
     examples = [e for e in encoded if len(e.ids) <= block_size]
     if not examples:

@@ -7,6 +7,7 @@ attention is causal and every mask and weight is 0 there.
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import cycle
 
 import numpy as np
 import torch
@@ -44,6 +45,29 @@ def encode_turns(tokenizer: Tokenizer, turns: list[tuple[str, str, float]]) -> E
         weights += [0.0] * len(opening) + [weight] * len(encoded) + [0.0] * len(closing)
     weights[0] = 0.0  # nothing comes before the first id
     return Example(np.array(ids, dtype=np.int32), np.array(weights, dtype=np.float32))
+
+
+def encode_answer(tokenizer: Tokenizer, turns: list[str], response: str) -> Example:
+    """A conversation in which only the final answer is learned."""
+    roles = cycle(("user", "assistant"))
+    read = [(role, text, 0.0) for role, text in zip(roles, turns)]
+    return encode_turns(tokenizer, [*read, ("assistant", response, 1.0)])
+
+
+def encode_chats(
+    tokenizer: Tokenizer, data: list[tuple], share: float, limit: int, rng: random.Random
+) -> list[Example]:
+    """Each (turns, response), and a share of them again after another conversation.
+
+    A chat of more than `limit` ids is left out.
+    """
+    examples = [encode_answer(tokenizer, turns, response) for turns, response in data]
+    for turns, response in rng.sample(data, round(share * len(data))):
+        before, answered = rng.choice(data)
+        chat = encode_answer(tokenizer, [*before, answered, *turns], response)
+        if before != turns and len(chat.ids) <= limit:
+            examples.append(chat)
+    return examples
 
 
 def padded(length: int) -> int:

@@ -10,6 +10,7 @@ import torch
 
 import minicai.run
 import train_sft
+from minicai.data import encode_answer, encode_chats
 from minicai.files import load_checkpoint, load_policy, read_jsonl, write_jsonl
 from minicai.rows import read_chains
 from minicai.run import ROOT
@@ -38,7 +39,7 @@ def learned(monkeypatch):
 
 def test_only_the_final_answer_of_a_conversation_is_learned_with_its_end(smoke):
     _, tokenizer = load_policy(smoke / "base.pt")
-    example = train_sft.encode_answer(tokenizer, ["Hello.", "Good day.", "How?"], "So.")
+    example = encode_answer(tokenizer, ["Hello.", "Good day.", "How?"], "So.")
     answer = [*tokenizer.encode("So."), tokenizer.end]
     assert example.ids[-len(answer) :].tolist() == answer
     assert example.weights.tolist() == [0] * (len(example.ids) - len(answer)) + [1] * len(answer)
@@ -47,17 +48,17 @@ def test_only_the_final_answer_of_a_conversation_is_learned_with_its_end(smoke):
 def test_some_answers_come_again_after_another_conversation(smoke):
     _, tokenizer = load_policy(smoke / "base.pt")
     data = [([f"Question {i}?"], f"Answer {i}.") for i in range(100)]
-    alone = [train_sft.encode_answer(tokenizer, *row) for row in data]
-    examples = train_sft.encode_chats(tokenizer, data, 1024, random.Random(0))
+    alone = [encode_answer(tokenizer, *row) for row in data]
+    examples = encode_chats(tokenizer, data, 0.4, 1024, random.Random(0))
     ids, chats = [e.ids.tolist() for e in alone], examples[len(data) :]
     assert [e.ids.tolist() for e in examples[: len(data)]] == ids and len(chats) == 40
     for e in chats:
         before, n = next((b, len(b)) for b in ids if b == e.ids[: len(b)].tolist())
         again = alone[ids.index(e.ids[n:].tolist())]
         assert before and e.weights.tolist() == [0] * n + again.weights.tolist()
-    short = train_sft.encode_chats(tokenizer, data, max(map(len, ids)), random.Random(0))
+    short = encode_chats(tokenizer, data, 0.4, max(map(len, ids)), random.Random(0))
     assert len(short) == len(data), "no room for two"
-    same = train_sft.encode_chats(tokenizer, data[:1] * 5, 1024, random.Random(0))
+    same = encode_chats(tokenizer, data[:1] * 5, 0.4, 1024, random.Random(0))
     assert len(same) == 5, "no conversation comes after itself"
 
 
