@@ -16,7 +16,7 @@ without them the model forgets how to read disguises and refuses them all. New p
 documents in every epoch keep what the model has read about acts that no answer mentions (Ouyang
 et al. 2022, arXiv 2203.02155, section 3.5, mix pretraining into RL for the same reason). In these
 documents only plain text is learned, never a conversation. A pretrained model also trains on
-answers in its own voice (minicai/world/voice.py). Two answers in five come again after
+answers in its own voice (minicai/world/voice.py). Up to two answers in five come again after
 another conversation, because a person asks more than once: a model that was only shown first
 questions answers the second one badly.
 

@@ -148,19 +148,21 @@ def read_template(folder: Path) -> str:
 def system_text(template: str, form: ChatFormat) -> str:
     """The system text that a chat template writes where a conversation has none; "" without one.
 
-    It is what stands between the opening of a system turn and the end token, in the text of the
-    template (Jinja) or in one of its strings.
+    It is what stands first between the opening of a system turn and the end token, in the text of
+    the template (Jinja) or in one of its strings.
     """
-    tag, string = r"\{[{%#].*?[}%#]\}", r"""'((?:\\.|[^'\\])*)'|"((?:\\.|[^"\\])*)\""""
+    string = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
+    tag = rf"""\{{#.*?#\}}|\{{[{{%](?:{string}|[^'"])*?[%}}]\}}"""
     texts = re.split(tag, template, flags=re.DOTALL)
     for code in re.findall(tag, template, re.DOTALL):
-        for found in re.findall(string, code, re.DOTALL):
-            escaped = "".join(found)
-            texts.append(
-                re.sub(r"\\(.)", lambda m: {"n": "\n", "t": "\t"}.get(m[1], m[1]), escaped)
-            )
+        texts += [unescaped(literal[1:-1]) for literal in re.findall(string, code, re.DOTALL)]
     turn = re.compile(f"{re.escape(form.open('system'))}(.+?){re.escape(form.end)}", re.DOTALL)
     return next((found[1] for found in map(turn.search, texts) if found), "")
+
+
+def unescaped(text: str) -> str:
+    """What a string of Jinja stands for."""
+    return re.sub(r"\\(.)", lambda found: dict(n="\n", t="\t").get(found[1], found[1]), text)
 
 
 # --- out -----------------------------------------------------------------------------------------

@@ -71,11 +71,13 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
 
     The prompt is in a field of its own, or the answer's field begins with it, or both.
     """
-    value = row[key]
-    prompt = messages_of(row["prompt"], bare=True) if row.get("prompt") else []
+    given, value = row.get("prompt"), row[key]
+    prompt = messages_of(given, bare=True) if given else []
     messages = messages_of(value, bare=False)
-    if messages is None and prompt and messages_of(value, bare=True):
-        messages = [("assistant", value)]
+    prompts = [prompt or [], [("user", given)]] if isinstance(given, str) else [prompt or []]
+    if prompt and not (messages and begins_with(messages, prompts)):
+        if isinstance(value, str) and messages_of(value, bare=True):
+            messages = [("assistant", value)]  # a text that is only the answer
     if not messages or prompt is None:
         raise UserError(
             f"{where}: {key if prompt is not None else 'prompt'!r} is no conversation, which is a "
@@ -83,18 +85,24 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
             "the field 'prompt' to an answer that is a text"
         )
     *before, (role, answer) = messages
-    if role != "assistant":
+    if role != "assistant" or not clean(answer):
         raise LeftOut(f"{where}: {key!r} does not end with the assistant's answer; fix it")
-    before, prompt, literal = map(alternating, (before, prompt, [("user", str(row.get("prompt")))]))
-    asked = [message for message in before if message[0] != "system"]
-    if not asked or asked[0][0] == "assistant":
-        before = before[: len(before) - len(asked)] + prompt + asked
-    elif not any(each == x[: len(each)] for each in (prompt, literal) for x in (before, asked)):
+    before, prompt = alternating(before), alternating(prompt)
+    system = [message for message in before if message[0] == "system"]
+    if len(system) == len(before) or before[len(system)][0] == "assistant":
+        return system + prompt + before[len(system) :], clean(answer)
+    if not begins_with(before, prompts):
         raise UserError(
             f"{where}: {key!r} is a whole conversation and does not begin with 'prompt'; fix one, "
             "or delete the field 'prompt'"
         )
     return before, clean(answer)
+
+
+def begins_with(messages: list[tuple[str, str]], prompts: list[list[tuple[str, str]]]) -> bool:
+    """Whether the messages begin with one of the prompts, system messages apart."""
+    spoken = [alternating([m for m in ms if m[0] != "system"]) for ms in (messages, *prompts)]
+    return any(spoken[0][: len(prompt)] == prompt for prompt in spoken[1:])
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -119,7 +127,7 @@ def export():
     unequal = [row for row in rows if row["a"] != row["b"]]
     decided = [to_conversations(row) for row in unequal if not tied(row["p"])]
     if not decided:
-        raise UserError(f"{args.data} holds no decided comparison; run label.py again")
+        raise UserError(f"{args.data} holds no decided comparison of two answers; add some")
     write_jsonl(args.file, decided)
     left = (
         f"{len(unequal) - len(decided)} ties and {len(rows) - len(unequal)} pairs of equal answers"

@@ -108,7 +108,7 @@ def read_tokenizer(path, bpe: BPE, template: str, rows: int) -> Tokenizer:
     if tokenizer.decode(tokenizer.encode("one") + tokenizer.encode(" two")) != "one two":
         raise UserError(f"{path} has a tokenizer that is no byte-level BPE; name another model")
     form = tokenizer.format
-    if template and form.opening.partition("{role}")[0] not in template:
+    if template and re.match("<.+?>", form.open("user"))[0] not in template:
         print(
             f"WARNING: the chat template of {path} is not in the format {form.open('user')!r}, "
             "the only one that its tokens allow here; train_base.py --init teaches it."
@@ -191,9 +191,9 @@ def save_pretrained(model: GPT, tokenizer: Tokenizer, folder):
     folder = Path(folder)
     package = safetensors(folder)
     make_folder(folder)
-    others = ("*.safetensors*", "chat_template.jinja", "generation_config.json")
+    others = ("*.safetensors*", "chat_template.jinja", "*_config.json", "special_tokens_map.json")
     found = {path.name for pattern in others for path in folder.glob(pattern)}
-    if found := found - {"model.safetensors"}:
+    if found := found - {"model.safetensors", "tokenizer_config.json"}:
         raise UserError(
             f"{folder} holds {min(found)} of another model; name an empty or new folder"
         )

@@ -22,6 +22,7 @@ from minicai.files import (
     load_policy,
     read_json,
     read_jsonl,
+    warn_if_newer,
     write_json,
     write_jsonl,
     write_text,
@@ -100,41 +101,55 @@ def scores_by_label(rows: list[dict]) -> dict:
     return found
 
 
-def fingerprint(prompts: list[Prompt]) -> str:
-    """The same for the same prompts in the same order, and for no others."""
-    return sha256(repr([(p.turns, p.label) for p in prompts]).encode()).hexdigest()[:16]
+def fingerprint(prompts: list[Prompt], wordings: list[Wording]) -> str:
+    """The same for the same prompts under the same wordings, in the same order."""
+    asked = [(p.turns, p.label, w.critique) for p, w in zip(prompts, wordings)]
+    return sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def measured_before(path: Path, results: dict, replaced: set[str] | None) -> tuple[list, list]:
     """The stages in `path` and their rows in the transcript, without the replaced ones (None: all).
 
-    Raises UserError where `path` is of other prompts, which would be lost.
+    Raises UserError where `path` is of other prompts, which would be lost, and where it is damaged.
     """
-    before, same = read_json(path, {}), ("prompts", "split", "seed")
-    if before and any(before.get(key) != results[key] for key in same):
+    before = read_json(path, {})
+    if before and before.get("prompts") != results["prompts"]:
         raise UserError(
-            f"{path} is of other prompts, another split or another seed; delete it, or give "
-            "--results NEW.json"
+            f"{path} is of other prompts, another constitution or an older version; delete it, or "
+            "give --results NEW.json"
         )
     if not before or replaced is None:
         return [], []
-    kept = [stage for stage in before["stages"] if stage["name"] not in replaced]
-    rows = read_jsonl(path.with_suffix(".jsonl"), ("stage", *TRANSCRIPT))
-    return kept, [row for stage in kept for row in rows if row["stage"] == stage["name"]]
+    try:
+        kept = [stage for stage in before["stages"] if stage["name"] not in replaced]
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} is not whole ({error}); delete it")
+    log = path.with_suffix(".jsonl")
+    rows = read_jsonl(log, ("stage", *TRANSCRIPT)) if kept else []
+    found = [row for stage in kept for row in rows if row["stage"] == stage["name"]]
+    if len(found) != results["n"] * len(kept):
+        raise UserError(f"{log} does not hold the answers of every stage in {path}; delete both")
+    return kept, found
 
 
 def evaluate_prompts(args, checkpoints: list[Path]):
-    """What `evaluate.py --prompts` does. The files are whole after every checkpoint."""
+    """What `evaluate.py --prompts` does. The files are whole after every checkpoint.
+
+    A checkpoint that is named is measured beside the stages measured before.
+    """
     prompts = prompts_of(args.prompts, args.split)
     wordings = harm_wordings(Constitution(args.constitution), len(prompts), args.exam_seed)
-    path = args.results or args.out / f"prompts-{name_of(args.prompts)}.json"
+    half = "" if args.split == "test" else f"-{args.split}"
+    path = args.results or args.out / f"prompts-{name_of(args.prompts)}{half}.json"
     results = dict(file=str(args.prompts), split=args.split, n=len(prompts), seed=args.exam_seed)
-    results |= dict(prompts=fingerprint(prompts))
+    results |= dict(prompts=fingerprint(prompts, wordings))
     results |= dict(commit=commit(), hardware=hardware(args.device))
     results["stages"], transcript = [], []
     if not args.results:
         replaced = {checkpoint.stem for checkpoint in checkpoints} if args.checkpoints else None
         results["stages"], transcript = measured_before(path, results, replaced)
+    if results["stages"]:
+        warn_if_newer(path, args.out / "base.pt", remedy="measure all stages again: it judges harm")
     critic, own = load_policy(args.out / "base.pt", args.device)
     for checkpoint in checkpoints:
         model, tokenizer = load_policy(checkpoint, args.device)

@@ -53,6 +53,7 @@ SYNONYMS = dict(unsafe="harmful", toxic="harmful", benign="safe", harmless="safe
 ROLES = {r: r for r in ("system", "user", "assistant")} | dict(
     developer="system", Human="user", Assistant="assistant"
 )
+HUMAN = re.compile(r"\s*Human:")  # a conversation of HH-RLHF begins so
 LIST = re.compile(r"""\s*\[\s*\{\s*['"](?:role|content|from|value)['"]:""")  # a list in a CSV cell
 SUFFIXES = r"(?:\.(?:csv|tsv|jsonl?|txt|gz))+$"
 
@@ -191,10 +192,11 @@ def messages_of(value, bare: bool) -> list[tuple[str, str]] | None:
     if isinstance(value, str):
         value = value.replace("\r\n", "\n")
         for gap in ("\n\n",) if bare else ("\n\n", "\n"):  # some copies lack the empty lines
-            before, *parts = re.split(rf"(?:^|{gap})\s*(Human|Assistant):", value)
-            begins = parts and not before.strip()
-            if begins and ("Assistant" in parts[::2] or value.startswith("\n\n")):
+            parts = re.split(rf"(?:^|{gap})\s*(Human|Assistant):", value)[1:]
+            if HUMAN.match(value) and "Assistant" in parts[::2]:
                 return [(ROLES[name], text) for name, text in zip(parts[::2], parts[1::2])]
+        if HUMAN.match(value) and (not bare or value.startswith("\n\n")):
+            return [("user", HUMAN.sub("", value, count=1))]
         return [("user", value)] if bare and not LIST.match(value) else None
     try:
         found = [(ROLES[message["role"]], text_of(message["content"])) for message in value]

@@ -50,7 +50,9 @@ STAGE_2 = [  # (key in the results, label)
     ("reward_model.own_length_alone", "... length-only baseline"),
     ("reward_model.agrees_with_labels.accuracy", "reward model: agrees with held-out labels"),
 ]
-NO_BETTER = "WARNING: the judge is no better than a baseline; its labels teach nothing"
+NO_BETTER = (
+    "WARNING: the judge is no better than a baseline; read its labels before training on them"
+)
 # The stage that each stage was trained from; round n + 1 was trained from round n.
 TRAINED_FROM = {"sft": "base", "dpo": "sft", "ppo": "sft", "round1": "dpo"}
 
@@ -69,7 +71,7 @@ def lookup(entry: dict, key: str) -> dict:
 
 
 def no_better_than_baselines(audit: dict) -> bool:
-    """Whether a rule that reads neither answer does as well as the judge."""
+    """Whether a baseline that is no judge is right as often as the judge."""
     right = lookup(audit, "accuracy")["rate"]
     baselines = [lookup(audit, key)["rate"] or 0.0 for key in ("always_a", "length_alone")]
     return right is None or right <= max(baselines)

@@ -28,7 +28,10 @@ def read_rows(path, heads: Collection[tuple[str, ...]]) -> list[tuple[str, dict]
         rows = [(where, parse_json(line, where)) for where, line in lines]
     elif is_table(path, text, heads):
         rows = table_rows(path, text)
-    elif all(re.fullmatch(r'\s*"(?:[^"\\]|\\.)*"\s*', line) for _, line in lines):
+    elif all(
+        re.fullmatch(r'\s*"(?:[^"\\]|\\(?:["\\/bfnrt]|u[\da-f]{4}))*"\s*', line)
+        for _, line in lines
+    ):
         rows = [(where, parse_json(line, where)) for where, line in lines]
     else:
         rows = lines
@@ -46,7 +49,7 @@ class LeftOut(UserError):
 
 
 def usable(path, rows: list[tuple[str, dict]], convert: Callable) -> list:
-    """convert(number, place, row) of each row, without those that it raises LeftOut for.
+    """convert(number, place, row) of each row, except those for which it raises LeftOut.
 
     It prints how many these are. Raises the first LeftOut if no row is usable.
     """

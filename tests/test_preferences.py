@@ -103,6 +103,11 @@ def test_rows_of_several_kinds_stand_in_one_file_and_answers_to_other_prompts_go
     [
         (dict(prompt=ASKED, chosen=ASKED, rejected=BAD), "'chosen' does not end with the assist"),
         (dict(prompt=GOOD, chosen=BAD, rejected=BAD), "the prompt does not begin and"),
+        (dict(prompt="q", chosen="", rejected="b"), "'chosen' does not end with the assist"),
+        (
+            dict(prompt="q", chosen=GOOD, rejected=[dict(role="assistant", content="")]),
+            "'rejected' does not end with the assistant's answer",
+        ),
         (dict(chosen=GOOD, rejected=BAD), "the prompt does not begin and end with the person"),
         (
             dict(prompt="Hm?", chosen=[SYSTEM, user("Hm?"), *GOOD], rejected=BAD),
@@ -179,6 +184,18 @@ def test_a_row_that_compares_no_two_answers_is_left_out_and_named(tmp_path, caps
             None,
         ),
         (
+            dict(prompt="Write a chat.", chosen="Human: a\n\nAssistant: b", rejected="No."),
+            ["Write a chat."],
+            "Human: a\n\nAssistant: b",
+            None,
+        ),
+        (
+            dict(chosen="\n\nHuman: q\nAssistant: a", rejected="\n\nHuman: q\nAssistant: b"),
+            ["q"],
+            "a",
+            None,
+        ),
+        (
             dict(chosen="Human: hi\nAssistant: yo", rejected="Human: hi\nAssistant: no"),
             ["hi"],
             "yo",
@@ -249,7 +266,9 @@ def test_what_is_written_has_the_likelier_answer_first_and_comes_back(tmp_path, 
     command(monkeypatch, tmp_path / "x", tmp_path / "same.jsonl")
     assert read_jsonl(tmp_path / "same.jsonl") == [ROWS["TRL, system"]]
     write_jsonl(tmp_path / "ours.jsonl", rows[2:])
-    with pytest.raises(UserError, match="ours.jsonl holds no decided comparison; run label.py"):
+    with pytest.raises(
+        UserError, match="ours.jsonl holds no decided comparison of two answers; add"
+    ):
         command(monkeypatch, tmp_path / "ours.jsonl", tmp_path / "none.jsonl")
     assert not (tmp_path / "none.jsonl").exists()
 

@@ -397,6 +397,7 @@ SYSTEMS = (
     "Be kind.\nBe brief.",
     "Put it within \\boxed{}.",
     'Don\'t say "no".\n\tA < b, {x}, 100 %',
+    "Write {{name}} and {% if %} as they are.",
 )
 
 
@@ -409,6 +410,14 @@ def test_any_system_text_comes_back_from_a_template(system):
     head = "{%- if tools %}{{- \"x\" + '<|im_start|>system\\n' + tools + '<|im_end|>' }}{% endif %}"
     assert hf_folder.system_text(f"It's {head}{turn}", CHATML) == system
     assert hf_folder.system_text(f"It's {head}", CHATML) == ""
+
+
+def test_a_folder_without_the_head_that_its_settings_have_is_refused(tmp_path):
+    write_folder(tmp_path, "tied")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["tie_word_embeddings"] = False
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert "lacks the weight 'lm_head.weight'" in refused(tmp_path)
 
 
 def test_a_template_in_another_format_is_named(tmp_path, capsys):

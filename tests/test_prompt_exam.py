@@ -192,16 +192,21 @@ def test_a_checkpoint_is_measured_beside_the_others_and_never_over_other_prompts
     one, other = (tmp_path / folder / "test.jsonl" for folder in "ab")
     for name in ("sft", "base", "sft"):
         call(evaluate.evaluate, out / f"{name}.pt", *whole, one)
-    found = read_json(out / "prompts-test.json", {})
+    found = read_json(out / "prompts-test-whole.json", {})
     assert [stage["name"] for stage in found["stages"]] == ["base", "sft"]
-    assert [row["stage"] for row in read_jsonl(out / "prompts-test.jsonl")] == ["base", "sft"]
+    assert [row["stage"] for row in read_jsonl(out / "prompts-test-whole.jsonl")] == ["base", "sft"]
     said = refuses(evaluate.evaluate, out / "sft.pt", *whole, other)
-    assert "prompts-test.json is of other prompts, another split or another seed" in said
-    assert read_json(out / "prompts-test.json", {}) == found
+    assert "prompts-test-whole.json is of other prompts, another constitution or an older" in said
+    assert read_json(out / "prompts-test-whole.json", {}) == found
     call(evaluate.evaluate, out / "sft.pt", *whole, other, "--results", out / "b.json")
     call(evaluate.evaluate, *whole, one)
-    stages = read_json(out / "prompts-test.json", {})["stages"]
+    stages = read_json(out / "prompts-test-whole.json", {})["stages"]
     assert [stage["name"] for stage in stages] == STAGES
+    (out / "prompts-test-whole.jsonl").write_text("")
+    said = refuses(evaluate.evaluate, out / "sft.pt", *whole, one)
+    assert "does not hold the answers of every stage" in said
+    write_json(out / "prompts-test-whole.json", dict(found, stages=7))
+    assert "is not whole" in refuses(evaluate.evaluate, out / "sft.pt", *whole, one)
 
 
 def test_what_cannot_be_measured_is_refused(refuses, asked, out, tmp_path):

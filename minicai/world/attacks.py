@@ -28,7 +28,7 @@ from minicai.world.grader import Grader
 from minicai.world.recognise import harmed, may_train, recognise
 from minicai.world.requests import Part, Request
 
-READ = "id mode target technique turns topic response judge success harmed trainable".split()
+READ = "id mode target technique turns plain topic response judge success harmed trainable".split()
 
 
 @dataclass
@@ -89,10 +89,10 @@ class RedTeam:
             raise UserError(f"all prompts of the {half} half of {file} are safe; name another file")
         self.name = f"{self.mode}-{name_of(file)}/{self.target_name}/{self.split}"
         asked, before = {p.turns for p in self.prompts}, self.rows(own=True)
-        if before and not any(tuple(row["plain"]) in asked for row in before):
+        if not all(tuple(row["plain"]) in asked for row in before):
             raise UserError(
                 f"{self.log} holds attacks with other prompts as {self.name}, which would be lost; "
-                f"rename {file}"
+                f"rename {file}, or name another --out"
             )
 
     def rng(self, number: int) -> random.Random:
