@@ -5,9 +5,9 @@
 
 20 minutes on 2 cores for SmolLM2-135M and the 450 prompts of XSTest (Röttger et al. 2023, arXiv
 2308.01263). All prompts are asked, so none may have trained. Writes OUT/raw.pt, the model as it
-comes; the refusals of every stage, OUT/prompts-NAME-whole.json, .jsonl and .md; the harmful prompts in
-the jailbreak forms, OUT/redteam.json; and OUT/real_text.json, with the loss of every stage on the
-model's own answers.
+comes; the refusals of every stage, OUT/prompts-NAME-whole.json, .jsonl and .md; the harmful prompts
+in the jailbreak forms, OUT/redteam.json; and OUT/real_text.json, with the loss of every stage on
+the model's own answers.
 
 Answer so far: see docs/real.md.
 """
