@@ -73,7 +73,7 @@ SMALL = dict(
         dict(VOICES=3, load_pretrained=lambda path, device: load_policy(path, device)),
         ("--init", "{out}/base.pt", "--prompts", "{out}/asked.txt"),
         ("raw", "base", "DPO-CAI"),
-        ("raw.pt", "prompts-asked.json", "redteam.json", "real_text.json"),
+        ("raw.pt", "prompts-asked-whole.json", "redteam.json", "real_text.json"),
     ),
     gcg=({}, ("--steps", 2, "--suffix", 4), ("gcg/round1/demo",), ("redteam.jsonl",)),
     redteam_rl=({}, ("--attempts", 6), ("rl/round1/demo",), ("redteam.jsonl",)),
