@@ -412,3 +412,9 @@ def test_names_and_categories_stay_in_a_line(tmp_path):
 )
 def test_the_name_of_a_file_lacks_only_known_endings(path, name):
     assert name_of(path) == name
+
+
+def test_a_table_is_known_by_its_ending_in_capitals_too(tmp_path):
+    (tmp_path / "X.CSV").write_text("Question\nWho?\n")
+    with pytest.raises(UserError, match="none is named prompt; rename"):
+        read_prompts(tmp_path / "X.CSV")
