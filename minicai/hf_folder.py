@@ -5,6 +5,7 @@ Files are read as data: no pickle, no code. A chat template is a program, which 
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -151,13 +152,25 @@ def system_text(template: str, form: ChatFormat) -> str:
     It is what stands first between the opening of a system turn and the end token, in the text of
     the template (Jinja) or in one of its strings.
     """
-    string = r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\""""
-    tag = rf"""\{{#.*?#\}}|\{{[{{%](?:{string}|[^'"])*?[%}}]\}}"""
-    texts = re.split(tag, template, flags=re.DOTALL)
-    for code in re.findall(tag, template, re.DOTALL):
-        texts += [unescaped(literal[1:-1]) for literal in re.findall(string, code, re.DOTALL)]
     turn = re.compile(f"{re.escape(form.open('system'))}(.+?){re.escape(form.end)}", re.DOTALL)
-    return next((found[1] for found in map(turn.search, texts) if found), "")
+    return next((found[1] for found in map(turn.search, texts_of(template)) if found), "")
+
+
+def texts_of(template: str) -> Iterator[str]:
+    """What stands outside of the tags of a template, and every string in them, in order."""
+    opener = re.compile(r"\{[{%#]")
+    inside = re.compile(r"""[}%]\}|'(?:\\.|[^'\\])*+'|"(?:\\.|[^"\\])*+\"""", re.DOTALL)
+    comment, start = re.compile(r"#\}"), 0
+    while tag := opener.search(template, start):
+        yield template[start : tag.start()]
+        start = len(template)  # of a tag without an end
+        parts = comment if tag[0] == "{#" else inside
+        for part in parts.finditer(template, tag.end()):
+            if part[0][0] not in "'\"":
+                start = part.end()
+                break
+            yield unescaped(part[0][1:-1])
+    yield template[start:]
 
 
 def unescaped(text: str) -> str:

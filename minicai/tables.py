@@ -29,7 +29,7 @@ def read_rows(path, heads: Collection[tuple[str, ...]]) -> list[tuple[str, dict]
     elif is_table(path, text, heads):
         rows = table_rows(path, text)
     elif all(
-        re.fullmatch(r'\s*"(?:[^"\\]|\\(?:["\\/bfnrt]|u[\da-f]{4}))*"\s*', line)
+        re.fullmatch(r'\s*"(?:[^"\\]|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*"\s*', line)
         for _, line in lines
     ):
         rows = [(where, parse_json(line, where)) for where, line in lines]
