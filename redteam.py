@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minicai.answer import MAX_NEW_TOKENS
+from minicai.answer import MAX_NEW_TOKENS, fit
 from minicai.console import ask
 from minicai.constitution import Constitution
 from minicai.files import UserError, newest_stage, read_json, read_jsonl, write_json
@@ -75,7 +75,7 @@ def few_shot(team: RedTeam, first: int, n: int) -> list[Attempt]:
     for number in range(first, first + n):
         shown = draw_weighted(pool, [row["judge"] for row in pool], SHOTS, team.rng(number))
         before = [{"role": "user", "content": row["turns"][0]} for row in shown]
-        prompts.append(team.tokenizer.prompt(before, "user")[-room:])
+        prompts.append(fit(team.tokenizer.prompt(before, "user"), room))
     return team.write(team.base, prompts, first)[0]
 
 

@@ -4,6 +4,7 @@ A conversation is a list of texts: person, assistant, ..., person. A prompt is a
 Sampling and scoring run under `autocast` here, so that both use the same arithmetic.
 """
 
+from minicai.console import warn
 from minicai.device import autocast
 from minicai.gpt import GPT
 from minicai.sampler import Completion, generate, score_options
@@ -13,11 +14,15 @@ MAX_NEW_TOKENS = 128  # of every answer
 
 
 def encode_prompt(tokenizer: Tokenizer, turns: list[str], block_size: int) -> list[int]:
-    """The conversation, opened for the assistant, as ids.
+    """The conversation, opened for the assistant, as ids. It leaves room for an answer."""
+    return fit(tokenizer.prompt(talk(*turns)), block_size - MAX_NEW_TOKENS)
 
-    A conversation that leaves no room for an answer loses its oldest ids.
-    """
-    return tokenizer.prompt(talk(*turns))[-(block_size - MAX_NEW_TOKENS) :]
+
+def fit(prompt: list[int], room: int) -> list[int]:
+    """The last `room` ids of a prompt, with a warning if that loses some."""
+    if len(prompt) > room:
+        warn(f"a prompt of more than {room} ids does not fit the context; its beginning is cut off")
+    return prompt[-room:]
 
 
 def sample(

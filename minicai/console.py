@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from functools import cache
 
 
 def prepare_streams():
@@ -28,6 +29,12 @@ def catch_signals():
         number = getattr(signal, name, None)  # Windows has no SIGHUP
         if number and signal.getsignal(number) == signal.SIG_DFL:
             signal.signal(number, handler)
+
+
+@cache
+def warn(text: str):
+    """Say something on stderr, once."""
+    print(f"WARNING: {text}", file=sys.stderr)
 
 
 def ask(prompt: str) -> str:

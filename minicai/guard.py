@@ -12,7 +12,7 @@ guard supplements training: it is as good as its critic, and anyone with the wei
 `model` and `critic` are GPTs, `conversations` lists of turns, `wording` a Wording about harm.
 """
 
-from minicai.answer import MAX_NEW_TOKENS, answer, encode_prompt, finished_text, sample
+from minicai.answer import MAX_NEW_TOKENS, answer, encode_prompt, finished_text, fit, sample
 from minicai.critique import CRITIQUE_REQUEST, DECLINES
 from minicai.judge import p_breaks
 
@@ -78,7 +78,7 @@ def helpful_refusals(
     for i, draft in zip(bare, drafts):
         begun = f"{(draft or '').partition('. ')[0]}. {responses[i]}{INSTEAD}"
         prompt = encode_prompt(tokenizer, conversations[i], block_size) + tokenizer.encode(begun)
-        prompts.append(prompt[-(block_size - MAX_NEW_TOKENS) :])
+        prompts.append(fit(prompt, block_size - MAX_NEW_TOKENS))
     after = list(responses)
     for i, more in zip(bare, sample(critic, tokenizer, prompts)):
         alternative = (finished_text(tokenizer, more) or "").partition(". ")[0].rstrip(".")

@@ -22,7 +22,7 @@ answers a and b or one response, and the Wording of a principle. `shots` are tur
 import math
 from dataclasses import dataclass
 
-from minicai.answer import MAX_NEW_TOKENS, answer, option_scores
+from minicai.answer import MAX_NEW_TOKENS, answer, fit, option_scores
 from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS, OPTIONS, comparison_prompt
 from minicai.rows import tied
 from minicai.tokenizer import talk
@@ -71,7 +71,7 @@ def judge_directly(
     for turns, one, other, wording in zip(conversations, a, b, wordings):
         for pair in ((one, other), (other, one)):
             question = comparison_prompt(turns, wording.comparison, *pair)
-            prompts.append(tokenizer.prompt(talk(*shots, question))[-room:])
+            prompts.append(fit(tokenizer.prompt(talk(*shots, question)), room))
     scores = option_scores(model, prompts, [options] * len(prompts))
     if progress:
         progress(STEPS * len(conversations))
@@ -97,7 +97,7 @@ def critiques_with_p(
         if end:
             reasons = tokenizer.encode(text.removesuffix(end).rstrip())
             prompt = tokenizer.prompt(talk(*dialogues[i])) + reasons
-            prompts.append(prompt[-(model.config.block_size - MAX_NEW_TOKENS) :])
+            prompts.append(fit(prompt, model.config.block_size - MAX_NEW_TOKENS))
             decided.append(i)
     options = [tokenizer.encode(f" {BREAKS}"), tokenizer.encode(f" {KEEPS}")]
     scores = option_scores(model, prompts, [options] * len(prompts), progress)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minicai import answer as answering
-from minicai import device
+from minicai import console, device
 from minicai.answer import (
     MAX_NEW_TOKENS,
     answer,
@@ -131,3 +131,11 @@ def test_option_scores_are_log_probabilities(model):
     options = [[[token] for token in range(TOKENIZER.vocab_size)]]
     (scores,) = option_scores(model, [[1, 2, 3]], options)
     assert sum(map(math.exp, scores)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_prompt_that_is_cut_is_warned_of_once(capsys):
+    console.warn.cache_clear()
+    for turns in (["no"], ["no " * 100], ["yes " * 100]):
+        encode_prompt(TOKENIZER, turns, MAX_NEW_TOKENS + 40)
+        said = capsys.readouterr().err
+        assert ("more than 40 ids" in said) == (turns == ["no " * 100])
