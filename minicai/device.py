@@ -18,10 +18,13 @@ def cpu_info(key: str) -> str:
 
 
 def fast_dtype(device: str | torch.device) -> torch.dtype:
-    """bfloat16 where it is faster than float32: on CUDA, and on CPUs with bfloat16 instructions."""
+    """bfloat16 where it is faster than float32: on CUDA, and on CPUs with AMX.
+
+    On a CPU with avx512_bf16 alone a training step took 1.5 times as long in bfloat16.
+    """
     kind = torch.device(device).type
-    native = any(flag in cpu_info("flags").split() for flag in ("avx512_bf16", "amx_bf16"))
-    return torch.bfloat16 if kind == "cuda" or kind == "cpu" and native else torch.float32
+    amx = kind == "cpu" and "amx_bf16" in cpu_info("flags").split()
+    return torch.bfloat16 if kind == "cuda" or amx else torch.float32
 
 
 def autocast(device: str | torch.device):
