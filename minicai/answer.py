@@ -6,6 +6,7 @@ Sampling and scoring run under `autocast` here, so that both use the same arithm
 
 from minicai.console import warn
 from minicai.device import autocast
+from minicai.files import UserError
 from minicai.gpt import GPT
 from minicai.sampler import Completion, generate, score_options
 from minicai.tokenizer import Tokenizer, talk
@@ -19,7 +20,10 @@ def encode_prompt(tokenizer: Tokenizer, turns: list[str], block_size: int) -> li
 
 
 def fit(prompt: list[int], room: int) -> list[int]:
-    """The last `room` ids of a prompt, with a warning if that loses some."""
+    """The last `room` ids of a prompt, with a warning if that loses some. Raises UserError without
+    room."""
+    if room < 1:
+        raise UserError(f"the model's context has no room for answers of {MAX_NEW_TOKENS} tokens")
     if len(prompt) > room:
         warn(f"a prompt of more than {room} ids does not fit the context; its beginning is cut off")
     return prompt[-room:]

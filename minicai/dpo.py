@@ -35,9 +35,14 @@ def stats(chosen_rewards: Tensor, rejected_rewards: Tensor, p) -> dict[str, Tens
     """Means of the rewards and of their margin. accuracy: how often the answer that p prefers has
     the greater reward (a tie counts half).
 
-    Raises ValueError for labels that are neither one number nor one per pair: they would broadcast.
+    Raises ValueError for shapes that would broadcast: log-probabilities that are not one number per
+    answer, labels that are neither one number nor one per pair.
     """
-    margin, p = (chosen_rewards - rejected_rewards).detach(), torch.as_tensor(p)
+    margin = (chosen_rewards - rejected_rewards).detach()
+    p = torch.as_tensor(p, dtype=margin.dtype)
+    if margin.ndim > 1:
+        found = tuple(margin.shape)
+        raise ValueError(f"log-probabilities come out as {found}; all four have the shape (B,)")
     if p.shape not in ((), margin.shape):
         found, wanted = tuple(p.shape), tuple(margin.shape)
         raise ValueError(f"labels of shape {found} do not fit answers of shape {wanted}")

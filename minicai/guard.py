@@ -76,7 +76,8 @@ def helpful_refusals(
     drafts = answer(critic, tokenizer, [conversations[i] for i in bare])
     prompts, block_size = [], critic.config.block_size
     for i, draft in zip(bare, drafts):
-        begun = f"{(draft or '').partition('. ')[0]}. {responses[i]}{INSTEAD}"
+        first = (draft or "").partition(". ")[0].rstrip(".")
+        begun = f"{first}. {responses[i]}{INSTEAD}"
         prompt = encode_prompt(tokenizer, conversations[i], block_size) + tokenizer.encode(begun)
         prompts.append(fit(prompt, block_size - MAX_NEW_TOKENS))
     after = list(responses)

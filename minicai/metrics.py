@@ -96,7 +96,7 @@ def ece(confidence, correct, bins: int = 10) -> float | None:
     confidence, correct = np.asarray(confidence, float), np.asarray(correct, float)
     if len(confidence) == 0:
         return None
-    which = np.minimum((confidence * bins).astype(int), bins - 1)
+    which = np.digitize(confidence, np.linspace(0, 1, bins + 1)[1:-1], right=True)
     gaps = 0.0
     for b in set(which):
         inside = which == b
@@ -121,10 +121,8 @@ def ngrams(text: str, n: int) -> Counter:
 
 
 def distinct_n(texts: list[str], n: int) -> float:
-    """Number of different n-grams / number of n-grams (Li et al. 2015, arXiv 1510.03055).
-
-    1: no n-gram is repeated.
-    """
+    """Number of different n-grams / number of n-grams, after Li et al. 2015 (arXiv 1510.03055), who
+    divide by the number of words. 1: no n-gram is repeated."""
     counts = sum((ngrams(text, n) for text in texts), Counter())
     return len(counts) / counts.total() if counts else 0.0
 
@@ -133,7 +131,7 @@ def self_bleu(texts: list[str], n: int = 4) -> float:
     """Mean BLEU of each text, with the others as references (Zhu et al. 2018, arXiv 1802.01886).
 
     1: all texts are the same. BLEU is that of Papineni et al. 2002 with n-grams up to n, without
-    smoothing: 0 if a text shares no n-gram with the others.
+    smoothing: 0 if a text shares no n-gram with the others, or has fewer than n words.
     """
     if len(texts) < 2:
         return 0.0

@@ -54,7 +54,7 @@ def kl_estimates(logps: Tensor, ref_logps: Tensor) -> tuple[Tensor, Tensor, Tens
     With r = log pi - log ref: k1 = r and k3 = exp(-r) - 1 + r are unbiased, k2 = r^2 / 2 is not. k3
     is never negative. As a reward, k1 gives the right policy gradient. As a differentiable loss, k1
     has no gradient in expectation, k2 has that of KL(policy || reference), and k3 that of
-    KL(reference || policy). In k3, r is at least -10, because exp(-r) overflows.
+    KL(reference || policy). In k3, r is cut at -10, so that exp(-r) does not overflow.
     Schulman 2020, "Approximating KL divergence".
     """
     r = logps - ref_logps
@@ -96,7 +96,7 @@ def gae(
     """Generalised advantage estimation: (advantages, returns), (B, T-1) each, 0 outside the mask.
 
     A_t = sum_l (gamma lam)^l d_{t+l},  d_t = r_t + gamma V_{t+1} - V_t,  V is 0 after the end.
-    returns = A + V. Schulman et al. 2015 (arXiv 1506.02438), eq. 16.
+    returns = A + V. A gap in the mask is an end. Schulman et al. 2015 (arXiv 1506.02438), eq. 16.
     """
     rewards, values, mask = inside(rewards, mask), inside(values, mask), mask.bool()
     columns, later, next_value = [], 0.0, 0.0
@@ -162,7 +162,7 @@ def policy_loss(
     Schulman et al. 2017, eq. 7. Stats: clip_fraction, the share of tokens whose gradient the
     clipping removes; ratio, its mean; approx_kl, KL(old policy || policy) by k3.
     """
-    log_ratio = inside(logps - old_logps, mask)
+    log_ratio = inside(logps - old_logps, mask).clamp(max=80)  # an infinite ratio has no gradient
     ratio = log_ratio.exp()
     free, clipped = ratio * advantages, ratio.clamp(1 - clip, 1 + clip) * advantages
     with torch.no_grad():

@@ -108,7 +108,7 @@ def read_tokenizer(path, bpe: BPE, template: str, rows: int) -> Tokenizer:
     if tokenizer.decode(tokenizer.encode("one") + tokenizer.encode(" two")) != "one two":
         raise UserError(f"{path} has a tokenizer that is no byte-level BPE; name another model")
     form = tokenizer.format
-    if template and re.match("<.+?>", form.open("user"))[0] not in template:
+    if template and form.end not in template:
         print(
             f"WARNING: the chat template of {path} is not in the format {form.open('user')!r}, "
             "the only one that its tokens allow here; train_base.py --init teaches it."
@@ -197,6 +197,7 @@ def save_pretrained(model: GPT, tokenizer: Tokenizer, folder):
         raise UserError(
             f"{folder} holds {min(found)} of another model; name an empty or new folder"
         )
+    config = write_settings(model.config, tokenizer)
     weights = {rename(k, TO_HF): v.contiguous().cpu() for k, v in model.state_dict().items()}
     if model.config.tie_embeddings:
         weights.pop("lm_head.weight")
@@ -206,7 +207,7 @@ def save_pretrained(model: GPT, tokenizer: Tokenizer, folder):
     replace_file(folder / "tokenizer.json", tokenizer.bpe.to_str(pretty=True).encode())
     settings = tokenizer_settings(tokenizer, model.config.block_size)
     write_json(folder / "tokenizer_config.json", settings)
-    write_json(folder / "config.json", write_settings(model.config, tokenizer))
+    write_json(folder / "config.json", config)
 
 
 def export():

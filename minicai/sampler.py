@@ -164,7 +164,7 @@ def generate(
     draw = partial(sample, temperature=temperature, top_k=top_k, top_p=top_p)
     prompts = as_lists(model, prompts)
     stop_ids = frozenset(map(int, stop_ids))  # a tensor's entries would equal nothing
-    noise = row_noise(prompts, max_new_tokens, seed)
+    noise = row_noise(prompts, min(max_new_tokens, model.config.block_size), seed)
     results = [Completion([], [], "length") for _ in prompts]
     for batch in batches_by_length(prompts):
         rows = [(prompts[i], results[i]) for i in batch]

@@ -15,6 +15,7 @@ from minicai.answer import (
     option_scores,
     sample,
 )
+from minicai.files import UserError
 from minicai.gpt import GPT, GPTConfig
 from minicai.sampler import Completion, generate, score_options
 from minicai.tokenizer import Tokenizer, talk
@@ -48,6 +49,11 @@ def test_a_prompt_too_long_to_answer_loses_its_oldest_ids(room):
     whole = TOKENIZER.prompt(talk(*turns))
     assert len(whole) > 40
     assert encode_prompt(TOKENIZER, turns, MAX_NEW_TOKENS + room) == whole[-room:]
+
+
+def test_a_context_without_room_for_an_answer_is_refused():
+    with pytest.raises(UserError, match="no room"):
+        encode_prompt(TOKENIZER, ["how?"], MAX_NEW_TOKENS)
 
 
 def test_an_answer_may_have_its_full_length_after_the_longest_prompt(model):

@@ -185,6 +185,15 @@ def test_extreme_margins_stay_finite():
 def test_a_label_for_each_pair_or_one_for_all(name):
     with pytest.raises(ValueError, match="shape"):
         LOSSES[name](*(-torch.rand(4) for _ in range(4)), 0.1, torch.rand(4, 1))
+    logps = [-torch.rand(4) for _ in range(4)]
+    assert LOSSES[name](*logps, 0.1, True)[0] == LOSSES[name](*logps, 0.1, 1.0)[0]
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_log_probabilities_that_would_broadcast_are_refused(name):
+    error, words = (RuntimeError, "dimensions") if name == "kto" else (ValueError, "shape")
+    with pytest.raises(error, match=words):
+        LOSSES[name](-torch.rand(4, 1), *(-torch.rand(4) for _ in range(3)))
 
 
 def test_stats_say_who_wins():

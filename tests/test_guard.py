@@ -181,7 +181,8 @@ def test_only_refusals_that_offer_nothing_go_on(monkeypatch):
         assert model is CRITIC
         if conversations and "CritiqueRequest" in conversations[0][-1]:
             return [critiques.get(turns[-2], "") for turns in conversations]
-        return [f"You want {turns[-1]}. Sure: first hum." for turns in conversations]
+        sure = {"a": " Sure: first hum.", "e": ""}
+        return [f"You want {turns[-1]}.{sure[turns[-1]]}" for turns in conversations]
 
     def sample(model, tok, asked, *_):
         prompts.extend(map(tokenizer.decode, asked))

@@ -137,7 +137,7 @@ def brute_ece(confidence, correct, bins):
         inside = [
             (c, r)
             for c, r in zip(confidence, correct)
-            if b / bins <= c < (b + 1) / bins or (c == 1 and b == bins - 1)
+            if b / bins < c <= (b + 1) / bins or (c == 0 and b == 0)
         ]
         if inside:
             total += abs(sum(c for c, _ in inside) - sum(r for _, r in inside))
@@ -148,7 +148,7 @@ def brute_ece(confidence, correct, bins):
 @pytest.mark.parametrize("bins", [1, 7, 10])
 def test_ece_is_the_gap_summed_over_bins(seed, bins):
     rng = random.Random(seed)
-    confidence = [rng.random() for _ in range(60)] + [0.0, 1.0]
+    confidence = [rng.random() for _ in range(60)] + [0.0, 0.5, 0.5, 1.0]
     correct = [rng.random() < 0.5 for _ in confidence]
     assert ece(confidence, correct, bins) == pytest.approx(
         brute_ece(confidence, correct, bins), abs=1e-12

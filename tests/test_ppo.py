@@ -244,6 +244,13 @@ def test_clipping_only_stops_what_would_go_too_far(ratio, advantage, loss, gradi
     assert stats["ratio"].item() == pytest.approx(ratio)
 
 
+def test_a_ratio_beyond_all_numbers_is_clipped_and_has_no_gradient():
+    logps, one = torch.zeros(1, 1, requires_grad=True), torch.ones(1, 1)
+    loss, _ = ppo.policy_loss(logps, -1000 * one, one, one, clip=0.2)
+    loss.backward()
+    assert loss.item() == pytest.approx(-1.2) and logps.grad.item() == 0
+
+
 def test_approx_kl_is_the_divergence_of_the_old_policy_from_the_new_one():
     new, old = distributions()
     new, samples = new.log_softmax(0).detach(), torch.arange(6)

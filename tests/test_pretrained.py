@@ -190,9 +190,10 @@ def write_folder(folder: Path, shape="llama", form="chatml", template="") -> tup
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("form", FORMATS)
-def test_what_is_written_is_read_back_bit_for_bit(tmp_path, shape, form):
+def test_what_is_written_is_read_back_bit_for_bit(tmp_path, capsys, shape, form):
     model, tokenizer = write_folder(tmp_path, shape, form)
     loaded, own = load_pretrained(tmp_path)
+    assert not capsys.readouterr().out  # its template is in its own format
     assert loaded.config == model.config and not loaded.training
     weights = loaded.state_dict()
     for name, value in model.state_dict().items():
@@ -796,6 +797,15 @@ def test_nothing_is_written_beside_other_weights(tmp_path):
     with pytest.raises(UserError, match="of another model; name an empty"):
         save_pretrained(model, tokenizer, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_model_that_has_no_name_elsewhere_is_refused_before_anything_is_written(tmp_path):
+    needs("safetensors", "which writes the weights")
+    tokenizer = make_tokenizer("chatml")
+    model = make_model(tokenizer.vocab_size, qkv_bias=True, qk_norm=True)
+    with pytest.raises(UserError, match="no architecture"):
+        save_pretrained(model, tokenizer, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 # --- a real model --------------------------------------------------------------------------------

@@ -330,6 +330,8 @@ def test_a_higher_limit_only_makes_a_sample_longer():
     model, prompts = tiny(), ragged([3, 8, 1])
     short, long = generate(model, prompts, 4, seed=5), generate(model, prompts, 15, seed=5)
     assert [c.ids for c in short] == [c.ids[:4] for c in long]
+    endless = generate(model, prompts, 10**11, seed=5)  # up to the end of the context
+    assert [c.ids[:15] for c in endless] == [c.ids for c in long]
 
 
 def test_the_stop_token_comes_once_and_last():
