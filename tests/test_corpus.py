@@ -357,6 +357,17 @@ def test_a_remark_says_what_is_true_of_its_request(world, corpus, monkeypatch):
     assert not warned & {"bad_request", "bare_request"}, "says what to do instead"
 
 
+def test_demonstrations_have_every_tone_and_the_models_favourites_more_often(world, corpus):
+    requests = (corpus.demo_request() for _ in range(8000))
+    found = Counter(reply.tone for reply in map(corpus.demo_reply, requests) if reply.tone)
+    for tone in TONES:
+        tones = [t for t in world.tones if t.tone == tone]
+        opening = [t for t in tones if t.place == "before"] or tones
+        mean = sum(found[t] for t in tones) / len(tones)
+        assert min(found[t] for t in tones) > 0.15 * mean
+        assert len(tones) < 4 or found[opening[0]] > 2 * mean
+
+
 def test_a_chat_has_the_tone_that_its_phrasing_draws_and_no_other(world, corpus):
     tones = {tone: [t.text for t in world.tones if t.tone == tone] for tone in TONES}
     answers = Counter()

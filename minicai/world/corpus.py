@@ -6,6 +6,7 @@ acts. The corpus never teaches the assistant to refuse a first request.
 """
 
 from collections.abc import Iterator
+from dataclasses import replace
 from random import Random
 
 from minicai.constitution import FAMILIES, Constitution
@@ -98,7 +99,10 @@ class Corpus(Documents):
             make = helpful
         elif r < 0.68 and request.type not in ("fact", "strange"):
             make = decline
-        return spoil(self.world, make(self.world, request, self.rng), 0.35, self.rng)
+        reply = spoil(self.world, make(self.world, request, self.rng), 0.35, self.rng)
+        if reply.tone and self.rng.random() < 0.5:  # the model has to find its own favourites
+            reply = replace(reply, tone=self.favourite_tone(reply.tone.tone))
+        return reply
 
     def family(self, broken: set[str]) -> str:
         """A family of principles. It is often a broken one, but does not give the flaw away."""
