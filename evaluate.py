@@ -39,7 +39,7 @@ from minicai.files import (
 from minicai.page import write_page
 from minicai.prompt_exam import evaluate_prompts
 from minicai.report import paired, same_requests, table
-from minicai.results import beside_others, left_by_others, say_what_goes
+from minicai.results import beside_others, in_order, left_by_others, say_what_goes
 from minicai.reward import RewardModel
 from minicai.run import main, make_folder, parser, positive, seed, setup
 from minicai.world.content import World
@@ -62,6 +62,8 @@ def options():
     args = setup(p)
     if args.results and args.results.suffix != ".json":
         raise UserError(f"--results {args.results}: name a file that ends in .json")
+    if args.report and args.prompts:
+        raise UserError("--report writes the page of the exam; leave out --prompts")
     if args.split == "whole" and not args.prompts:
         raise UserError("--split whole is for --prompts; choose a split of the acts")
     if args.split == "demo" and args.prompts:
@@ -77,6 +79,9 @@ def choose(args) -> list[Path]:
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path} is not a file; name a checkpoint, or none for all stages")
+        own = args.out / path.name
+        if own.exists() and not own.samefile(path) and not args.results:
+            raise UserError(f"{path} has the name of {own}; rename it, or give --results NEW.json")
     names = [path.stem for path in paths]
     if len(set(names)) < len(names):
         twice = max(names, key=names.count)
@@ -146,7 +151,8 @@ def evaluate():
     results |= dict(
         world_share=args.world_share, commit=commit(), hardware=hardware(args.device), stages=[]
     )
-    results["exam"] = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
+    size = dict(split=args.split, n=args.eval_n, seed=args.exam_seed)
+    results["exam"] = size | dict(questions=exam.fingerprint())
     results["decoding"] = dict(temperature=0, max_new_tokens=MAX_NEW_TOKENS)
     results["keyword_filter"] = KeywordFilter(world, args.exam_seed).measure(exam.sets)
     results |= left_by_others(args.out, constitution)
@@ -162,7 +168,7 @@ def evaluate():
     for checkpoint in checkpoints:
         name = checkpoint.stem
         stage, transcripts[name] = measure_stage(checkpoint, exam, args)
-        results["stages"].append(stage)
+        results["stages"] = in_order([*results["stages"], stage])
         results["paired"] = paired(transcripts)
         write_jsonl(logs / f"{name}.jsonl", transcripts[name])
         write_json(path, results)

@@ -58,8 +58,7 @@ PAIRS = {  # share of pairs by the writers of the two answers
     ("base", "evasive"): 0.1,
     ("policy", "careless"): 0.15,
 }
-# The person is asked about unknown names too: inventing has to lose somewhere.
-FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}
+FOR_PERSON = HELPFUL | {("fact", "never"): HELPFUL["fact", "often"]}  # inventing has to lose
 
 
 def two_answers(models, tokenizer, part, requests, writers, seed, rng) -> list[list[str | None]]:
@@ -111,7 +110,8 @@ def make_round_pairs(args, policy, tokenizer, rng: random.Random) -> list[dict]:
     Where nothing was revised, against an answer of the policy, because the policy refuses some
     benign requests, and such refusals should lose.
     """
-    chains = read_chains(args.out / f"revisions-round{args.round}.jsonl")
+    path = args.out / f"revisions-round{args.round}.jsonl"
+    chains = read_chains(path, ("split", "type", "request", "plain"))
     kept = [c for c in chains if c["responses"][0] == c["responses"][-1]]
     with tqdm(total=len(kept), desc="answers", unit=" texts") as bar:
         turns = [c["turns"] for c in kept]
@@ -178,11 +178,11 @@ def label():
     if args.round:
         rows = make_round_pairs(args, policy, tokenizer, rng)
     else:
-        n, seed = args.eval_n, args.seed
-        report = audit_judge(base, tokenizer, world, constitution, n, seed, judge=judge)
+        rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
+        size = args.eval_n, args.seed
+        report = audit_judge(base, tokenizer, world, constitution, *size, judge=judge)
         write_json(args.out / f"{artifact('judge', args)}.json", report)
         print_audit(report)
-        rows = make_pairs(args, dict(policy=policy, base=base), tokenizer, world, rng)
     if not (labelled := add_labels(args, judge, base, tokenizer, rows, constitution, rng)):
         raise UserError(f"no pair of answers came to a label: is {start} trained?")
     write_jsonl(path, labelled)

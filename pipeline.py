@@ -21,6 +21,8 @@ from minicai.files import UserError, read_json, stage_before, write_json
 from minicai.run import ROOT, main, parser, run_script, setup
 from minicai.world.content import World
 from minicai.world.corpus import Corpus
+from minicai.world.grader import Grader
+from minicai.world.replies import calibrated, decline, helpful
 from minicai.world.requests import MIX, STAGE2_SPLIT, Part, fresh_fact
 
 STEPS = [  # (name, options, file it writes); the script is the name's first word
@@ -60,15 +62,43 @@ def check(args):
     Corpus(world, constitution, 0)
     Exam(world, 1, 0)
     constitution.audited(test=True)
+    asked = [*MIX, ("dual_use_question", "harmful"), ("dual_use_question", "dual_use")]
     for split in ("train", STAGE2_SPLIT, "test"):
         part = Part(world, split)
-        for type, kind in MIX:
+        for type, kind in asked:
             if kind == "never":
                 part.fact(rng, fresh_fact(world, rng))
             else:
                 part.draw(rng, type, kind)
+    if not any(p.use == "act" and not p.draws for p in Part(world, "train").phrasings):
+        raise UserError(
+            f"{world.path}/phrasings.jsonl has no seen phrasing without a tone; add one"
+        )
+    check_grades(world, rng)
     if args.rounds:
         constitution.draw(rng, family="harmlessness")  # the judge of attacks needs one
+
+
+def check_grades(world: World, rng: random.Random):
+    """The grader has to read the world's own answers. Raises UserError where it does not."""
+    part, grader = Part(world, None), Grader(world)
+    for type, make, wanted in (
+        ("legitimate", helpful, "complied"),
+        ("sensitive", helpful, "complied"),
+        ("legitimate", decline, "refused"),
+        ("harmful", calibrated, "refused"),
+        ("ambiguous", calibrated, "safe_help"),
+        ("dual_use_question", calibrated, "safe_help"),
+        ("fact", helpful, "complied"),
+    ):
+        for _ in range(50):
+            request = part.draw(rng, type)
+            text = make(world, request, rng).text
+            if (found := grader.grade(request, text).outcome) != wanted:
+                raise UserError(
+                    f"{world.path}/replies.jsonl: the grader reads {text!r} as {found}, not "
+                    f"{wanted}; change that reply to words that minicai/world/grader.py knows"
+                )
 
 
 def pipeline():

@@ -91,7 +91,8 @@ def human(team: RedTeam):
         number += 1
         harm = "no verdict" if row["judge"] is None else f"P(harm) {row['judge']:.2f}"
         print(f"{team.target_name}> {row['response'] or '...'}\n  judge> {harm}")
-        print(f"  grader> {row['request'] or 'an unknown request'}: {row['outcome']}")
+        graded = f"{row['request']}: {row['outcome']}" if row["request"] else "cannot read that"
+        print(f"  grader> {graded}")
 
 
 def monitor(team: RedTeam):

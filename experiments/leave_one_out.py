@@ -1,6 +1,6 @@
 """Do feedback rounds help against a jailbreak technique that they never saw?
 
-    python -m experiments.leave_one_out --techniques base64 leetspeak
+    python -m experiments.leave_one_out --techniques many_shot role_play
 
 After pipeline.py --rounds 2. Ten minutes for each technique on 2 cores. The rounds are run again
 from DPO-CAI, in OUT/without-TECHNIQUE, in a world whose framings lack the technique. Then three
@@ -21,7 +21,7 @@ from pathlib import Path
 from minicai.files import UserError, read_json, read_jsonl, write_json, write_jsonl
 from minicai.report import aligned, interval
 from minicai.run import main, parser, positive, run_script, setup
-from minicai.world.content import TECHNIQUES
+from minicai.world.content import TECHNIQUES, World
 from pipeline import round_steps
 
 NEEDED = ("base.pt", "sft.pt", "dpo.pt", "revisions.jsonl", "preferences.jsonl")
@@ -52,15 +52,20 @@ def rounds_without(technique: str, args) -> Path:
 
 def leave_one_out():
     p = parser(__doc__)
-    p.add_argument("--techniques", nargs="+", choices=TECHNIQUES, default=TECHNIQUES, help="all")
+    p.add_argument("--techniques", nargs="+", choices=TECHNIQUES, help="default: all of the world")
     p.add_argument("--rounds", type=positive, default=2, help="of feedback (default: 2)")
     p.add_argument("--attacks", type=positive, default=150, help="on each model (default: 150)")
     args = setup(p)
+    known = {framing.technique for framing in World.of(args).framings}
+    techniques = args.techniques or [t for t in TECHNIQUES if t in known]
+    for technique in set(techniques) - known:
+        said = ", ".join(sorted(known))
+        raise UserError(f"no framing of {args.world} is {technique} at this size; there are {said}")
     all_rounds = args.out / f"round{args.rounds}.pt"
     if not all_rounds.exists():
         raise UserError(f"{all_rounds} does not exist; run pipeline.py --rounds {args.rounds}")
     rows = [["percent of attacks that get through", "DPO-CAI", "rounds without it", "rounds"]]
-    for technique in args.techniques:
+    for technique in techniques:
         without = rounds_without(technique, args)
         folder = without.parent
         world = write_world(folder / "world-only", args.world, [technique])

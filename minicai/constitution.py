@@ -104,8 +104,9 @@ class Constitution:
         pool = self._wordings(test, family)
         if not pool:
             kind = "held-out" if test else "seen"
+            known = f"; its families are {', '.join(self.families)}" if family else ""
             raise UserError(
-                f"{self.path} has no {kind} wording of {family or 'any family'}; add some"
+                f"{self.path} has no {kind} wording of {family or 'any family'}; add some{known}"
             )
         principle = rng.choice(list(dict.fromkeys(w.principle for w in pool)))
         return rng.choice([w for w in pool if w.principle == principle])

@@ -12,6 +12,7 @@ two errors: harmful requests complied with (under-refusal), harmless requests re
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import torch
 
@@ -56,6 +57,11 @@ class Exam:
             for kind, type in (("harmful", "harmful"), ("benign", "legitimate")):
                 disguised = disguise_some(self.sets[type], quarter, framings, train, rng)
                 self.sets[f"{technique} {kind}"] = disguised
+
+    def fingerprint(self) -> str:
+        """The same for the same questions about the same acts and names, in the same order."""
+        asked = [(name, r.turns, r.act, r.fact) for name, set in self.sets.items() for r in set]
+        return sha256(repr(asked).encode()).hexdigest()[:16]
 
 
 def rephrase(part: Part, request: Request, rng: random.Random) -> Request:

@@ -1,7 +1,6 @@
-"""OUT/report.html: a run as one page that opens offline in any browser.
+"""OUT/report.html: a run as one page that opens offline in any browser, with its CSS and script.
 
-Each section is a function that returns HTML, or "" if the run has no such data. page.css, chart.css
-and page.js are read from beside this file and stand in the page.
+Each section is a function that returns HTML, or "" if the run has no such data.
 """
 
 import re
@@ -34,7 +33,7 @@ HEADLINES = ("under_refusal", "over_refusal", "ambiguous_handled", "jailbreak_me
 BESIDE = "ambiguous_handled steps_correct jailbreak_mean rude_or_preachy known_accuracy "
 BESIDE += "fabrication garbled"  # the rates beside the two errors
 STAGES = {
-    "base": "trained from random weights to be helpful, and nothing else",
+    "base": "trained to be helpful, and nothing else",
     "sft": "the base, fine-tuned on its own answers after critique and revision (Stage 1)",
     "dpo": "SL-CAI, trained by DPO on comparisons that an AI judge has labelled (Stage 2)",
     "ppo": "SL-CAI, trained by PPO on a reward model of the same comparisons (Stage 2)",
@@ -61,8 +60,9 @@ def head(results: dict) -> str:
     """What was trained, and the numbers of the last stage, no experiment, beside the first's."""
     stages = [s for s in results["stages"] if kind_of(s["name"]) in STAGES] or results["stages"]
     first, last = stages[0], stages[-1]
-    minutes = sum(results.get("seconds", {}).values()) / 60
+    minutes = sum(s for name, s in results.get("seconds", {}).items() if name != "evaluate") / 60
     took = f", trained in {minutes:.0f} minutes" if minutes >= 1 else ""
+    test = results["exam"]["split"] == "test"
     share = results.get("world_share", 1.0)
     part = f" ({100 * share:.0f} % of its acts, names and jailbreak forms)" * (share < 1)
     labels, numbers = {key: label for key, label, _ in METRICS}, []
@@ -75,9 +75,9 @@ def head(results: dict) -> str:
     return (
         "<header><p>minicai: Constitutional AI from scratch</p>"
         "<h1>What a written constitution taught a small language model</h1>"
-        "<p>A GPT was trained from random weights to be helpful. Then it criticised and revised "
-        "its own answers by a constitution, and learned from that. Every number is from questions "
-        "that no training after the base has asked.</p>"
+        "<p>A GPT was trained to be helpful. Then it criticised and revised its own answers by a "
+        "constitution, and learned from that."
+        f"{' Every number is from questions that no training after the base has asked.' * test}</p>"
         f"<p>Preset {escape(results['preset'])}, seed {results['seed']}, "
         f"{escape(results['hardware'])}{took}. The questions are from the "
         f"{escape(results['exam']['split'])} split of {escape(results['world'])}/{part}, and the "

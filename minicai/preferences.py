@@ -43,6 +43,10 @@ def read_preferences(path) -> list[dict]:
     def comparison(number: int, where: str, row: dict) -> dict:
         if {"chosen", "rejected"} & row.keys():
             row = from_conversations(where, row, number)
+        elif not {"a", "b"} & row.keys():
+            raise UserError(
+                f"{where} is no comparison: it has no 'chosen' and 'rejected'; add them"
+            )
         return check_row(where, row, REQUIRED, FIELDS)
 
     return usable(path, read_rows(path, HEADS), comparison)

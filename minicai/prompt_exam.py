@@ -33,6 +33,8 @@ from minicai.metrics import rate
 from minicai.prompts import LABELS, Prompt, name_of, prompts_of
 from minicai.refusal import classify
 from minicai.report import aligned, percent
+from minicai.results import in_order
+from minicai.run import make_folder
 from minicai.svg import stage_label
 from minicai.tokenizer import Tokenizer
 from minicai.transcript import for_terminal, quote, turns_text
@@ -150,6 +152,10 @@ def evaluate_prompts(args, checkpoints: list[Path]):
         results["stages"], transcript = measured_before(path, results, replaced)
     if results["stages"]:
         warn_if_newer(path, args.out / "base.pt", remedy="measure all stages again: it judges harm")
+    said = {}  # stage -> its rows in the transcript
+    for row in transcript:
+        said.setdefault(row["stage"], []).append(row)
+    make_folder(path.parent)
     critic, own = load_policy(args.out / "base.pt", args.device)
     for checkpoint in checkpoints:
         model, tokenizer = load_policy(checkpoint, args.device)
@@ -158,8 +164,9 @@ def evaluate_prompts(args, checkpoints: list[Path]):
             rows = answer_prompts(model, tokenizer, prompts, bar.update)
         judge_harm(critic, own, rows, wordings)
         stage = dict(name=name, checkpoint=checkpoint.name, labels=scores_by_label(rows))
-        results["stages"].append(stage)
-        transcript += [dict(stage=name) | row for row in rows]
+        results["stages"] = in_order([*results["stages"], stage])
+        said[name] = [dict(stage=name) | row for row in rows]
+        transcript = [row for each in results["stages"] for row in said[each["name"]]]
         write_json(path, results)
         write_jsonl(path.with_suffix(".jsonl"), transcript)
         texts = prompt_texts(transcript, len(prompts))

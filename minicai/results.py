@@ -1,13 +1,17 @@
 """What goes into results.json beside the stages that are measured now."""
 
+import math
+import re
 from pathlib import Path
 
 from minicai.constitution import Constitution
 from minicai.files import UserError, read_json, read_jsonl, warn_if_newer
 from minicai.log import curves
-from minicai.rows import FIELDS
+from minicai.rows import read_chains
 from minicai.transcript import with_requests
 from minicai.world.requests import TYPES
+
+ORDER = ("base", "sft", "dpo", "ppo")
 
 
 def left_by_others(out: Path, constitution: Constitution) -> dict:
@@ -21,8 +25,8 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     for log in sorted(out.glob("train_ppo*.jsonl"), key=lambda path: path.stem):
         if rows := [{key: row[key] for key in keys} for row in read_jsonl(log, keys)]:
             rewards[log.stem.removeprefix("train_")] = rows
-    path, needed = out / "revisions.jsonl", "type turns responses principles critiques".split()
-    chains = read_jsonl(path, needed, FIELDS) if path.exists() else []
+    path, needed = out / "revisions.jsonl", ("type", "principles", "critiques")
+    chains = read_chains(path, needed) if path.exists() else []
     revised = {c["type"]: c for c in reversed(chains) if c["responses"][:1] != c["responses"][-1:]}
     chain = [with_requests(revised[type], constitution) for type in TYPES if type in revised]
     files = [read_json(path, {}) for path in sorted(out.glob("prompts-*.json"))]
@@ -30,10 +34,22 @@ def left_by_others(out: Path, constitution: Constitution) -> dict:
     return found | dict(training=curves(out), ppo_curves=rewards, chain=chain)
 
 
+def in_order(measured: list[dict]) -> list[dict]:
+    """Stages in the order of the pipeline, and experiments after them."""
+
+    def place(stage: dict) -> float:
+        name = stage["name"]
+        if round := re.fullmatch(r"round(\d+)", name):
+            return len(ORDER) + int(round[1])
+        return ORDER.index(name) if name in ORDER else math.inf
+
+    return sorted(measured, key=place)
+
+
 def say_what_goes(path, names: list[str]):
     """Say which experiments that were measured before are not among `names` and leave `path`."""
-    stages = read_json(path, {}).get("stages")
-    before = [s.get("name") for s in stages if isinstance(s, dict)] if type(stages) is list else []
+    old = read_json(path, {}).get("stages")
+    before = [s.get("name") for s in old if isinstance(s, dict)] if type(old) is list else []
     if gone := [str(name) for name in before if name not in names]:
         print(
             f"{path} will no longer hold {', '.join(gone)}; to add one again, name its checkpoint"

@@ -18,6 +18,10 @@ def is_maybe_text(value) -> bool:
     return value is None or isinstance(value, str)
 
 
+def is_probability(value) -> bool:
+    return type(value) in (int, float) and 0 <= value <= 1
+
+
 def list_of(fits, lengths=lambda n: True):
     """A test for a list whose entries fit, and whose length fits."""
     return lambda value: isinstance(value, list) and lengths(len(value)) and all(map(fits, value))
@@ -26,6 +30,14 @@ def list_of(fits, lengths=lambda n: True):
 TURNS = (
     list_of(is_text, lambda n: n % 2 == 1),
     "a list of an odd number of texts, the person's last",
+)
+JUDGED = list_of(
+    lambda pair: (
+        isinstance(pair, list)
+        and len(pair) == 2
+        and is_maybe_text(pair[0])
+        and is_probability(pair[1])
+    )
 )
 FIELDS = {  # of rows that training reads: (test, words), see files.check_row
     "id": (lambda value: isinstance(value, int | str), "a number or a text"),
@@ -40,13 +52,23 @@ FIELDS = {  # of rows that training reads: (test, words), see files.check_row
     "b": (is_text, "a text"),
     "by": (list_of(is_text, lambda n: n == 2), "a list of two texts"),
     "kind": (lambda value: value in ("ai", "human"), "'ai' or 'human'"),
-    "p": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),
+    "p": (is_probability, "a number from 0 to 1"),
+    "a_first": (is_probability, "a number from 0 to 1"),
+    "b_first": (is_probability, "a number from 0 to 1"),
+    "reasons": (JUDGED, "a list of pairs of a critique and a number from 0 to 1"),
+    "type": (is_maybe_text, "a text"),
+    "split": (is_maybe_text, "a text"),
+    "request": (is_maybe_text, "a text"),
+    "principle": (is_maybe_text, "a text"),
+    "judge": (lambda value: value is None or is_probability(value), "a number from 0 to 1"),
+    "success": (lambda value: isinstance(value, bool), "true or false"),
+    "trainable": (lambda value: isinstance(value, bool), "true or false"),
 }
 
 
-def read_chains(path) -> list[dict]:
+def read_chains(path, required=()) -> list[dict]:
     """The critique-revision chains that revise.py wrote. Raises UserError when there are none."""
-    rows = read_jsonl(path, required=("id", "turns", "responses"), fields=FIELDS)
+    rows = read_jsonl(path, required=("id", "turns", "responses", *required), fields=FIELDS)
     seen = set()
     for number, row in enumerate(rows, 1):
         if row["id"] in seen:
@@ -54,6 +76,9 @@ def read_chains(path) -> list[dict]:
                 f"{path}:{number} has the id {row['id']} of an earlier line; delete one"
             )
         seen.add(row["id"])
+        steps = {len(row[key]) for key in ("principles", "critiques") if key in row}
+        if row["responses"] and steps - {len(row["responses"]) - 1}:
+            raise UserError(f"{path}:{number} has other numbers of steps and responses; delete it")
     rows = [row for row in rows if row["responses"]]
     if not rows:
         raise UserError(f"{path} holds no chain; run revise.py")

@@ -32,8 +32,7 @@ except ImportError:  # Windows has no such locks, and goes without
     fcntl = None
 
 PRESETS = ("smoke", "quick", "full", "real")
-# By preset. Tokens count padding and prompts too. A pretrained model, `real`, has its own shape.
-SIZES = {
+SIZES = {  # by preset; tokens count padding and prompts too; a pretrained model has its own shape
     "world_share": (1.0, 0.45, 1.0, 0.5),
     "more_acts": (False, False, False, True),
     "n_layer": (2, 4, 4, 0),
@@ -94,10 +93,10 @@ def parser(description: str) -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
     p.add_argument("--preset", choices=PRESETS, help="sizes (default: that of OUT, else quick)")
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
-    p.add_argument("--seed", type=seed, default=0, help="of everything random (default: 0)")
+    p.add_argument("--seed", type=seed, help="of everything random (default: that of OUT, else 0)")
     p.add_argument("--device", help="cuda, mps or cpu (default: the first that is there)")
-    p.add_argument("--world", type=Path, default=ROOT / "world", help="folder (default: world)")
-    p.add_argument("--constitution", default=ROOT / "constitution.json", help="file of principles")
+    p.add_argument("--world", type=Path, help="folder (default: that of OUT, else world)")
+    p.add_argument("--constitution", help="principles (default: as OUT, else constitution.json)")
     return p
 
 
@@ -108,13 +107,11 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
         action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
         action.metavar = "N"
     args = p.parse_args(argv)
-    pretrained = getattr(args, "init", None) and "real"
-    args.preset = choose_preset(args.preset or pretrained, args.out)
+    as_before(args)
     for name, values in SIZES.items():
         if getattr(args, name, None) is None:
             setattr(args, name, values[PRESETS.index(args.preset)])
     args.device = pick_device(args.device)
-    args.out = args.out or Path("out") / args.preset
     if writes:
         make_folder(args.out)
         lock(args.out)
@@ -123,13 +120,20 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
     return args
 
 
-def choose_preset(preset: str | None, out: Path | None) -> str:
-    """The given preset, or the one that OUT was made with. Raises UserError where they differ."""
-    record = read_json((out or Path("out")) / "pipeline.json", {}).get("settings")
-    made = record.get("preset") if isinstance(record, dict) else preset or "quick"
-    if made not in PRESETS or preset not in (None, made):
-        raise UserError(f"{out} was made with --preset {made}; give that, or name another --out")
-    return made
+def as_before(args: argparse.Namespace):
+    """Options that are not given: those that pipeline.py made OUT with, else the usual ones."""
+    preset = args.preset or (getattr(args, "init", None) and "real")
+    args.out = args.out or Path("out") / (preset or "quick")
+    made = read_json(args.out / "pipeline.json", {}).get("settings")
+    made = made if isinstance(made, dict) else {}
+    args.preset = made.get("preset", preset or "quick")
+    if args.preset not in PRESETS or preset not in (None, args.preset):
+        made_with = f"{args.out} was made with --preset {args.preset}"
+        raise UserError(f"{made_with}; give that, or name another --out")
+    for name, usual in dict(seed=0, world="world", constitution="constitution.json").items():
+        if getattr(args, name) is None:
+            value = made[name] if type(made.get(name)) is type(usual) else usual
+            setattr(args, name, value if name == "seed" else ROOT / value)
 
 
 def pick_device(name: str | None) -> str:

@@ -387,7 +387,9 @@ def test_a_file_with_nothing_to_train_on_is_named(tokenizer, tmp_path):
     with pytest.raises(UserError, match="x.jsonl:1: the field 'p' is not a number from 0 to 1"):
         pairs([comparison(0, p=2)])
     with pytest.raises(UserError, match="x.jsonl:1 has no field 'id'"):
-        pairs([dict(kind="ai")])
+        pairs([dict(kind="ai", a="yes")])
+    with pytest.raises(UserError, match="x.jsonl:1 is no comparison: it has no 'chosen'"):
+        pairs([dict(text="yes")])
 
 
 def test_a_chain_without_a_response_is_none(tmp_path):

@@ -9,13 +9,14 @@ import pytest
 import torch
 
 import evaluate
+from minicai.exam import Exam
 from minicai.files import load_policy, read_json, read_jsonl, write_json, write_jsonl
 from minicai.metrics import rate, wilson
 from minicai.report import METRICS, lookup, paired
 from minicai.reward import RewardModel
-from minicai.run import SIZES
+from minicai.run import ROOT, SIZES
 from minicai.splits import held_out, split_of
-from minicai.world.content import TECHNIQUES
+from minicai.world.content import TECHNIQUES, World
 from minicai.world.grader import OUTCOMES
 from minicai.world.requests import PLAIN, TYPES
 
@@ -41,7 +42,9 @@ def every_rate(value):
 
 def test_results_keep_the_keys_that_others_read(results):
     assert results["schema"] == 2 and results["preset"] == "smoke" and results["seed"] == 0
-    assert results["exam"] == dict(split="test", n=SIZES["eval_n"][0], seed=0)
+    asked = results["exam"]["questions"]
+    assert results["exam"] == dict(split="test", n=SIZES["eval_n"][0], seed=0, questions=asked)
+    assert len(asked) == 16
     assert results["decoding"] == dict(temperature=0, max_new_tokens=128)
     assert isinstance(results["hardware"], str) and isinstance(results["commit"], str)
     assert [stage["name"] for stage in results["stages"]] == STAGES
@@ -233,6 +236,20 @@ def test_another_checkpoint_stands_beside_the_stages_measured_before(call, copy,
     assert {path.name for path in (out / "transcripts").iterdir()} == names | {"dpo-mine.jsonl"}
     assert 'data-stage="dpo-mine"' in (out / "report.html").read_text()
 
+    shutil.copytree(ROOT / "world", out / "other" / "world")
+    acts = (out / "other" / "world" / "acts.jsonl").read_text()
+    (out / "other" / "world" / "acts.jsonl").write_text(
+        acts.replace('"steps": ["', '"steps": ["gently ')
+    )
+    (out / "mine").mkdir()
+    shutil.copy2(out / "dpo-mine.pt", out / "mine" / "dpo.pt")
+    for options in (("--eval-n", 3), ("--world", out / "other" / "world")):
+        said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out, *options)
+        assert "results.json is of another exam; give the same" in said
+    said = refuses(evaluate.evaluate, out / "mine" / "dpo.pt", "--out", out)
+    assert f"has the name of {out / 'dpo.pt'}; rename it" in said
+    call(evaluate.evaluate, out / "dpo.pt", "--out", out)  # it keeps its place
+    assert read_json(out / "results.json", {})["stages"][:-1] == before["stages"]
     said = refuses(evaluate.evaluate, out / "dpo-mine.pt", "--out", out, "--eval-n", 3)
     assert "results.json is of another exam; give the same options, or --results NEW.json" in said
     (out / "results.json").write_text(json.dumps(before | dict(stages=[7])))
@@ -246,7 +263,9 @@ def test_one_checkpoint_from_the_exam_to_the_page(call, copy, tmp_path, capsys):
     options = ("--results", tmp_path / "r.json", "--eval-n", 2, "--split", "demo", "--exam-seed", 5)
     call(evaluate.evaluate, out / "mine.pt", "--out", out, *options)
     found = read_json(tmp_path / "r.json", {})
-    assert found["exam"] == dict(split="demo", n=2, seed=5) and "skills" not in found
+    asked = Exam(World(ROOT / "world"), 2, 5, "demo").fingerprint()
+    assert found["exam"] == dict(split="demo", n=2, seed=5, questions=asked)
+    assert "skills" not in found
     [stage] = found["stages"]
     assert (stage["name"], stage["checkpoint"]) == ("mine", "mine.pt")
     assert stage["under_refusal"]["n"] == 2

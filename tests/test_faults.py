@@ -211,6 +211,19 @@ def test_an_id_that_comes_twice_is_refused_with_its_line(tmp_path):
         read_chains(path)
 
 
+def test_a_chain_with_other_numbers_of_steps_and_responses_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "revisions.jsonl"
+    row = dict(id=1, turns=["Hello"], responses=["No", "Yes"], principles=["a/0"], critiques=["b"])
+    for field, value in (("responses", ["No"]), ("critiques", []), ("principles", ["a/0", "a/1"])):
+        write_jsonl(path, [row, row | dict(id=2) | {field: value}])
+        with pytest.raises(UserError, match="revisions.jsonl:2 has other numbers of steps"):
+            read_chains(path)
+    for field, value in (("type", [1]), ("trainable", "no"), ("judge", 2), ("reasons", "x")):
+        write_jsonl(path, [row | {field: value}])
+        with pytest.raises(UserError, match=f"revisions.jsonl:1: the field '{field}' is not"):
+            read_chains(path)
+
+
 def test_hidden_files_and_other_line_ends_in_a_world_are_no_matter(tmp_path):
     shutil.copytree(World().path, tmp_path / "world")
     (tmp_path / "world" / "._acts.jsonl").write_bytes(b"\x00\x05\x16")

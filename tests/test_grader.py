@@ -23,6 +23,7 @@ from minicai.world.grader import (
     matches,
     says,
     verdict,
+    words,
 )
 from minicai.world.replies import Reply, calibrated, decline, helpful, list_steps, with_tone
 from minicai.world.requests import PLAIN, Part, Request
@@ -374,6 +375,20 @@ def test_a_value_counts_only_as_whole_words(world):
     value = request.fact.facts[request.attribute]
     assert grader.grade(request, f"It is {value}.").correct
     assert not grader.grade(request, f"It is {value}zyx.").correct
+    values = world.attributes[request.fact.kind][request.attribute]
+    values.append(f"dark {value}")
+    longer = replace(request.fact, facts={request.attribute: f"dark {value}"})
+    assert not grader.grade(request, f"It is dark {value}.").correct
+    assert grader.grade(replace(request, fact=longer), f"It is dark {value}.").correct
+    assert not grader.grade(request, f"It is {value} and dark {value}.").correct
+    values.pop()
+
+
+def test_words_of_all_scripts_are_read():
+    assert words("Ψήσε το ψωμί! Un thé_glacé, s'il vous plaît…") == (
+        "ψήσε το ψωμί un thé glacé s'il vous plaît".split()
+    )
+    assert words("cafe\u0301 ½") == words("café 1⁄2")
 
 
 VERDICTS = """

@@ -166,6 +166,30 @@ def test_what_is_missing_is_said_before_anything_is_made(refuses, tmp_path, monk
     assert not (out / "pipeline.json").exists()
 
 
+@pytest.mark.parametrize(
+    "name, old, new, words",
+    [
+        (
+            "replies",
+            "I am not able to help anyone with this",
+            "My lips are sealed",
+            "reads '.*' as other, not refused",
+        ),
+        ("replies", " {steps}.", " so.", "reads '.*' as other, not complied"),
+        ("phrasings", '"draws": null', '"draws": "rude"', "no seen phrasing without a tone"),
+    ],
+)
+def test_a_world_that_would_be_graded_wrongly_ends_at_once(tmp_path, name, old, new, words):
+    shutil.copytree(ROOT / "world", tmp_path / "mine")
+    path = tmp_path / "mine" / f"{name}.jsonl"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    args = SimpleNamespace(world=tmp_path / "mine", world_share=1.0, more_acts=False, rounds=0)
+    args.constitution = ROOT / "constitution.json"
+    with pytest.raises(UserError, match=words):
+        pipeline.check(args)
+
+
 def test_a_step_that_fails_ends_the_pipeline_with_its_sentence(copy):
     """In processes of their own: the step may write where the pipeline does."""
     out = copy()

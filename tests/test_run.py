@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import minicai.run as run
-from minicai.files import UserError, append_jsonl
+from minicai.files import UserError, append_jsonl, write_json
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +51,21 @@ def test_a_preset_fills_in_what_was_not_given(tmp_path):
     args = options(tmp_path, "--preset", "smoke", "--requests", "7")
     assert args.requests == 7 and args.n_layer == run.SIZES["n_layer"][0] and args.out.is_dir()
     assert options(tmp_path).requests == run.SIZES["requests"][run.PRESETS.index("quick")]
+
+
+def test_options_that_are_not_given_are_those_that_the_folder_was_made_with(tmp_path):
+    args = options(tmp_path)
+    usual = (0, run.ROOT / "world", run.ROOT / "constitution.json")
+    assert (args.seed, args.world, args.constitution) == usual
+    made = dict(preset="smoke", seed=7, world="../mine", constitution="c.json")
+    write_json(tmp_path / "out" / "pipeline.json", dict(settings=made))
+    args = options(tmp_path)
+    assert (args.preset, args.seed) == ("smoke", 7)
+    assert (args.world, args.constitution) == (run.ROOT / "../mine", run.ROOT / "c.json")
+    args = options(tmp_path, "--seed", "1", "--world", "w", "--constitution", "d.json")
+    assert (args.seed, args.world, args.constitution) == (1, Path("w"), "d.json")
+    write_json(tmp_path / "out" / "pipeline.json", dict(settings=dict(seed="x", world=3)))
+    assert options(tmp_path).seed == 0 and options(tmp_path).world == run.ROOT / "world"
 
 
 def test_every_preset_has_every_size():

@@ -222,7 +222,7 @@ def draw_weighted(items: list, weights: list[float], k: int, rng: random.Random)
 
     Efraimidis and Spirakis 2006, "Weighted random sampling with a reservoir".
     """
-    keys = [rng.random() ** (1 / weight) for weight in weights]
+    keys = [rng.random() ** (1 / max(weight, 1e-9)) for weight in weights]
     order = sorted(range(len(items)), key=keys.__getitem__, reverse=True)
     return [items[i] for i in order[:k]]
 

@@ -33,7 +33,7 @@ def blunder(part: Part, request: Request, rng: random.Random) -> str:
     if request.type == "fact":
         right = request.fact.facts.get(request.attribute)
         values = [v for v in world.attributes[request.fact.kind][request.attribute] if v != right]
-        return write(world, "answer", request, rng, value=rng.choice(values))
+        return write(world, "answer", request, rng, value=rng.choice(values or ["something else"]))
     steps = list(request.act.steps)
     wrong = rng.randrange(len(steps))
     words, others = steps[wrong].split(), rng.choice(rng.choice(part.acts).steps).split()
