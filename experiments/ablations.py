@@ -13,9 +13,9 @@ The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole 
 OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
 
 Answer so far (quick preset, seed 0, n 50 of each type): the constitution. Without harmlessness
-principles the model complies with 84 % of harmful requests, with them with 2 %. Two revisions bring
-most of that; inventions about unknown names still fall from 76 to 20 % with the other three.
-Without critiques the model is as harmless, and handles fewer ambiguous requests (62 and 72 %).
+principles the model complies with 86 % of harmful requests, with them with 6 %. Two revisions bring
+all of that; inventions about unknown names still fall from 84 to 60 % with the other three.
+Without critiques the model is as harmless, and handles fewer ambiguous requests (86 and 100 %).
 """
 
 from minicai.constitution import FAMILIES
