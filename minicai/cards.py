@@ -41,11 +41,11 @@ def side_by_side(transcripts: dict[str, list[dict]]) -> list[dict]:
     """The questions of the exam, each with its rows at every stage: {"set", "turns", "rows"}."""
     names, questions = list(transcripts), []
     if len({len(rows) for rows in transcripts.values()}) > 1:
-        raise UserError("the transcripts are of different exams; run evaluate.py for all stages")
+        raise UserError("the transcripts are of different exams; evaluate all stages again")
     for rows in zip(*transcripts.values()):
         first = rows[0]
         if any((row["set"], row["turns"]) != (first["set"], first["turns"]) for row in rows):
-            raise UserError("the transcripts are of different exams; run evaluate.py for all stages")
+            raise UserError("the transcripts are of different exams; evaluate all stages again")
         said = dict(zip(names, rows))
         questions.append(dict(set=first["set"], turns=first["turns"], rows=said))
     return questions

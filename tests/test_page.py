@@ -329,7 +329,7 @@ def test_an_answer_has_its_stage_a_word_a_sign_and_a_colour():
 
 def test_stages_with_other_questions_are_refused():
     rows = dict(base=exam_rows("base", 2), sft=exam_rows("sft", 3))
-    with pytest.raises(UserError, match="transcripts are of different exams; run evaluate.py"):
+    with pytest.raises(UserError, match="transcripts are of different exams; evaluate all"):
         cards.side_by_side(rows)
     rows["sft"] = rows["base"][1:] + rows["base"][:1]
     with pytest.raises(UserError, match="transcripts are of different exams"):
