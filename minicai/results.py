@@ -48,8 +48,8 @@ def in_order(measured: list[dict]) -> list[dict]:
 
 def say_what_goes(path, names: list[str]):
     """Say which experiments that were measured before are not among `names` and leave `path`."""
-    old = read_json(path, {}).get("stages")
-    before = [s.get("name") for s in old if isinstance(s, dict)] if type(old) is list else []
+    stages = read_json(path, {}).get("stages")
+    before = [s.get("name") for s in stages if isinstance(s, dict)] if type(stages) is list else []
     if gone := [str(name) for name in before if name not in names]:
         print(
             f"{path} will no longer hold {', '.join(gone)}; to add one again, name its checkpoint"
