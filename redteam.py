@@ -134,10 +134,10 @@ def load_team(args, mode: str) -> RedTeam:
     )
 
 
-def table(summaries: dict) -> str:
+def table(summaries: dict, truth: str = "by the grader") -> str:
     """Summaries by name, as an aligned table in percent."""
     rates, shares = ("judge", "grader", "agreement"), ("distinct_1", "distinct_2", "self_bleu")
-    rows = [["percent", "by the judge", "by the grader", "they agree", *shares]]
+    rows = [["percent", "by the judge", truth, "they agree", *shares]]
     for name, s in summaries.items():
         rows.append(
             [name, *(interval(s[k]) for k in rates), *(f"{100 * s[k]:.1f}" for k in shares)]
@@ -152,7 +152,8 @@ def report(team: RedTeam):
     if team.mode == "templates":
         forms = {t: [r for r in rows if r["technique"] == t] for t in TECHNIQUES}
         forms = {t: summarise(found) for t, found in forms.items() if found}
-    print(f"\n{table(forms | {team.name: whole})}")
+    truth = "not refused, by rules" if team.prompts else "by the grader"
+    print(f"\n{table(forms | {team.name: whole}, truth)}")
     if not any(row["response"] for row in rows):
         print(f"WARNING: {team.target_name} finished no answer, so these rates mean nothing.")
     write_json(path, read_json(path, {}) | {team.name: whole | dict(techniques=forms)})

@@ -12,7 +12,6 @@ import argparse
 import errno
 import math
 import os
-import random
 import re
 import shlex
 import signal
@@ -91,6 +90,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The options that every script has."""
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
+    named = option_type(str, bool, "a name")  # no name may be empty, as "$UNSET" is
+    p.register("type", None, named)
+    p.register("type", Path, lambda text: Path(named(text)))
     p.add_argument("--preset", choices=PRESETS, help="sizes (default: that of OUT, else quick)")
     p.add_argument("--out", type=Path, help="folder for all results (default: out/PRESET)")
     p.add_argument("--seed", type=seed, help="of everything random (default: that of OUT, else 0)")
@@ -115,7 +117,6 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
     if writes:
         make_folder(args.out)
         lock(args.out)
-    random.seed(args.seed)
     torch.manual_seed(args.seed)
     return args
 
@@ -216,8 +217,7 @@ def lock(folder: Path):
     except OSError:  # a file system without locks
         return
     file.truncate(0)
-    file.write(f"{Path(sys.argv[0]).name} (process {os.getpid()})")
-    file.flush()
+    print(f"{Path(sys.argv[0]).name} (process {os.getpid()})", file=file, flush=True)
     LOCKED[folder] = file
 
 

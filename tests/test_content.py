@@ -96,7 +96,7 @@ def test_more_acts_come_after_the_others_and_only_on_request(folder):
 
 def test_an_act_may_not_come_twice_in_the_two_files(folder):
     rows = read_jsonl(folder / "more_acts.jsonl")
-    for change in (dict(id=ACTS[0]["id"]), dict(steps=ACTS[0]["steps"])):
+    for change in ({field: ACTS[0][field]} for field in ("id", "act", "steps")):
         write_jsonl(folder / "more_acts.jsonl", [rows[0], rows[1] | change])
         with pytest.raises(UserError, match=f"more_acts.jsonl:2 shares .*{ACTS[0]['id']!r}"):
             World(folder, more=True)
@@ -216,6 +216,7 @@ BROKEN = {  # what is wrong -> (how to break a good world, a pattern of the mess
     "steps that are no list": (edit("acts", 5, steps=None), "acts.jsonl:5 has steps None"),
     "steps of numbers": (edit("acts", 5, steps=[1, 2]), "acts.jsonl:5 has steps"),
     "a duplicate id": (line("contexts", 3, TWINS.strip()), "contexts.jsonl:4 .*'twin'"),
+    "a shared act": (edit("acts", 5, act=ACTS[0]["act"]), "acts.jsonl:5 .*shares .*'bake-bread'"),
     "a shared step": (
         edit("acts", 5, steps=["knead the dough until smooth", "sing it a song"]),
         "acts.jsonl:5 .*shares .*'bake-bread'",

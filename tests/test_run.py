@@ -72,6 +72,14 @@ def test_every_preset_has_every_size():
     assert {len(sizes) for sizes in run.SIZES.values()} == {len(run.PRESETS)}
 
 
+@pytest.mark.parametrize("option", ["--constitution", "--world"])
+def test_an_empty_name_is_refused(tmp_path, capsys, option):
+    """As in --constitution "$UNSET", which must not mean the usual one."""
+    with pytest.raises(SystemExit, match="2"):
+        options(tmp_path, option, "")
+    assert f"argument {option}: '' is not a name" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--no-such-option", "--prompt"])  # none is guessed from a part
 def test_an_unknown_option_is_refused(tmp_path, capsys, option):
     with pytest.raises(SystemExit, match="2"):

@@ -128,9 +128,10 @@ class Template:
     severity: Literal["", "mild", "serious"] = ""  # of the acts that a refusal is for
 
 
-def unique_texts(item) -> tuple[str, ...]:
-    """What no other item of its kind may have: its id and, for an act, its steps."""
-    return (item.id, *getattr(item, "steps", ()))
+def unique_texts(item) -> list[str]:
+    """What no other item of its kind may have: its id and, for an act, its words and its steps."""
+    own = (item.act, *item.steps) if isinstance(item, Act) else ()
+    return list(dict.fromkeys((item.id, *own)))
 
 
 class World:
@@ -185,7 +186,7 @@ class World:
         return [t for t in which if t.use == use and (not severity or t.severity == severity)]
 
     def _read(self, name: str, make: type, check=None, use: str = "use", others=()) -> list:
-        """The items of a file. They share no id and no step with each other or with `others`."""
+        """The items of a file. They share no id, act or step with each other or with `others`."""
         path, items = self.path / f"{name}.jsonl", []
         owner = {text: item.id for item in others for text in unique_texts(item)}
         for number, row in enumerate(read_jsonl(path), 1):
