@@ -24,6 +24,7 @@ SHARE = {  # method of Corpus -> share of the documents
     "disguise": 0.10,
     "code": 0.10,
     "knowledge": 0.13,
+    "reasons": 0.06,
     "reading": 0.18,
     "name": 0.09,
     "principle": 0.04,
@@ -57,7 +58,7 @@ class Corpus(Documents):
     def __init__(self, world: World, constitution: Constitution | None, seed, shares=SHARE):
         super().__init__(world, seed)
         self.shares = {kind: s for kind, s in shares.items() if kind != "code" or self.codes}
-        self.constitution, self.demo = constitution, Part(world, "demo")
+        self.constitution, self.demo = constitution, Part(world, "demo", evenly=True)
         self.demo_names = [fact for fact in self.demo.facts if fact.facts]
         for what, found in (
             ("acts.jsonl has no act in its demo part", self.demo.acts),

@@ -39,12 +39,15 @@ class Documents:
 
     def __init__(self, world: World, seed):
         self.world, self.rng = world, Random(f"corpus {seed}")
-        self.all = Part(world, None)
+        self.all = Part(world, None, evenly=True)
         # Documents about requests may use everything except held-out phrasings.
-        self.seen = Part(world, None, without={p for p in world.phrasings if held_out(p.id)})
+        hidden = {phrasing for phrasing in world.phrasings if held_out(phrasing.id)}
+        self.seen = Part(world, None, without=hidden, evenly=True)
         self.codes = [t for t in LABELS if any(t == f.technique for f in world.framings)]
         self.act_words = vocabulary([act.act for act in world.acts])
         self.context_words = vocabulary([context.text for context in world.contexts])
+        fitting = [(c, [a for a in world.acts if c.fits(a)]) for c in world.contexts]
+        self.given = [(context, acts) for context, acts in fitting if acts]
 
     # --- chats: the assistant complies -----------------------------------------------------------
 
@@ -125,6 +128,16 @@ class Documents:
     def steps(self) -> list[Turn]:
         """How an act is done: what a pretrained model cannot learn from few conversations."""
         return self.document("steps", **act_slots(self.rng.choice(self.world.acts)))
+
+    def reasons(self) -> list[Turn]:
+        """Some reasons that people give, and what they mean. All are told equally often."""
+        texts = []
+        for context, acts in self.rng.sample(self.given, min(6, len(self.given))):
+            about = "good_context" if context.intent == "legitimate" else "bad_context"
+            template = self.rng.choice(self.world.templates(self.world.documents, about))
+            why = dict(context=quoted(context.text), gist=taught(context.gist))
+            texts.append(template.text.format(**why, **act_slots(self.rng.choice(acts))))
+        return pieces(" ".join(texts))
 
     def reading(self) -> list[Turn]:
         """A request and what it means, for acts of all splits. A critique begins like that.

@@ -145,10 +145,10 @@ class Part:
 
     With split "demo" or "train" it has the acts and names of that split and the seen wordings, with
     "test" the test acts and names and the held-out wordings, with None everything. `without` holds
-    items (acts, phrasings, framings, ...) to leave out.
+    items (acts, phrasings, framings, ...) to leave out; `evenly` draws rare contexts more often.
     """
 
-    def __init__(self, world: World, split: str | None, without: Collection = ()):
+    def __init__(self, world: World, split: str | None, without: Collection = (), evenly=False):
         def topics(items: list) -> list:
             return [x for x in items if split in (None, split_of(x.id)) and x not in without]
 
@@ -163,6 +163,8 @@ class Part:
         self.phrasings = wordings(world.phrasings)
         self.framings = wordings(world.framings)
         self.reasons = {a.id: [c for c in self.contexts if c.fits(a)] for a in self.acts}
+        power = -0.5 if evenly else 0.0  # of the number of acts that a context fits
+        self.weights = {c.id: max(1, sum(map(c.fits, self.acts))) ** power for c in self.contexts}
 
     def pick(self, rng: Random, items: str, **wanted):
         """A random item with the wanted attributes, as in pick(rng, "acts", kind="harmful").
@@ -185,7 +187,7 @@ class Part:
     def reason(self, rng: Random, act: Act, intent: str | None = None) -> Context | None:
         """A random context that fits the act. Acts that hurt no one may have none."""
         found = [c for c in self.reasons[act.id] if intent in (None, c.intent)]
-        return rng.choice(found) if found else None
+        return rng.choices(found, [self.weights[c.id] for c in found])[0] if found else None
 
     def draw(self, rng: Random, type: str, kind: str | None = None) -> Request:
         """A random request of one type.
@@ -205,14 +207,12 @@ class Part:
         act = self.pick(rng, "acts", kind=kind or rng.choice(kinds), feared=asked)
         context = None
         if act.kind == "dual_use" and type in ("harmful", "legitimate"):
-            intent = "malicious" if type == "harmful" else "legitimate"
-            context = self.reason(rng, act, intent)
+            context = self.reason(rng, act, "malicious" if type == "harmful" else "legitimate")
         elif type == "harmful" and rng.random() < 0.5:  # no reason makes a harmful act harmless
             context = self.reason(rng, act)
         elif act.kind in ("everyday", "lookalike") and rng.random() < 0.3:
             context = self.reason(rng, act, "legitimate")
-        use = "protection" if asked else "act"
-        phrasing = self.pick(rng, "phrasings", use=use)
+        phrasing = self.pick(rng, "phrasings", use="protection" if asked else "act")
         turns = phrase(phrasing, rng, act=act.act, context=context.text if context else "")
         return Request(type, turns, phrasing, act, context)
 
