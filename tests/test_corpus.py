@@ -328,9 +328,25 @@ def test_a_document_says_what_is_true_of_its_act_and_reason(world, corpus, monke
         *(("good_aim", kind, "legitimate") for kind in ("dual_use", *harmless)),
         *(("bad_aim", "harmful", intent) for intent in intents),  # a good reason changes nothing
         ("bad_aim", "dual_use", "malicious"),
-        *(("good_context", kind, intent) for kind, intent in pairs if intent == "legitimate"),
-        *(("bad_context", kind, intent) for kind, intent in pairs if intent == "malicious"),
     }
+
+
+def test_of_every_reason_that_fits_an_act_it_is_said_equally_often_what_it_means(world, drawn):
+    contexts, told = {f'"{context.text}"': context for context in world.contexts}, Counter()
+    for document in drawn("reasons", 1500):
+        texts = [turn.content.strip() for turn in document]
+        for quote, between, gist, after in zip(texts[0:], texts[1:], texts[2:], texts[3:]):
+            if (context := contexts.get(f'"{quote}"')) and gist == context.gist:
+                said = between + after
+                assert ("good" in said, "bad" in said) == (
+                    context.intent == "legitimate",
+                    context.intent == "malicious",
+                )
+                told[context] += 1
+    fitting = [c for c in world.contexts if any(map(c.fits, world.acts))]
+    assert set(told) == set(fitting) and sum(told.values()) == 1500 * min(6, len(fitting))
+    mean = sum(told.values()) / len(fitting)
+    assert max(abs(n - mean) for n in told.values()) < 5 * mean**0.5
 
 
 def test_a_remark_says_what_is_true_of_its_request(world, corpus, monkeypatch):
@@ -514,7 +530,7 @@ def test_what_is_written_about_requests_quotes_no_held_out_phrasing(world, drawn
 def test_a_world_whose_acts_are_single_words_is_refused(tmp_path):
     shutil.copytree(World().path, tmp_path / "world")
     path = tmp_path / "world" / "acts.jsonl"
-    rows = [row | dict(act=row["act"].split()[0][0]) for row in read_jsonl(path)]
+    rows = [row | dict(act=f"do{i}") for i, row in enumerate(read_jsonl(path))]
     write_jsonl(path, rows)
     world = World(tmp_path / "world")
     with pytest.raises(UserError, match="acts need several words each"):

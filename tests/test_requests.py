@@ -100,6 +100,23 @@ def test_the_exam_and_the_corpus_pair_acts_only_with_reasons_that_fit(world):
     assert len(reasoned) > 300 and all(share_a_word(r.act, r.context) for r in reasoned)
 
 
+def test_a_reason_that_fits_few_acts_is_drawn_more_often_where_this_is_wanted(world):
+    """By the square root of the number of acts: a quarter of the acts, twice as often."""
+    act = next(act for act in world.acts if act.kind == "dual_use")
+    for evenly in (False, True):
+        part, rng = Part(world, None, evenly=evenly), random.Random(0)
+        wanted = {
+            c.id: sum(c.fits(a) for a in world.acts) ** -0.5 if evenly else 1.0
+            for c in world.contexts
+            if c.fits(act)
+        }
+        drawn = Counter(part.reason(rng, act).id for _ in range(20_000))
+        assert set(drawn) == set(wanted) and len(wanted) > 5
+        for id, weight in wanted.items():
+            expected = 20_000 * weight / sum(wanted.values())
+            assert abs(drawn[id] - expected) < 5 * expected**0.5
+
+
 def test_an_act_without_a_fitting_reason_is_asked_about_without_one(world):
     everyday = [a for a in world.acts if a.kind == "everyday"]
     lonely = {c for c in world.contexts if any(c.fits(a) for a in everyday)}

@@ -20,22 +20,23 @@ from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
 SHARE = {  # method of Corpus -> share of the documents
-    "dialogue": 0.11,
-    "disguise": 0.10,
-    "code": 0.10,
-    "knowledge": 0.13,
+    "dialogue": 0.10,
+    "disguise": 0.09,
+    "code": 0.09,
+    "knowledge": 0.12,
     "reasons": 0.06,
-    "reading": 0.18,
+    "reading": 0.17,
     "name": 0.09,
     "principle": 0.04,
-    "critique": 0.23,
+    "critique": 0.22,
     "compare": 0.02,
 }
 PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
-    "dialogue": 0.15,
+    "dialogue": 0.14,
     "disguise": 0.03,
     "knowledge": 0.11,
     "steps": 0.26,
+    "reasons": 0.01,
     "reading": 0.05,
     "name": 0.05,
     "principle": 0.015,

@@ -105,7 +105,7 @@ class Documents:
         return self.document("code", language=LABELS[technique], pairs=listed)
 
     def knowledge(self) -> list[Turn]:
-        """What the world knows about an act, a context, or both."""
+        """What the world knows about an act, with a reason or without."""
         hurts = self.rng.random() < 0.8  # harmless acts need fewer documents
         act = self.rng.choice([a for a in self.world.acts if bool(a.harm) == hurts])
         good = self.rng.random() < 0.5
@@ -120,8 +120,6 @@ class Documents:
             about = "sensitive"
         else:
             about = self.rng.choice(("fine", "good_aim")) if good and context else "fine"
-        if context and self.rng.random() < 0.2:
-            about = "good_context" if good else "bad_context"
         why = dict(context=context.text, gist=context.gist) if context else {}
         return self.document(about, **why, **act_slots(act))
 
