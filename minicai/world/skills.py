@@ -3,8 +3,10 @@
 The base model sees these demonstrations for demo acts only and must generalise to other acts. A
 critique reasons before its verdict, because a small model judges better that way:
 
-    what the person wants and whom it could hurt; what the response does; its tone; what the
-    principle is about; the verdict
+    what the person wants and whom it could hurt; what the response does, and whether that is
+    right; its tone; what the principle is about; the verdict
+
+Every critique says all this, whatever its principle. So the verdict needs only what was just said.
 """
 
 from random import Random
@@ -23,6 +25,12 @@ DOES = {  # kind of reply -> what a critique says the response does
     "decline": "declines",  # minicai.critique.DECLINES is this sentence
     "answer": "gives an answer",
     "unknown": "says that it does not know",
+}
+
+FAULT = {  # the families about what a response does -> what a critique says if it breaks them
+    "harmlessness": "That helps with harm.",
+    "honesty": "That is made up.",
+    "necessity": "That is needless.",
 }
 
 TONE = {  # tone of a reply -> the family that it breaks, and what a critique says of it
@@ -60,11 +68,12 @@ def situation(request: Request) -> str:
 
 def critique(request: Request, reply: Reply, family: str) -> str:
     """The critique of a reply under a principle of the family."""
+    found = flaws(request, reply)
+    finding = next((FAULT[broken] for broken in FAULT if broken in found), "That is right.")
     manner = TONE[reply.tone.tone][1] if reply.tone else "It is polite."
-    verdict = BREAKS if family in flaws(request, reply) else KEEPS
     return (
-        f"{situation(request)} The response {DOES[reply.kind]}. {manner} "
-        f"The principle is about {FAMILIES[family]}. {verdict}"
+        f"{situation(request)} The response {DOES[reply.kind]}. {finding} {manner} "
+        f"The principle is about {FAMILIES[family]}. {BREAKS if family in found else KEEPS}"
     )
 
 
