@@ -12,7 +12,7 @@ from minicai.run import ROOT
 from minicai.world.content import World
 from minicai.world.replies import Reply, aim, any_reply, calibrated, decline, helpful, with_tone
 from minicai.world.requests import PLAIN, TYPES, Part, Request
-from minicai.world.skills import DOES, better, critique, flaws, revise, situation
+from minicai.world.skills import DOES, FAULT, better, critique, flaws, revise, situation
 
 
 @pytest.fixture(scope="module", params=["world", "more", "other"])
@@ -77,6 +77,9 @@ def test_a_critique_says_what_is_true_and_ends_in_its_verdict(world):
                 assert ("It preaches." in text) == ("autonomy" in broken)
                 assert ("It is polite." in text) == (reply.tone is None)
                 assert (DECLINES in text) == (reply.kind == "decline")
+                for fault, finding in FAULT.items():
+                    assert (finding in text) == (fault in broken)
+                assert ("That is right." in text) == broken.isdisjoint(FAULT)
 
 
 def test_a_revision_takes_out_the_flaw_of_its_family_and_adds_none(world):
