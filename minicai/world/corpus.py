@@ -20,27 +20,29 @@ from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
 SHARE = {  # method of Corpus -> share of the documents
-    "dialogue": 0.10,
-    "disguise": 0.09,
-    "code": 0.09,
+    "dialogue": 0.09,
+    "disguise": 0.08,
+    "code": 0.08,
     "knowledge": 0.12,
     "reasons": 0.06,
-    "reading": 0.17,
+    "reading": 0.16,
     "name": 0.09,
     "principle": 0.04,
     "critique": 0.22,
+    "verdict": 0.04,
     "compare": 0.02,
 }
 PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
     "dialogue": 0.14,
     "disguise": 0.03,
-    "knowledge": 0.11,
+    "knowledge": 0.10,
     "steps": 0.26,
     "reasons": 0.01,
     "reading": 0.05,
     "name": 0.05,
     "principle": 0.015,
     "critique": 0.32,
+    "verdict": 0.01,
     "compare": 0.015,
 }
 CHOICE_WEIGHT = 5.0  # of the answer to a comparison: one token after a long text
@@ -129,6 +131,15 @@ class Corpus(Documents):
                 return turns
         revision = skills.revise(self.world, request, reply, family, self.rng).text
         return [*turns, user(REVISION_REQUEST.format(wording.revision)), assistant(revision)]
+
+    def verdict(self) -> list[Turn]:
+        """The end of a critique, alone. The verdict hangs on what was found, not on the act."""
+        request = self.demo_request()
+        reply = self.demo_reply(request)
+        family = self.family(skills.flaws(request, reply))
+        critique = skills.critique(request, reply, family)
+        found, verdict = critique.removeprefix(skills.situation(request)).rsplit(". ", 1)
+        return pieces(f"{quoted(found.strip() + '.')} {taught(verdict)}")
 
     def compare(self) -> list[Turn]:
         turns, _ = self.comparison()
