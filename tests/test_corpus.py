@@ -22,6 +22,7 @@ from minicai.world.content import DOCUMENTS, KINDS, REPLIES, TECHNIQUES, TONES, 
 from minicai.world.corpus import SHARE, Corpus, thinned
 from minicai.world.grader import REFUSAL, UNKNOWN, matches
 from minicai.world.requests import HARMLESS, TYPES, Part
+from minicai.world.skills import FAULT, TONE
 from minicai.world.turns import POINT_WEIGHT, USER_WEIGHT, pieces, quoted, taught
 
 
@@ -438,6 +439,20 @@ def test_a_demonstration_is_what_the_loop_asks_for(drawn, constitution):
     assert 0.08 < (count["direct", True] + count["direct", False]) / 1000 < 0.16
     assert min(count["direct", True], count["direct", False]) > 20
     assert 0.27 < count["broken", True] / (count["broken", True] + count["broken", False]) < 0.4
+
+
+def test_the_end_of_a_critique_follows_from_what_it_found_and_names_no_act(world, drawn):
+    said = FAULT | dict(TONE.values())  # family -> the sentence that finds it broken
+    count = Counter()
+    for found, verdict in drawn("verdict", 1500):
+        [family] = [f for f, topic in FAMILIES.items() if f"is about {topic}." in found.content]
+        broken = said[family] in found.content
+        assert verdict.content.strip() == (BREAKS if broken else KEEPS)
+        assert (found.weight, verdict.weight) == (USER_WEIGHT, POINT_WEIGHT)
+        assert not any(act.act in found.content for act in world.acts)
+        count[family, broken] += 1
+        count["another"] += not broken and any(text in found.content for text in said.values())
+    assert len(count) == 2 * len(FAMILIES) + 1 and min(count.values()) > 20
 
 
 def test_a_demonstrated_choice_is_the_answer_that_keeps_the_principle(world, drawn, constitution):
