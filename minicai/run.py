@@ -39,7 +39,7 @@ SIZES = {  # by preset; tokens count padding and prompts too; a pretrained model
     "n_embd": (64, 160, 256, 0),
     "n_hidden": (160, 432, 704, 0),
     "vocab_size": (1024, 2048, 2048, 0),
-    "documents": (2000, 22_000, 80_000, 8000),
+    "documents": (2000, 24_000, 80_000, 8000),
     "batch_tokens": (1024, 2048, 2048, 2048),
     "base_lr": (0.015, 0.02, 0.015, 3e-4),
     "requests": (48, 250, 1200, 200),
