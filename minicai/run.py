@@ -103,7 +103,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 
 def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argparse.Namespace:
-    """Parse the options, fill in the preset's sizes, and make and lock the output folder."""
+    """Parse the options, fill in the sizes, and make and lock OUT. Who only looks needs no lock."""
     for action in (action for action in p._actions if action.dest in SIZES):
         size = SIZES[action.dest][PRESETS.index("quick")]
         action.help = f"{action.help} (default: the preset's; {size:,} for quick)"
@@ -114,7 +114,7 @@ def setup(p: argparse.ArgumentParser, argv=None, writes: bool = True) -> argpars
         if getattr(args, name, None) is None:
             setattr(args, name, values[PRESETS.index(args.preset)])
     args.device = pick_device(args.device)
-    if writes:
+    if writes and {getattr(args, name, None) for name in ("show", "explain")} == {None}:
         make_folder(args.out)
         lock(args.out)
     torch.manual_seed(args.seed)

@@ -123,6 +123,15 @@ def test_no_script_writes_where_another_process_does(tmp_path, refuses, script):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
+@pytest.mark.skipif(fcntl is None, reason="this system has no file locks")
+@pytest.mark.parametrize("script, option", [(revise.revise, "--show"), (label.label, "--explain")])
+def test_who_only_looks_may_do_so_meanwhile(tmp_path, refuses, script, option):
+    with open(tmp_path / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = refuses(script, "--out", tmp_path, option, "1")
+    assert "does not exist" in said and "in use" not in said
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 
