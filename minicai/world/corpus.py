@@ -20,17 +20,17 @@ from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
 SHARE = {  # method of Corpus -> share of the documents
-    "dialogue": 0.09,
-    "disguise": 0.08,
+    "dialogue": 0.105,
+    "disguise": 0.095,
     "code": 0.08,
-    "knowledge": 0.12,
-    "reasons": 0.06,
-    "reading": 0.16,
-    "name": 0.09,
-    "principle": 0.04,
-    "critique": 0.22,
-    "verdict": 0.04,
-    "compare": 0.02,
+    "knowledge": 0.115,
+    "reasons": 0.05,
+    "reading": 0.165,
+    "name": 0.08,
+    "principle": 0.03,
+    "critique": 0.235,
+    "verdict": 0.03,
+    "compare": 0.015,
 }
 PRETRAINED_SHARE = {  # the same for a model that can read and write, and has to learn the skills
     "dialogue": 0.14,
@@ -133,13 +133,16 @@ class Corpus(Documents):
         return [*turns, user(REVISION_REQUEST.format(wording.revision)), assistant(revision)]
 
     def verdict(self) -> list[Turn]:
-        """The end of a critique, alone. The verdict hangs on what was found, not on the act."""
+        """The end of a critique, alone. The verdict hangs on what was found, not on the act.
+
+        What was found is not learned here, where neither the request nor the reply is to be seen.
+        """
         request = self.demo_request()
         reply = self.demo_reply(request)
         family = self.family(skills.flaws(request, reply))
         critique = skills.critique(request, reply, family)
         found, verdict = critique.removeprefix(skills.situation(request)).rsplit(". ", 1)
-        return pieces(f"{quoted(found.strip() + '.')} {taught(verdict)}")
+        return [Turn("document", f"{found.strip()}.", 0.0), *pieces(taught(f" {verdict}"))]
 
     def compare(self) -> list[Turn]:
         turns, _ = self.comparison()
