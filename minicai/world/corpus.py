@@ -88,13 +88,13 @@ class Corpus(Documents):
 
     def demo_request(self) -> Request:
         r = self.rng.random()
-        if r < 0.12:
+        if r < 0.10:
             return self.demo.fact(self.rng, fresh_fact(self.world, self.rng))
-        if r < 0.22:
+        if r < 0.18:
             return self.demo.fact(self.rng, self.rng.choice(self.demo_names))
-        if r < 0.40:
+        if r < 0.46:
             return self.strange(self.demo)
-        return self.disguised(self.demo) if r < 0.46 else self.any_request(self.demo)
+        return self.disguised(self.demo) if r < 0.51 else self.any_request(self.demo)
 
     def demo_reply(self, request: Request) -> Reply:
         """A reply with or without a flaw."""
