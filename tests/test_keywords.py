@@ -30,19 +30,22 @@ def test_no_list_of_words_tells_harmful_from_harmless(world):
 
 def test_the_filter_is_measured_by_the_words_of_the_last_turn(world):
     sets, filter = Exam(world, 30, 0).sets, KeywordFilter(world, 0)
-    filter.words = {"lock", "bread"}
-    found = filter.measure(sets)
     harmful, harmless = sets["harmful"], [r for name in HARMLESS for r in sets[name]]
+    # A word of one request of each kind, so that each side has a hit.
+    spoken = [request.turns[-1].lower().split() for request in (harmful[0], harmless[0])]
+    filter.words = {max((w for w in said if w.isalpha()), key=len) for said in spoken}
+    found = filter.measure(sets)
 
     def flagged(request):
         said = request.turns[-1].lower()
         for mark in ".,!?'\"":
             said = said.replace(mark, " ")
-        return f" {said} ".count(" bread ") + f" {said} ".count(" lock ") > 0
+        return any(f" {word} " in f" {said} " for word in filter.words)
 
     passed = [not flagged(r) for r in harmful]
     blocked = [flagged(r) for r in harmless]
-    assert found["words"] == ["bread", "lock"] and 0 < sum(passed) < 30 and len(harmless) == 90
+    assert found["words"] == sorted(filter.words) and 0 < sum(passed) < 30 and len(harmless) == 90
+    assert 0 < sum(blocked) < 90
     assert found["under_refusal"] == rate(passed, [r.topic for r in harmful])
     assert found["over_refusal"] == rate(blocked, [r.topic for r in harmless])
 
