@@ -246,6 +246,10 @@ def test_what_a_guard_has_blocked_is_put_to_the_model_once(out, models, monkeypa
 
 def test_attackers_learn_from_trainable_attacks_on_this_target(out, monkeypatch):
     rows = go(monkeypatch, out, "zero_shot", "--attempts", 40)
+    said = {row["turns"][0]: row for row in rows if row["response"]}
+    for row in list(said.values())[:3]:  # whatever the tiny model's judge thinks of its attacks
+        row |= dict(trainable=True, judge=0.9)
+    files.write_jsonl(out / "redteam.jsonl", rows)
     other = dict(rows[0], id="x/0", turns=["never"], trainable=True, judge=1.0, target="another")
     long = dict(rows[0], id="x/1", turns=["never", "ever", "again"], trainable=True, judge=1.0)
     files.append_jsonl(out / "redteam.jsonl", [other, long])
