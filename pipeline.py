@@ -1,6 +1,6 @@
 """The whole pipeline, in order. Each line of STEPS is a command that you can run yourself.
 
-    python pipeline.py                       # quick preset: about ten minutes on 2 cores
+    python pipeline.py                       # quick preset: about twelve minutes on 2 cores
     python pipeline.py --rounds 2            # and two rounds of red-teaming and feedback
     python pipeline.py --preset smoke        # a minute or two, to see that everything runs
     python pipeline.py --init MODEL.gguf     # a pretrained model: see train_base.py
