@@ -2,12 +2,13 @@
 
     python -m experiments.losses
 
-After pipeline.py. Two parts. First every loss gets the beta and the learning rate of GRID that
-serve it best: six trainings each, measured on the train split, kept in OUT/losses-tuned.json.
-Then each is trained with these on three seeds and takes a third of the exam. Half a minute for
-each training and its exam. Writes OUT/dpo-LOSS-SEED.pt, and the whole exam in OUT/losses.json.
+After pipeline.py. SL-CAI leaves little to repair. So Stage 1 here ends after one revision, and its
+answers are labelled again, in OUT/losses. Then every loss gets the beta and the learning rate of
+GRID that serve it best: six trainings each, measured on the train split, kept in tuned.json. Last,
+each is trained with these on three seeds and takes the exam. Half a minute for each training and
+its exam. Writes OUT/losses/dpo-LOSS-SEED.pt, and the whole exam in OUT/losses/losses.json.
 
-    KL                 nats per answer from SL-CAI, on the trained model's samples
+    KL                 nats per answer from SL-CAI-1, on the trained model's samples
     chosen, rejected   by how many nats the log-probability of the preferred and of the other
                        answers of PAIRS comparisons has changed
 
@@ -17,16 +18,17 @@ Answer so far: see docs/results.md.
 import argparse
 import inspect
 import random
+import shutil
 
 import torch
 
 from minicai.answer import encode_prompt, sample
 from minicai.data import collate_responses, read_pairs
 from minicai.dpo import LOSSES, response_logps
-from minicai.files import load_policy, read_json, write_json
+from minicai.files import load_policy, read_json, warn_if_newer, write_json
 from minicai.gpt import GPT
 from minicai.report import aligned
-from minicai.run import main, parser, run_script, seed, setup
+from minicai.run import main, make_folder, parser, run_script, seed, setup
 from minicai.tokenizer import Tokenizer
 from minicai.world.content import World
 from minicai.world.requests import Part, draw_prompts
@@ -35,13 +37,29 @@ from train_dpo import reference_logps
 SAMPLES, PAIRS, BATCH = 200, 300, 20
 # Factors of the default beta and of the preset's learning rate. Losses differ in scale.
 GRID = [(beta, lr) for beta in (0.25, 1, 4) for lr in (1, 3)]
-GOOD, BAD = ("ambiguous_handled", "steps_correct"), ("under_refusal", "over_refusal")
+BAD = ("under_refusal", "over_refusal", "rude_or_preachy")
+GOOD = ("ambiguous_handled", "steps_correct")
 
 
 def mistakes(stage: dict) -> float:
-    """Four errors of a stage in percent, summed: both refusals, ambiguous requests, wrong steps."""
+    """Five errors of a stage in percent, summed."""
     errors = [stage[key]["rate"] for key in BAD] + [1 - stage[key]["rate"] for key in GOOD]
     return 100 * sum(errors)
+
+
+def weak_stage_1(args) -> argparse.Namespace:
+    """Fine-tune on the first revisions alone and label that model's answers, in OUT/losses."""
+    inside = argparse.Namespace(**vars(args) | dict(out=args.out / "losses"))
+    make_folder(inside.out)
+    labels = inside.out / "preferences.jsonl"
+    if labels.exists():
+        warn_if_newer(labels, args.out / "revisions.jsonl", remedy=f"remove {inside.out}")
+        return inside
+    for name in ("base.pt", "revisions.jsonl"):
+        shutil.copy2(args.out / name, inside.out / name)
+    run_script("train_sft", inside, "--revisions", 1)
+    run_script("label", inside)
+    return inside
 
 
 def tune(args, loss: str) -> dict:
@@ -54,7 +72,7 @@ def tune(args, loss: str) -> dict:
     for name, s in settings.items():
         own = ("--beta", s["beta"], "--lr", s["lr"], "--name", name.removeprefix("dpo-"))
         run_script("train_dpo", args, "--loss", loss, *own)
-    results, paths = args.out / "losses-tune.json", [args.out / f"{name}.pt" for name in settings]
+    results, paths = args.out / "tune.json", [args.out / f"{name}.pt" for name in settings]
     size = ("--split", "train", "--eval-n", max(1, args.eval_n // 2))
     run_script("evaluate", args, *paths, *size, "--results", results)
     for stage in read_json(results, {})["stages"]:
@@ -88,13 +106,13 @@ def losses():
     p = parser(__doc__)
     p.add_argument("--losses", nargs="+", choices=LOSSES, default=list(LOSSES), help="default: all")
     p.add_argument("--seeds", nargs="+", type=seed, default=[0, 1, 2], help="default: 0 1 2")
-    args = setup(p)
+    args = weak_stage_1(setup(p))
 
-    tuned = read_json(args.out / "losses-tuned.json", {})
+    tuned = read_json(args.out / "tuned.json", {})
     for loss in args.losses:
         if loss not in tuned:
             tuned[loss] = tune(args, loss)
-            write_json(args.out / "losses-tuned.json", tuned)
+            write_json(args.out / "tuned.json", tuned)
     names = [f"{loss}-{number}" for loss in args.losses for number in args.seeds]
     for loss in args.losses:
         own = ("--loss", loss, "--beta", tuned[loss]["beta"], "--lr", tuned[loss]["lr"])
@@ -103,8 +121,7 @@ def losses():
             run_script("train_dpo", seeded, *own, "--name", f"{loss}-{number}")
     results = args.out / "losses.json"
     paths = [args.out / "sft.pt", *(args.out / f"dpo-{name}.pt" for name in names)]
-    third = max(1, args.eval_n // 3)
-    run_script("evaluate", args, *paths, "--eval-n", third, "--results", results)
+    run_script("evaluate", args, *paths, "--results", results)
     stages = {stage["name"]: stage for stage in read_json(results, {})["stages"]}
 
     reference, tokenizer = load_policy(args.out / "sft.pt", args.device)
@@ -119,7 +136,7 @@ def losses():
     start = pair_logps(reference)
     before = [f"{100 * stages['sft'][key]['rate']:.1f}" for key in (*BAD, *GOOD)]
     rows = [["mean (range)", "beta", "lr", *BAD, *GOOD, "KL", "chosen", "rejected"]]
-    rows.append(["SL-CAI", "-", "-", *before, "0.0", "-", "-"])
+    rows.append(["SL-CAI-1", "-", "-", *before, "0.0", "-", "-"])
     for loss in args.losses:
         measured = []
         for name in (f"dpo-{loss}-{number}" for number in args.seeds):

@@ -37,7 +37,7 @@ SMALL = dict(
         dict(SAMPLES=4),
         ("--losses", "ipo", "--seeds", 5),
         ("ipo",),
-        ("dpo-ipo-5.pt", "losses.json"),
+        ("losses/sft.pt", "losses/dpo-ipo-5.pt", "losses/losses.json"),
     ),
     labels=(
         {},
