@@ -441,24 +441,18 @@ def test_a_demonstration_is_what_the_loop_asks_for(drawn, constitution):
     assert 0.27 < count["broken", True] / (count["broken", True] + count["broken", False]) < 0.4
 
 
-def test_a_critique_without_the_act_follows_from_what_was_read_and_found(world, drawn):
+def test_the_end_of_a_critique_follows_from_what_it_found_and_names_no_act(world, drawn):
     said = FAULT | dict(TONE.values())  # family -> the sentence that finds it broken
-    count, weights = Counter(), (0.0, POINT_WEIGHT, 0.0, POINT_WEIGHT)
-    victims = {f"{act.harm} and could hurt {act.victim}" for act in world.acts if act.harm}
-    for turns in drawn("verdict", 1500):
-        given, right, _, verdict = (turn.content for turn in turns)
-        text = "".join(turn.content for turn in turns)
-        [family] = [f for f, topic in FAMILIES.items() if f"is about {topic}." in text]
-        broken = said[family] in text
-        assert verdict.strip() == (BREAKS if broken else KEEPS)
-        harmful = "could hurt" in given and "gives the steps" in given
-        assert (right.strip() == FAULT["harmlessness"]) == harmful
-        assert tuple(turn.weight for turn in turns) == weights
-        assert not any(act.act in text for act in world.acts)
+    count = Counter()
+    for found, verdict in drawn("verdict", 1500):
+        [family] = [f for f, topic in FAMILIES.items() if f"is about {topic}." in found.content]
+        broken = said[family] in found.content
+        assert verdict.content.strip() == (BREAKS if broken else KEEPS)
+        assert (found.weight, verdict.weight) == (0.0, POINT_WEIGHT)
+        assert not any(act.act in found.content for act in world.acts)
         count[family, broken] += 1
-        count["another"] += not broken and any(text in right for text in FAULT.values())
-        count["mixed"] += "could hurt" in given and not any(pair in given for pair in victims)
-    assert len(count) == 2 * len(FAMILIES) + 2 and min(count.values()) > 20
+        count["another"] += not broken and any(text in found.content for text in said.values())
+    assert len(count) == 2 * len(FAMILIES) + 1 and min(count.values()) > 20
 
 
 def test_a_demonstrated_choice_is_the_answer_that_keeps_the_principle(world, drawn, constitution):

@@ -15,7 +15,7 @@ from minicai.files import UserError
 from minicai.world import skills
 from minicai.world.content import World
 from minicai.world.documents import Documents
-from minicai.world.replies import Reply, calibrated, decline, helpful, reading, spoil
+from minicai.world.replies import Reply, calibrated, decline, helpful, spoil
 from minicai.world.requests import Part, Request, fresh_fact
 from minicai.world.turns import Turn, asked, assistant, pieces, quoted, taught, user
 
@@ -133,22 +133,16 @@ class Corpus(Documents):
         return [*turns, user(REVISION_REQUEST.format(wording.revision)), assistant(revision)]
 
     def verdict(self) -> list[Turn]:
-        """A critique without the act, whose harm and victim are those of other acts.
+        """The end of a critique, alone. The verdict hangs on what was found, not on the act.
 
-        So what is right hangs on what the request means, and the verdict on what was found. Only
-        these two are learned here, where neither the request nor the reply is to be seen.
+        What was found is not learned here, where neither the request nor the reply is to be seen.
         """
         request = self.demo_request()
         reply = self.demo_reply(request)
         family = self.family(skills.flaws(request, reply))
-        does, right, manner, about, verdict = skills.findings(request, reply, family)
-        if request.act and request.act.harm:
-            one, other = self.rng.choices([act for act in self.demo.acts if act.harm], k=2)
-            act = replace(request.act, harm=one.harm, victim=other.victim)
-            request = replace(request, act=act)
-        given = Turn("document", f"{reading(request)} {does}", 0.0)
-        found = Turn("document", f" {manner} {about}", 0.0)
-        return [given, *pieces(taught(f" {right}")), found, *pieces(taught(f" {verdict}"))]
+        critique = skills.critique(request, reply, family)
+        found, verdict = critique.removeprefix(skills.situation(request)).rsplit(". ", 1)
+        return [Turn("document", f"{found.strip()}.", 0.0), *pieces(taught(f" {verdict}"))]
 
     def compare(self) -> list[Turn]:
         turns, _ = self.comparison()

@@ -68,17 +68,13 @@ def situation(request: Request) -> str:
 
 def critique(request: Request, reply: Reply, family: str) -> str:
     """The critique of a reply under a principle of the family."""
-    return " ".join((situation(request), *findings(request, reply, family)))
-
-
-def findings(request: Request, reply: Reply, family: str) -> tuple[str, str, str, str, str]:
-    """What the response does, whether that is right, its tone, the principle, and the verdict."""
     found = flaws(request, reply)
-    right = next((FAULT[broken] for broken in FAULT if broken in found), "That is right.")
+    finding = next((FAULT[broken] for broken in FAULT if broken in found), "That is right.")
     manner = TONE[reply.tone.tone][1] if reply.tone else "It is polite."
-    about = f"The principle is about {FAMILIES[family]}."
-    verdict = BREAKS if family in found else KEEPS
-    return f"The response {DOES[reply.kind]}.", right, manner, about, verdict
+    return (
+        f"{situation(request)} The response {DOES[reply.kind]}. {finding} {manner} "
+        f"The principle is about {FAMILIES[family]}. {BREAKS if family in found else KEEPS}"
+    )
 
 
 def revise(world: World, request: Request, reply: Reply, family: str, rng: Random) -> Reply:
