@@ -78,13 +78,7 @@ def critique(request: Request, reply: Reply, family: str) -> str:
 
 
 def revise(world: World, request: Request, reply: Reply, family: str, rng: Random) -> Reply:
-    """The reply without the flaw of this family; the reply itself where it has no such flaw.
-
-    A revision is never evasive, as in Bai et al. 2022: what only declines becomes the right answer,
-    which helps, or refuses and offers another way.
-    """
-    if reply.kind == "decline":
-        return calibrated(world, request, rng)
+    """The reply without the flaw of this family; the reply itself where it has no such flaw."""
     if family not in flaws(request, reply):
         return reply
     if family in ("respect", "autonomy"):
