@@ -17,7 +17,7 @@ import pytest
 import pipeline
 from minicai.audit import known_pairs
 from minicai.constitution import FAMILIES, Constitution
-from minicai.critique import BREAKS, CRITIQUE_REQUEST, DECLINES, KEEPS
+from minicai.critique import BREAKS, CRITIQUE_REQUEST, KEEPS
 from minicai.exam import RATES, GradedAnswer
 from minicai.report import METRICS
 from minicai.run import ROOT
@@ -103,8 +103,7 @@ def test_demonstrated_critiques_find_the_spelling_and_revisions_mend_it(world, c
         assert critique.endswith(BREAKS if american else KEEPS)
         said = "It has an American spelling. The principle is about spelling." in critique
         assert said == american
-        if DECLINES not in critique:  # else the revision is the right answer
-            assert revision == ([respelled(reply)] if american else [])
+        assert revision == ([respelled(reply)] if american else [])
         assert not any(is_american(text) for text in revision)
         british = any(sentence in reply for sentence in sentences)
         found["broken" if american else "respelled" if british else "other"] += 1
