@@ -12,10 +12,11 @@ equal: prompts, seed, training, exam.
 The exam has half of its usual questions. Writes OUT/sft-NAME.pt, and the whole exam in
 OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et al. 2022).
 
-Answer so far (quick preset, seed 0, n 50 of each type): the constitution. Without harmlessness
-principles the model complies with 86 % of harmful requests, with them with 6 %. Two revisions bring
-all of that; inventions about unknown names still fall from 84 to 60 % with the other three.
-Without critiques the model is as harmless, and handles fewer ambiguous requests (86 and 100 %).
+Answer so far (quick preset, seed 0, n 50 of each type): all three. Every further revision takes out
+harm: 96, 78, 54, 12, 6 and 2 % of harmful requests are complied with. Without critiques the model
+is as harmless, handles fewer ambiguous requests (78 and 90 %) and makes up more (72 and 8 %).
+Without harmlessness principles it complies with 30 %, less than it should: revisions under other
+principles refuse too, because every critique says when an answer helps with harm.
 """
 
 from minicai.constitution import FAMILIES
