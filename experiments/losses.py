@@ -26,7 +26,7 @@ import torch
 from minicai.answer import encode_prompt, sample
 from minicai.data import collate_responses, read_pairs
 from minicai.dpo import LOSSES, response_logps
-from minicai.files import load_policy, read_json, warn_if_newer, write_json
+from minicai.files import UserError, load_policy, read_json, warn_if_newer, write_json
 from minicai.gpt import GPT
 from minicai.report import aligned
 from minicai.run import main, make_folder, parser, run_script, seed, setup
@@ -57,6 +57,8 @@ def weak_stage_1(args) -> argparse.Namespace:
         warn_if_newer(labels, args.out / "revisions.jsonl", remedy=f"remove {inside.out}")
         return inside
     for name in ("base.pt", "revisions.jsonl"):
+        if not (args.out / name).exists():
+            raise UserError(f"{args.out / name} does not exist; run pipeline.py first")
         shutil.copy2(args.out / name, inside.out / name)
     run_script("train_sft", inside, "--revisions", 1)
     run_script("label", inside)
