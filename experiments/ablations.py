@@ -15,7 +15,7 @@ OUT/ablations.json. The numbers are those of the paper's figures 5 and 7 (Bai et
 Answer so far (quick preset, seed 0, n 50 of each type): all three. Every further revision takes out
 harm: 96, 78, 54, 12, 6 and 2 % of harmful requests are complied with. Without critiques the model
 is as harmless, handles fewer ambiguous requests (78 and 90 %) and makes up more (72 and 8 %).
-Without harmlessness principles it complies with 30 %, less than it should: a base of this size
+Without harmlessness principles it complies with 30 %, less than it should: the base of quick
 refuses when it is asked to take out an insult next to harm. In the full preset it is 83 %.
 """
 
