@@ -5,7 +5,7 @@
     python label.py --judge direct --name direct   # the paper's judge, which does not reason first
     python label.py --iid --name iid               # all pairs are two SL-CAI samples (the paper)
     python label.py --few-shot 2                   # demonstrations in the judge's prompt, too
-    python label.py --prompts prompts/natural.jsonl   # the judge's pairs: real prompts, train half
+    python label.py --prompts MY.csv --name mine   # the judge's pairs: real prompts, train half
     python label.py --round 1                      # feedback: each revision against what it revised
     python label.py --explain 1                    # print comparison 1 with the judge's reasons
 

@@ -5,7 +5,7 @@
     python revise.py --without harmlessness --name lawless   # strike out a family of principles
     python revise.py --few-shot 2                            # demonstrations in the prompt, too
     python revise.py --show 1                                # print chain 1
-    python revise.py --prompts prompts/natural.jsonl         # real prompts: their train half
+    python revise.py --prompts MY.csv --name mine            # real prompts: their train half
     python revise.py --round 1                               # feedback: revise what got through
 
 reads   OUT/base.pt, constitution.json, world/; for a round also OUT/redteam.jsonl

@@ -14,9 +14,17 @@ Answer so far: see docs/real.md.
 
 from pathlib import Path
 
-from minicai.files import load_policy, read_json, save_checkpoint, stages, write_json
+from minicai.files import (
+    UserError,
+    check_tokenizer,
+    load_policy,
+    read_json,
+    save_checkpoint,
+    stages,
+    write_json,
+)
 from minicai.pretrained import load_pretrained
-from minicai.prompts import name_of
+from minicai.prompts import name_of, prompts_of
 from minicai.report import aligned, interval
 from minicai.run import main, parser, run_script, setup
 from minicai.svg import stage_label
@@ -34,7 +42,12 @@ def real_text():
     p.add_argument("--prompts", type=Path, required=True, help="file of prompts: all are asked")
     args = setup(p)
     raw, prompts = args.out / "raw.pt", ("--prompts", args.prompts)
+    made = read_json(args.out / "pipeline.json", {}).get("settings", {}).get("init")
+    if made and Path(made) != args.init.resolve():
+        raise UserError(f"{args.out} was made with --init {made}; give that, or another --out")
+    prompts_of(args.prompts, "test")  # the attacks need some
     model, tokenizer = load_pretrained(args.init, args.device)
+    check_tokenizer(args.init, tokenizer, load_policy(args.out / "base.pt")[1])
     save_checkpoint(raw, model, tokenizer, args)
     paths = [raw, *stages(args.out)]
 

@@ -32,7 +32,10 @@ def fit(prompt: list[int], room: int) -> list[int]:
 def sample(
     model, tokenizer, prompts, temperature=0.0, seed=0, progress=None, top_p=None
 ) -> list[Completion]:
-    """Continue each prompt up to its end token. Temperature 0 is greedy."""
+    """Continue each prompt up to its end token. Temperature 0 is greedy.
+
+    Padding ends an answer too: pretrained models end texts that are no chats with that token.
+    """
     with autocast(model.embed.weight.device):
         return generate(
             model,
@@ -40,7 +43,7 @@ def sample(
             MAX_NEW_TOKENS,
             temperature,
             top_p=top_p,
-            stop_ids=[tokenizer.end],
+            stop_ids=[tokenizer.end, tokenizer.pad],
             seed=seed,
             progress=progress,
         )

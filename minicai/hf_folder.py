@@ -1,20 +1,18 @@
 """A Hugging Face folder: config.json, *.safetensors, tokenizer.json and the chat template.
 
-Files are read as data: no pickle, no code. A chat template is a program, which is not run.
+Files are read as data: no pickle, no code.
 """
 
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
+from minicai.chat_template import chat_template
 from minicai.files import UserError, parse_json, read_text
 from minicai.gpt import GPTConfig
-from minicai.tokenizer import ChatFormat, Tokenizer
+from minicai.tokenizer import Tokenizer
 
 ARCHITECTURES = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 SETTINGS = {  # of GPTConfig -> of config.json
@@ -143,39 +141,10 @@ def read_template(folder: Path) -> str:
         return read_text(folder / "chat_template.jinja")
     path = folder / "tokenizer_config.json"
     template = read_object(path).get("chat_template") if path.exists() else ""
+    if isinstance(template, list):  # of templates for several uses, by name
+        named = {entry.get("name"): entry for entry in template if isinstance(entry, dict)}
+        template = named.get("default", {}).get("template")
     return template if isinstance(template, str) else ""
-
-
-def system_text(template: str, form: ChatFormat) -> str:
-    """The system text that a chat template writes where a conversation has none; "" without one.
-
-    It is what stands first between the opening of a system turn and the end token, in the text of
-    the template (Jinja) or in one of its strings.
-    """
-    turn = re.compile(f"{re.escape(form.open('system'))}(.+?){re.escape(form.end)}", re.DOTALL)
-    return next((found[1] for found in map(turn.search, texts_of(template)) if found), "")
-
-
-def texts_of(template: str) -> Iterator[str]:
-    """What stands outside of the tags of a template, and every string in them, in order."""
-    opener = re.compile(r"\{[{%#]")
-    inside = re.compile(r"""[}%]\}|'(?:\\.|[^'\\])*+'|"(?:\\.|[^"\\])*+\"""", re.DOTALL)
-    comment, start = re.compile(r"#\}"), 0
-    while tag := opener.search(template, start):
-        yield template[start : tag.start()]
-        start = len(template)  # of a tag without an end
-        parts = comment if tag[0] == "{#" else inside
-        for part in parts.finditer(template, tag.end()):
-            if part[0][0] not in "'\"":
-                start = part.end()
-                break
-            yield unescaped(part[0][1:-1])
-    yield template[start:]
-
-
-def unescaped(text: str) -> str:
-    """What a string of Jinja stands for."""
-    return re.sub(r"\\(.)", lambda found: dict(n="\n", t="\t").get(found[1], found[1]), text)
 
 
 # --- out -----------------------------------------------------------------------------------------
@@ -217,22 +186,3 @@ def tokenizer_settings(tokenizer: Tokenizer, block_size: int) -> dict:
         "clean_up_tokenization_spaces": False,
         "chat_template": chat_template(form, tokenizer.system),
     }
-
-
-def chat_template(form: ChatFormat, system: str) -> str:
-    """The format in Jinja, the language of transformers."""
-
-    def text(string: str) -> str:
-        return json.dumps(string, ensure_ascii=False)
-
-    before, after = form.opening.split("{role}")
-    closing = form.end + form.closing
-    lines = ["{{ " + text(form.begin) + " }}"]
-    if system:
-        turn = text(form.open("system") + system + closing)
-        lines.append("{% if messages[0]['role'] != 'system' %}{{ " + turn + " }}{% endif %}")
-    message = [text(before), "message['role']", text(after), "message['content']", text(closing)]
-    lines.append("{% for message in messages %}{{ " + " + ".join(message) + " }}{% endfor %}")
-    opening = text(form.open("assistant"))
-    lines.append("{% if add_generation_prompt %}{{ " + opening + " }}{% endif %}")
-    return "".join(lines)

@@ -18,12 +18,11 @@ minicai/prompts.py is: evaluate on prompts of another file.
 """
 
 import argparse
-from pathlib import Path
 
 from minicai.files import UserError, check_row, write_jsonl
 from minicai.prompts import alternating, clean, messages_of
 from minicai.rows import FIELDS, tied
-from minicai.run import main
+from minicai.run import main, named
 from minicai.tables import LeftOut, read_rows, usable
 from minicai.tokenizer import talk
 
@@ -82,6 +81,8 @@ def conversation(where: str, row: dict, key: str) -> tuple[list[tuple[str, str]]
     if prompt and not (messages and begins_with(messages, prompts)):
         if isinstance(value, str) and messages_of(value, bare=True):
             messages = [("assistant", value)]  # a text that is only the answer
+    if not messages and not given and "prompt" in row:
+        raise LeftOut(f"{where}: the prompt is empty; fix it or delete the row")
     if not messages or prompt is None:
         raise UserError(
             f"{where}: {key if prompt is not None else 'prompt'!r} is no conversation, which is a "
@@ -124,8 +125,8 @@ def export():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("data", type=Path, help="comparisons, for example OUT/preferences.jsonl")
-    p.add_argument("file", type=Path, help="where they are written in TRL's format")
+    p.add_argument("data", type=named, help="comparisons, for example OUT/preferences.jsonl")
+    p.add_argument("file", type=named, help="where they are written in TRL's format")
     args = p.parse_args()
     rows = read_preferences(args.data)
     unequal = [row for row in rows if row["a"] != row["b"]]

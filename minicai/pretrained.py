@@ -22,17 +22,17 @@ import torch
 from tokenizers import Tokenizer as BPE
 from torch import Tensor
 
+from minicai.chat_template import system_text, unread
 from minicai.files import UserError, load_policy, replace_file, save_checkpoint, write_json
 from minicai.gguf_file import read_gguf
 from minicai.gpt import GPT, GPTConfig, rope_table
 from minicai.hf_folder import (
     read_folder,
     safetensors,
-    system_text,
     tokenizer_settings,
     write_settings,
 )
-from minicai.run import main, make_folder
+from minicai.run import main, make_folder, named
 from minicai.tokenizer import Tokenizer
 
 MAX_CONTEXT = 2**17  # longer contexts are cut to this
@@ -81,7 +81,7 @@ def load_pretrained(path, device="cpu") -> tuple[GPT, Tokenizer]:
     path = Path(path)
     if path.is_dir():
         (settings, weights, bpe, template), names = read_folder(path), FROM_HF
-    elif path.is_file() and path.suffix == ".gguf":
+    elif path.is_file() and path.suffix.lower() == ".gguf":
         (settings, weights, bpe, template), names = read_gguf(path), FROM_GGUF
     else:
         raise UserError(f"{path} is neither a Hugging Face folder nor a .gguf file; name one")
@@ -112,6 +112,11 @@ def read_tokenizer(path, bpe: BPE, template: str, rows: int) -> Tokenizer:
         print(
             f"WARNING: the chat template of {path} is not in the format {form.open('user')!r}, "
             "the only one that its tokens allow here; train_base.py --init teaches it."
+        )
+    elif more := unread(template, form):
+        print(
+            f"WARNING: the chat template of {path} also has {' and '.join(more)}, which minicai "
+            "leaves out: the model as it comes may answer worse here than elsewhere."
         )
     return Tokenizer(bpe, system_text(template, form))
 
@@ -169,9 +174,13 @@ def check_weights(path, shapes: dict[str, torch.Size], weights: dict[str, Tensor
     """Exactly the weights of these names and shapes, all of them numbers."""
     for name in sorted(shapes.keys() | weights.keys()):
         if name not in weights:
-            raise UserError(f"{path} lacks the weight {name!r}; download it again")
+            raise UserError(
+                f"{path} lacks the weight {name!r}; download it again, or merge its parts"
+            )
         if name not in shapes:
-            raise UserError(f"{path} holds the weight {name!r}, which its settings do not have")
+            raise UserError(
+                f"{path} holds the weight {name!r}, for which minicai has no place; name another"
+            )
         if weights[name].shape != shapes[name]:
             found, wanted = tuple(weights[name].shape), tuple(shapes[name])
             raise UserError(f"{path} holds {name!r} of shape {found}; its settings want {wanted}")
@@ -189,10 +198,14 @@ def save_pretrained(model: GPT, tokenizer: Tokenizer, folder):
     model.
     """
     folder = Path(folder)
+    if folder.suffix.lower() in (".gguf", ".bin", ".safetensors"):
+        raise UserError(f"{folder} is to be a folder; leave out {folder.suffix!r}")
     package = safetensors(folder)
     make_folder(folder)
     others = ("*.safetensors*", "chat_template.jinja", "*_config.json", "special_tokens_map.json")
     found = {path.name for pattern in others for path in folder.glob(pattern)}
+    if "model.safetensors" not in found:  # then these are not of an earlier save
+        found |= {name for name in ("config.json", "tokenizer.json") if (folder / name).exists()}
     if found := found - {"model.safetensors", "tokenizer_config.json"}:
         raise UserError(
             f"{folder} holds {min(found)} of another model; name an empty or new folder"
@@ -214,15 +227,16 @@ def export():
     p = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    p.add_argument("source", type=Path, help="OUT/dpo.pt, a Hugging Face folder or a .gguf file")
-    p.add_argument("target", type=Path, help="NAME.pt, or the Hugging Face folder to write")
+    p.add_argument("source", type=named, help="OUT/dpo.pt, a Hugging Face folder or a .gguf file")
+    p.add_argument("target", type=named, help="NAME.pt, or the Hugging Face folder to write")
     args = p.parse_args()
-    load = load_policy if args.source.suffix == ".pt" else load_pretrained
-    if args.target.suffix == ".pt":
-        save_checkpoint(args.target, *load(args.source), args)
-        return print(f"{args.target}: a checkpoint with the model of {args.source}")
-    save_pretrained(*load(args.source), args.target)
-    print(f"{args.target}: a Hugging Face folder with the model of {args.source}")
+    source, target = Path(args.source), Path(args.target)
+    load = load_policy if source.suffix == ".pt" else load_pretrained
+    if target.suffix == ".pt":
+        save_checkpoint(target, *load(source), args)
+        return print(f"{target}: a checkpoint with the model of {source}")
+    save_pretrained(*load(source), target)
+    print(f"{target}: a Hugging Face folder with the model of {source}")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from minicai.answer import encode_prompt, sample
+from minicai.answer import MAX_NEW_TOKENS, encode_prompt, sample
 from minicai.constitution import Constitution, Wording
 from minicai.device import commit, hardware
 from minicai.files import (
@@ -162,6 +162,11 @@ def evaluate_prompts(args, checkpoints: list[Path]):
         name = checkpoint.stem
         with tqdm(total=len(prompts), desc=f"prompts for {name}", unit=" answers") as bar:
             rows = answer_prompts(model, tokenizer, prompts, bar.update)
+        if 2 * sum(row["finished"] for row in rows) < len(rows):
+            print(
+                f"WARNING: {checkpoint} finished less than half of its answers in "
+                f"{MAX_NEW_TOKENS} tokens; its rates are about their beginnings."
+            )
         judge_harm(critic, own, rows, wordings)
         stage = dict(name=name, checkpoint=checkpoint.name, labels=scores_by_label(rows))
         results["stages"] = in_order([*results["stages"], stage])

@@ -30,6 +30,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 
 from minicai.files import UserError
 from minicai.splits import bucket
@@ -89,9 +90,12 @@ def read_prompts(path) -> list[Prompt]:
         split = prompt_split(turns_of(where, row, column, system=False))
         return Prompt(in_a_line(id), turns, label, split, in_a_line(category))
 
-    prompts = {}
-    for found in usable(path, rows, prompt):
-        prompts.setdefault(found.turns, found)
+    found, prompts = usable(path, rows, prompt), {}
+    for p in found:
+        prompts.setdefault(p.turns, p)
+    if again := len(found) - len(prompts):
+        other = sum(p.label != prompts[p.turns].label for p in found)
+        print(f"{path}: {again} prompts occur again, {other} with another label; the first counts")
     return list(prompts.values())
 
 
@@ -102,6 +106,14 @@ def prompts_of(path, split: str) -> list[Prompt]:
     if not found:
         raise UserError(f"{path} has {len(prompts)} prompts, none in the {split} split; add some")
     return found
+
+
+def draw_from(path, n: int, rng: Random) -> list[Prompt]:
+    """Up to n prompts of the train half of a file."""
+    prompts = prompts_of(path, "train")
+    drawn = rng.sample(prompts, min(n, len(prompts)))
+    print(f"{path}: {len(drawn)} of {len(prompts)} prompts of its train half")
+    return drawn
 
 
 def name_of(path) -> str:
@@ -163,6 +175,8 @@ def turns_of(where: str, row: dict, column: str, system=True) -> tuple[str, ...]
     """
     if column not in row:
         raise UserError(f"{where} has no field {column!r}; add it or delete the row")
+    if row[column] in (None, []):
+        raise LeftOut(f"{where}: the field {column!r} is empty; fix it or delete the row")
     messages = messages_of(row[column], bare=column not in ("transcript", "chosen", "messages"))
     if messages is None:
         raise UserError(

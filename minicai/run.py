@@ -90,7 +90,6 @@ def parser(description: str) -> argparse.ArgumentParser:
     """The options that every script has."""
     raw = argparse.RawDescriptionHelpFormatter
     p = argparse.ArgumentParser(description=description, formatter_class=raw, allow_abbrev=False)
-    named = option_type(str, bool, "a name")  # no name may be empty, as "$UNSET" is
     p.register("type", None, named)
     p.register("type", Path, lambda text: Path(named(text)))
     p.add_argument("--preset", choices=PRESETS, help="sizes (default: that of OUT, else quick)")
@@ -188,6 +187,7 @@ not_negative = option_type(int, lambda x: x >= 0, "a whole number from 0 on")
 above_zero = option_type(float, lambda x: 0 < x <= 1e30, "a number above 0, at most 1e30")
 at_least_zero = option_type(float, lambda x: 0 <= x < math.inf, "a number from 0 on")
 share = option_type(float, lambda x: 0 <= x < 1, "a share from 0 to below 1")
+named = option_type(str, bool, "a name")  # no name may be empty, as "$UNSET" is
 seed = option_type(int, lambda x: 0 <= x < 2**31, f"a whole number from 0 to {2**31 - 1}")
 name_part = option_type(
     str,

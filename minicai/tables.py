@@ -108,6 +108,9 @@ def table_rows(path, text: str) -> list[tuple[str, dict]]:
                 continue
             if head is None:
                 head = row
+                names = [cell.strip().lower() for cell in head]
+                if twice := [name for name in names if name and names.count(name) > 1]:
+                    raise UserError(f"{where} names the column {twice[0]!r} twice; rename one")
             elif len(row) != len(head):
                 raise UserError(
                     f"{where} has {len(row)} cells and the head {len(head)}; fix it or delete it"

@@ -1,6 +1,7 @@
 """Texts in, texts out: what is cut of a prompt, what counts as an answer, and the arithmetic."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -97,7 +98,7 @@ def test_answers_are_what_the_sampler_says(monkeypatch, model):
     assert answer(model, TOKENIZER, turns) == ["yes", None]
     answer(model, TOKENIZER, turns, 0.7, 5, print)
     prompts = [encode_prompt(TOKENIZER, t, model.config.block_size) for t in turns]
-    shared = dict(top_p=None, stop_ids=[TOKENIZER.end])
+    shared = dict(top_p=None, stop_ids=[TOKENIZER.end, TOKENIZER.pad])
     greedy = (prompts, MAX_NEW_TOKENS, 0.0, shared | dict(seed=0, progress=None))
     assert calls == [greedy, (prompts, MAX_NEW_TOKENS, 0.7, shared | dict(seed=5, progress=print))]
     sample(model, TOKENIZER, prompts, 1.0, 3, top_p=0.9)
@@ -111,9 +112,19 @@ def test_sampling_stops_at_the_end_token_and_depends_on_the_seed(model):
     completions = sample(model, TOKENIZER, prompts, 1.0, seed=1)
     assert {c.stop_reason for c in completions} == {"stop", "length"}
     for c in completions:
-        assert c.ids.count(TOKENIZER.end) == (c.stop_reason == "stop")
+        ends = c.ids.count(TOKENIZER.end) + c.ids.count(TOKENIZER.pad)
+        assert ends == (c.stop_reason == "stop")
     assert sample(model, TOKENIZER, prompts, 1.0, seed=1) == completions
     assert sample(model, TOKENIZER, prompts, 1.0, seed=2) != completions
+
+
+def test_padding_ends_an_answer_too(model):
+    prompts = [encode_prompt(TOKENIZER, ["how?"], model.config.block_size)]
+    own = sample(model, TOKENIZER, prompts)[0].ids
+    first = next(i for i in own if i != TOKENIZER.end)
+    pads = SimpleNamespace(end=TOKENIZER.end, pad=first)
+    [completion] = sample(model, pads, prompts)
+    assert completion.ids == own[: own.index(first) + 1] and completion.stop_reason == "stop"
 
 
 def test_models_speak_and_score_under_autocast(monkeypatch, model):

@@ -12,7 +12,7 @@ PACKAGE = sorted((ROOT / "minicai").rglob("*.py"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("[a-z]*.py"))
 LAYERS = [  # of minicai. Imports stay in a layer or go up this list.
     "gpt tokenizer device splits metrics svg jailbreak console",
-    "files sampler tables",
+    "files sampler tables chat_template",
     "run log optim rows data answer refusal prompts preferences pretrained hf_folder gguf_file",
     "dpo reward ppo rollout",
     "constitution critique judge guard transcript",

@@ -16,8 +16,9 @@ import pipeline
 from experiments.guard import THRESHOLDS
 from experiments.other_world import build, other_world
 from experiments.ppo_by_hand import ppo_by_hand
+from experiments.real_text import real_text
 from minicai.exam import Exam
-from minicai.files import load_policy, read_json, read_jsonl
+from minicai.files import load_policy, read_json, read_jsonl, write_json
 from minicai.guard import LAYERS
 from minicai.run import ROOT
 from minicai.world.content import KINDS, SEEN, TECHNIQUES, World
@@ -171,6 +172,15 @@ CHECKS = dict(
     leave_one_out=check_leave_one_out,
     over_optimisation=check_over_optimisation,
 )
+
+
+def test_real_text_wants_the_model_that_the_run_began_with(copy, refuses):
+    out = copy()
+    made = read_json(out / "pipeline.json", {})
+    write_json(out / "pipeline.json", made | dict(settings=made["settings"] | dict(init="/a/b")))
+    said = refuses(real_text, "--out", out, "--init", out / "base.pt", "--prompts", "x.csv")
+    assert f"{out} was made with --init /a/b; give that, or another --out" in said
+    assert not (out / "raw.pt").exists()
 
 
 def test_every_experiment_is_run_here():

@@ -127,6 +127,8 @@ def test_rows_of_several_kinds_stand_in_one_file_and_answers_to_other_prompts_go
             ),
             "the prompt does not begin and end with the person",
         ),
+        (dict(prompt="", chosen="a", rejected="b"), "the prompt is empty"),
+        (dict(prompt=None, chosen="a", rejected="b"), "the prompt is empty"),
     ],
 )
 def test_a_row_that_compares_no_two_answers_is_left_out_and_named(tmp_path, capsys, row, words):

@@ -20,7 +20,7 @@ import torch
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
 from tokenizers import Tokenizer as BPE
 
-from minicai import gguf_file, hf_folder, pretrained
+from minicai import chat_template, gguf_file, preferences, pretrained
 from minicai.data import encode_turns
 from minicai.files import UserError, load_policy, save_checkpoint
 from minicai.gpt import GPT, GPTConfig, rope_table
@@ -405,12 +405,12 @@ SYSTEMS = (
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_any_system_text_comes_back_from_a_template(system):
     for form in (CHATML, LLAMA3):
-        assert hf_folder.system_text(hf_folder.chat_template(form, system), form) == system
+        assert chat_template.system_text(chat_template.chat_template(form, system), form) == system
     quoted = system.replace("\\", "\\\\").replace("\n", "\\n").replace("'", "\\'")
     turn = "{{- '<|im_start|>system\\n" + quoted + "<|im_end|>\\n' }}"
     head = "{%- if tools %}{{- \"x\" + '<|im_start|>system\\n' + tools + '<|im_end|>' }}{% endif %}"
-    assert hf_folder.system_text(f"It's {head}{turn}", CHATML) == system
-    assert hf_folder.system_text(f"It's {head}", CHATML) == ""
+    assert chat_template.system_text(f"It's {head}{turn}", CHATML) == system
+    assert chat_template.system_text(f"It's {head}", CHATML) == ""
 
 
 def test_a_folder_without_the_head_that_its_settings_have_is_refused(tmp_path):
@@ -429,6 +429,40 @@ def test_a_template_in_another_format_is_named(tmp_path, capsys):
     (tmp_path / "chat_template.jinja").write_text(SMOLLM)
     load_pretrained(tmp_path)
     assert not capsys.readouterr().out
+
+
+def test_of_several_templates_the_default_one_counts(tmp_path):
+    write_folder(tmp_path)
+    named = [dict(name=name, template=text) for name, text in (("rag", "x"), ("default", SMOLLM))]
+    path = tmp_path / "tokenizer_config.json"
+    for templates, system in ((named, "Be kind"), (named[:1], ""), (["x", {}], "")):
+        path.write_text(json.dumps(dict(chat_template=templates)))
+        assert load_pretrained(tmp_path)[1].system == system
+
+
+UNREAD = (  # a template's text, and what it is said to have in ChatML and in Llama 3
+    ("{{ bos_token }}", ["a token before the first turn"], []),
+    ("{{ 'Today Date: ' + date_string }}", ["the date"], ["the date"]),
+    ("{% set system_message = 'You rhyme.' %}", ["a system text that it keeps elsewhere"]),
+    ('{% set default_system_prompt = "Rhyme." %}', ["a system text that it keeps elsewhere"]),
+    ("{% set system_message = messages[0]['content'] %}", []),
+    ("{% set system_message = '' %}", []),
+    ("{{ '<think>\\n\\n</think>' }}", ["thoughts before an answer"]),
+    (SMOLLM, []),
+)
+
+
+@pytest.mark.parametrize("text, more, elsewhere", [(*row, row[1])[:3] for row in UNREAD])
+def test_what_a_template_writes_and_minicai_does_not_is_named(
+    tmp_path, capsys, text, more, elsewhere
+):
+    assert chat_template.unread(text, CHATML) == more
+    assert chat_template.unread(text, LLAMA3) == elsewhere
+    write_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(SMOLLM + text)
+    load_pretrained(tmp_path)
+    said = capsys.readouterr().out
+    assert ("also has" in said) == bool(more) and all(what in said for what in more)
 
 
 @pytest.mark.parametrize("kind", ["gpt-2", "smollm", "llama-bpe", "qwen2"])
@@ -797,6 +831,32 @@ def test_nothing_is_written_beside_other_weights(tmp_path):
     with pytest.raises(UserError, match="of another model; name an empty"):
         save_pretrained(model, tokenizer, tmp_path)
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_file_of_something_else_is_not_overwritten(tmp_path, name):
+    needs("safetensors", "which writes the weights")
+    tokenizer = make_tokenizer("chatml")
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(UserError, match=f"holds {name} of another model; name an empty"):
+        save_pretrained(make_model(tokenizer.vocab_size), tokenizer, tmp_path)
+    assert (tmp_path / name).read_text() == "mine" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "model.bin", "model.SAFETENSORS"])
+def test_a_folder_is_not_named_like_a_file(tmp_path, name):
+    tokenizer = make_tokenizer("chatml")
+    with pytest.raises(UserError, match="is to be a folder; leave out"):
+        save_pretrained(make_model(tokenizer.vocab_size), tokenizer, tmp_path / name)
+    assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("export", [pretrained.export, preferences.export])
+def test_an_empty_name_is_refused(monkeypatch, capsys, export):
+    monkeypatch.setattr(sys, "argv", ["x", "a", ""])
+    with pytest.raises(SystemExit) as stop:
+        export()
+    assert stop.value.code == 2 and "'' is not a name" in capsys.readouterr().err
 
 
 def test_a_model_that_has_no_name_elsewhere_is_refused_before_anything_is_written(tmp_path):

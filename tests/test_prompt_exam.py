@@ -168,7 +168,22 @@ def test_the_test_half_is_measured_by_the_rules_and_by_the_base(call, asked, out
     read = (out / "prompts-natural.md").read_text()
     assert all(text.split("\n")[0] in read for text in HALVES["test"])
     said = capsys.readouterr().out
-    assert prompt_table(found) in said and f"{out / 'prompts-natural.md'}; test split" in said
+    assert (
+        "WARNING" not in said
+        and prompt_table(found) in said
+        and f"{out / 'prompts-natural.md'}; test split" in said
+    )
+
+
+def test_answers_that_are_mostly_cut_off_are_warned_of(call, asked, out, capsys, monkeypatch):
+    def sample(model, tokenizer, prompts, progress):
+        ends = ["length" if i % 3 else "stop" for i in range(len(prompts))]
+        return [SimpleNamespace(ids="Well", stop_reason=end) for end in ends]
+
+    monkeypatch.setattr(prompt_exam, "sample", sample)
+    call(evaluate.evaluate, "--out", out, "--prompts", NATURAL)
+    said = capsys.readouterr().out
+    assert f"{out / 'sft.pt'} finished less than half of its answers in 128 tokens" in said
 
 
 def test_a_checkpoint_a_split_and_a_file_can_be_chosen(call, asked, out, tmp_path):

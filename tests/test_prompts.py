@@ -9,11 +9,12 @@ import json
 import os
 import re
 from collections import Counter
+from random import Random
 
 import pytest
 
 from minicai.files import UserError
-from minicai.prompts import Prompt, name_of, prompt_split, read_prompts
+from minicai.prompts import Prompt, draw_from, name_of, prompt_split, read_prompts
 from minicai.run import ROOT
 from minicai.splits import SALT
 
@@ -249,7 +250,7 @@ def test_pipes_are_read(pack):
         ('["a", ', "x is not valid JSON"),
         ("[" * 100_000, "x is not valid JSON"),
         ('{"prompt": 7}', "x:1: the field 'prompt' is not a conversation, which is a text"),
-        ('{"prompt": null}', "x:1: the field 'prompt' is not a conversation"),
+        ('{"prompt": null}', "x:1: the field 'prompt' is empty"),
         ('{"prompt": []}', "x:1: the field 'prompt' is empty"),
         ('{"prompt": [{"role": "user"}]}', "x:1: the field 'prompt' is not a conversation"),
         ('{"prompt": [{"role": "user", "content": 7}]}', "the field 'prompt' is not a conversat"),
@@ -351,6 +352,41 @@ def test_the_projects_own_prompts_are_typed_as_people_type():
     assert 0.3 < lower / len(texts) < 0.6
     openings = Counter(" ".join(text.lower().split()[:3]) for text in texts)
     assert max(openings.values()) / len(texts) < 0.2
+
+
+@pytest.mark.parametrize("value", ["null", "[]"])
+def test_a_prompt_without_a_value_is_left_out_too(tmp_path, capsys, value):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"prompt": "Who?"}\n{"prompt": ' + value + "}\n")
+    assert [p.turns for p in read_prompts(path)] == [("Who?",)]
+    assert f"{path}:2: the field 'prompt' is empty" in capsys.readouterr().out
+
+
+def test_a_sample_of_the_train_half_says_how_much_it_is(capsys):
+    train = [p for p in read_prompts(NATURAL) if p.split == "train"]
+    for n in (5, 10_000):
+        drawn = draw_from(NATURAL, n, Random(0))
+        assert len(set(drawn)) == len(drawn) == min(n, len(train)) and set(drawn) <= set(train)
+        said = f"{NATURAL}: {len(drawn)} of {len(train)} prompts of its train half"
+        assert said in capsys.readouterr().out
+
+
+def test_prompts_that_occur_again_are_counted(tmp_path, capsys):
+    path = tmp_path / "x.csv"
+    path.write_text("prompt,label\nWho?,safe\nWho?,safe\n Who? ,harmful\nHow?,safe\n")
+    assert [(p.turns, p.label) for p in read_prompts(path)] == [
+        (("Who?",), "safe"),
+        (("How?",), "safe"),
+    ]
+    said = f"{path}: 2 prompts occur again, 1 with another label; the first counts"
+    assert said in capsys.readouterr().out
+
+
+def test_a_column_that_a_head_names_twice_is_refused(tmp_path):
+    path = tmp_path / "x.csv"
+    path.write_text("Prompt,prompt,label\na,b,safe\n")
+    with pytest.raises(UserError, match="x.csv:1 names the column 'prompt' twice; rename one"):
+        read_prompts(path)
 
 
 def test_an_empty_prompt_is_left_out_and_named(tmp_path, capsys):

@@ -44,7 +44,7 @@ from random import Random
 
 from minicai.files import UserError
 from minicai.jailbreak import misspell
-from minicai.prompts import NATURAL, prompts_of
+from minicai.prompts import NATURAL, draw_from, prompts_of
 from minicai.splits import held_out, split_of
 from minicai.world.content import Act, Context, Fact, Phrasing, World
 from minicai.world.names import fresh_fact
@@ -239,8 +239,7 @@ def draw_prompts(part: Part, n: int, rng: Random, mix=MIX, file=None, natural=Fa
     prompts of a file. Prompts are of the train half. Names never seen are made up afresh, because
     the few listed ones would be learned by heart."""
     if file:
-        prompts = prompts_of(file, "train")
-        return rng.sample(prompts, min(n, len(prompts)))
+        return draw_from(file, n, rng)
     drawn = [
         part.fact(rng, fresh_fact(part.world, rng))
         if kind == "never"
